@@ -1,0 +1,1 @@
+"""What is run: the command line, run specs, planning, data, the trainer and the evaluation."""

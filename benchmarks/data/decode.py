@@ -1,0 +1,141 @@
+"""From image files to bytes of the cache; what a decoding process runs.
+
+It imports NumPy and Pillow only, so that starting a process costs little.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing import connection, parent_process
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+RESIZE = "PIL bilinear, antialiased"
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Consecutive images of a split and where their pixels belong.
+
+    Attributes:
+        split: "train" or "test".
+        number: position among the split's chunks.
+        paths: n image files.
+        size: side S of the resized images.
+        file: the cache file.
+        offset: byte at which the first image starts.
+    """
+
+    split: str
+    number: int
+    paths: tuple[Path, ...]
+    size: int
+    file: Path
+    offset: int
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What came of a chunk.
+
+    Attributes:
+        chunk: the chunk.
+        sha256: of its pixels, hexadecimal; empty when an image could not be read.
+        unreadable: (file, reason) of each such image.
+    """
+
+    chunk: Chunk
+    sha256: str
+    unreadable: tuple[tuple[Path, str], ...]
+
+
+def load_image(path: Path, size: int) -> NDArray[np.uint8]:
+    """Read one image.
+
+    The picture is turned as its EXIF orientation says and converted to RGB (grey, palette, CMYK;
+    of 16-bit grey the upper byte is taken; transparency is dropped), then resized to a square
+    without keeping the aspect ratio, as `torchvision.transforms.Resize((S, S))` does on a Pillow
+    image: bilinear, antialiased.
+
+    Args:
+        path: any file Pillow reads.
+        size: side S in pixels.
+
+    Returns:
+        (3, S, S) uint8, RGB.
+
+    Raises:
+        OSError, SyntaxError, ValueError: what Pillow raises on a damaged file.
+    """
+    with Image.open(path) as opened:
+        image: Image.Image = ImageOps.exif_transpose(opened)
+        if image.mode.startswith("I"):
+            grey = np.clip(np.asarray(image), 0, 65535).astype(np.uint16) >> 8
+            image = Image.fromarray(grey.astype(np.uint8))
+        image = image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
+    return np.asarray(image).transpose(2, 0, 1)
+
+
+def decode_chunk(chunk: Chunk) -> Decoded:
+    """Read a chunk's images and write them to the cache file, flushed to the disk.
+
+    Nothing is written when an image of the chunk cannot be read.
+
+    Raises:
+        OSError: the cache file cannot be written, for instance because the disk is full.
+    """
+    pixels = np.empty((len(chunk.paths), 3, chunk.size, chunk.size), dtype=np.uint8)
+    unreadable = []
+    for k, path in enumerate(chunk.paths):
+        try:
+            pixels[k] = load_image(path, chunk.size)
+        # Pillow's plugins raise what their formats happen to run into (struct.error, SyntaxError).
+        except Exception as error:
+            reason = str(error).replace(str(path), path.name).strip() or type(error).__name__
+            unreadable.append((path, reason.splitlines()[0]))
+    if unreadable:
+        return Decoded(chunk, "", tuple(unreadable))
+    with open(chunk.file, "r+b", buffering=0) as file:
+        file.seek(chunk.offset)
+        view = pixels.data.cast("B")
+        while view:
+            view = view[file.write(view) :]
+        os.fsync(file.fileno())
+    return Decoded(chunk, hashlib.sha256(pixels.data).hexdigest(), ())
+
+
+def start_process() -> None:
+    """Prepare a decoding process: Ctrl-C is the parent's business, and it dies with the parent.
+
+    Without the second, a killed parent leaves its processes waiting for work forever.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = parent_process()
+    if parent is None:
+        return
+
+    def watch(sentinel: int) -> None:
+        connection.wait([sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, args=(parent.sentinel,), daemon=True).start()
+
+
+def chunks_of(
+    split: str, paths: Sequence[Path], size: int, file: Path, images_per_chunk: int
+) -> list[Chunk]:
+    """Cut a split into chunks."""
+    bytes_per_image = 3 * size * size
+    return [
+        Chunk(split, start // images_per_chunk, tuple(paths[start : start + images_per_chunk]),
+              size, file, start * bytes_per_image)
+        for start in range(0, len(paths), images_per_chunk)
+    ]  # fmt: skip

@@ -1,0 +1,156 @@
+"""What a dataset is: images with labels, split into training and test."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from methods.errors import UserError, nearest
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Images and their labels, in the order that splits and batches index.
+
+    Attributes:
+        ids: N names, unique.
+        paths: N files.
+        labels: (N, K) uint8, 1 where the class is present; read-only.
+    """
+
+    ids: tuple[str, ...]
+    paths: tuple[Path, ...]
+    labels: NDArray[np.uint8]
+
+    def __post_init__(self) -> None:
+        labels = self.labels
+        if labels.dtype != np.uint8 or labels.ndim != 2 or len(self.ids) != len(labels):
+            raise ValueError(f"{len(self.ids)} ids, labels {labels.dtype} {labels.shape}")
+        if len(self.paths) != len(self.ids):
+            raise ValueError(f"{len(self.ids)} ids, {len(self.paths)} paths")
+        labels.setflags(write=False)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def with_label(self) -> ImageSet:
+        """The images that have at least one label, in the same order."""
+        where = np.flatnonzero(self.labels.any(axis=1))
+        return ImageSet(
+            tuple(self.ids[k] for k in where), tuple(self.paths[k] for k in where),
+            self.labels[where],
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A dataset as a run sees it.
+
+    Attributes:
+        name: the name shown in tables (the alias of its `DatasetSpec`).
+        classes: K class names, in the order of the label columns.
+        prompts: K names as they are written in prompts, such as "dining table".
+        train: training images; the labelled subset is drawn from them.
+        test: test images.
+        notes: remarks for the user, such as accepted counts; not part of the digest.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    prompts: tuple[str, ...]
+    train: ImageSet
+    test: ImageSet
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        count = len(self.classes)
+        if len(set(self.classes)) != count:
+            twice = Counter(self.classes).most_common(1)[0][0]
+            raise UserError(f"dataset {self.name!r}: class {twice!r} is listed twice")
+        if len(self.prompts) != count:
+            raise ValueError(f"{count} classes, {len(self.prompts)} prompts")
+        for split, images in (("train", self.train), ("test", self.test)):
+            if images.labels.shape[1] != count:
+                raise ValueError(f"{count} classes, {split} labels {images.labels.shape}")
+            if not len(images):
+                raise UserError(f"dataset {self.name!r}: no {split} image has a label")
+        shared = set(self.train.paths).intersection(self.test.paths)
+        if shared:
+            raise UserError(
+                f"dataset {self.name!r}: {len(shared)} images are in train and in test, "
+                f"such as {min(shared)}"
+            )
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over name, classes, prompts, ids and labels (not over paths), hexadecimal."""
+        sha = hashlib.sha256()
+        for part in ((self.name,), self.classes, self.prompts, self.train.ids, self.test.ids):
+            for text in part:
+                sha.update(text.encode() + b"\0")
+            sha.update(b"\0")
+        for images in (self.train, self.test):
+            sha.update(str(images.labels.shape).encode())
+            sha.update(np.ascontiguousarray(images.labels).tobytes())
+        return sha.hexdigest()
+
+    def restrict(self, classes: Iterable[str]) -> Dataset:
+        """The dataset with some classes only, in their original order.
+
+        Images that are left without a label are dropped.
+
+        Raises:
+            UserError: a class that the dataset does not have, or one listed twice.
+        """
+        wanted = list(classes)
+        for name in wanted:
+            if name not in self.classes:
+                raise UserError(
+                    f"dataset {self.name!r}: no class {name!r}{nearest(name, self.classes)}"
+                )
+            if wanted.count(name) > 1:
+                raise UserError(f"dataset {self.name!r}: class {name!r} is asked for twice")
+        columns = [k for k, name in enumerate(self.classes) if name in wanted]
+
+        def reduced(images: ImageSet) -> ImageSet:
+            labels = np.ascontiguousarray(images.labels[:, columns])
+            return ImageSet(images.ids, images.paths, labels).with_label()
+
+        return dataclasses.replace(
+            self,
+            classes=tuple(self.classes[k] for k in columns),
+            prompts=tuple(self.prompts[k] for k in columns),
+            train=reduced(self.train),
+            test=reduced(self.test),
+        )
+
+
+def check_files(paths: Iterable[Path], where: str) -> None:
+    """Check that every image is on disk, by listing each folder once.
+
+    Raises:
+        UserError: some are not; the message counts them and names the first.
+    """
+    listed: dict[Path, set[str]] = {}
+    missing, total = [], 0
+    for path in paths:
+        total += 1
+        folder = path.parent
+        if folder not in listed:
+            listed[folder] = set(os.listdir(folder)) if folder.is_dir() else set()
+        if path.name not in listed[folder]:
+            missing.append(path)
+    if missing:
+        raise UserError(
+            f"{where}: {len(missing)} of {total} images are not on disk, such as {missing[0]}; "
+            "unpack the image archive completely"
+        )

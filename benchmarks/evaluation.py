@@ -1,0 +1,84 @@
+"""Scoring images with a model, sharded over processes and gathered without duplicates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from benchmarks.data.cache import Prepared
+from benchmarks.data.views import make_view
+
+
+class Scorer:
+    """Forward passes without gradients over many images.
+
+    Every process scores its stride of the images and the results are gathered as (position, score)
+    pairs, so that padding never counts twice and a lost image is an error instead of a wrong mean.
+
+    Args:
+        prepared: the resized images.
+        accelerator: device, processes and precision.
+        batch: images of a forward pass, per process.
+        seed: seed of the views.
+    """
+
+    def __init__(
+        self, prepared: Prepared, accelerator: Accelerator, batch: int, seed: int
+    ) -> None:
+        self.prepared, self.accelerator, self.batch, self.seed = prepared, accelerator, batch, seed
+
+    @torch.no_grad()
+    def scores(
+        self, forward: Callable[[Tensor], Tensor], split: str, indices: Tensor, policy: str,
+        epoch: int,
+    ) -> Tensor:  # fmt: skip
+        """Scores of some images, in their order.
+
+        Args:
+            forward: (B, 3, H, W) images in [0, 1] to (B, C) scores.
+            split: "train" or "test".
+            indices: (n,) int64 positions in the split.
+            policy: the view, see `benchmarks.data.views`.
+            epoch: epoch of the view's draws.
+
+        Returns:
+            (n, C) float32 on the CPU, the same on every process.
+        """
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        mine = torch.arange(len(indices))[rank::world]
+        rows = []
+        for some in mine.split(self.batch):
+            images = self.prepared.images(split, indices[some])
+            view = make_view(
+                images.to(self.accelerator.device, non_blocking=True), indices[some],
+                policy=policy, seed=self.seed, epoch=epoch,
+            )  # fmt: skip
+            with self.accelerator.autocast():
+                rows.append(forward(view).float())
+        if world == 1:
+            return torch.cat(rows).cpu()
+        return self._gather(mine, torch.cat(rows) if rows else None, len(indices)).cpu()
+
+    def _gather(self, mine: Tensor, scores: Tensor | None, total: int) -> Tensor:
+        device = self.accelerator.device
+        width = torch.tensor([scores.shape[1] if scores is not None else 0], device=device)
+        columns = int(self.accelerator.gather(width).max())
+        longest = -(-total // self.accelerator.num_processes)
+        positions = torch.full((longest,), -1, dtype=torch.int64, device=device)
+        padded = torch.zeros((longest, columns), device=device)
+        positions[: len(mine)] = mine.to(device)
+        if scores is not None:
+            padded[: len(mine)] = scores
+        all_positions = self.accelerator.gather(positions)
+        all_scores = self.accelerator.gather(padded)
+        real = all_positions >= 0
+        if not torch.equal(all_positions[real].sort().values.cpu(), torch.arange(total)):
+            raise RuntimeError(
+                f"gathered {int(real.sum())} scores for {total} images: a process lost its share"
+            )
+        gathered = torch.empty((total, columns), device=device)
+        gathered[all_positions[real]] = all_scores[real]
+        return gathered

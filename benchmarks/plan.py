@@ -1,0 +1,200 @@
+"""From a grid to runs with identities, what of them is finished, and what they share."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import methods
+from benchmarks.data.cache import Prepared, prepare
+from benchmarks.data.registry import DatasetSpec, open_dataset
+from benchmarks.data.splits import labelled_indices, split_digest
+from benchmarks.grid import Cell, Grid
+from benchmarks.spec import RunSpec, digest
+from benchmarks.workspace import Workspace
+from methods.backbones import BackboneSpec, weights_digest
+from methods.errors import UserError
+
+
+@dataclass(frozen=True)
+class Split:
+    """The labelled subset of a run.
+
+    Attributes:
+        labelled: (n_l,) int64 positions in the training images that are trained on.
+        held_out: (n_v,) int64 labelled positions kept for the "val" rule.
+        unlabelled: (n_u,) int64 the rest.
+        digest: SHA-256 of the labelled subset.
+    """
+
+    labelled: NDArray[np.int64]
+    held_out: NDArray[np.int64]
+    unlabelled: NDArray[np.int64]
+    digest: str
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Work that several runs share, computed once.
+
+    Attributes:
+        kind: "features" or "warmup".
+        key: everything that its result depends on.
+    """
+
+    kind: str
+    key: dict[str, Any] = field(hash=False)
+
+    @property
+    def stage_id(self) -> str:
+        """SHA-256 of kind and key."""
+        return digest({"kind": self.kind, "key": self.key})
+
+    def directory(self, workspace: Workspace) -> Path:
+        """Where its result lies."""
+        return workspace.stages / f"{self.kind}-{self.stage_id[:16]}"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run, ready to be executed.
+
+    Attributes:
+        spec: what it is.
+        cell: the same before it was resolved.
+        prepared: its images.
+        split: its labelled subset.
+        stages: what has to be there before it starts.
+    """
+
+    spec: RunSpec
+    cell: Cell
+    prepared: Prepared
+    split: Split
+    stages: tuple[Stage, ...]
+
+    def directory(self, workspace: Workspace) -> Path:
+        """The run's directory in the store."""
+        return workspace.store.directory(self.spec.run_id, self.spec.record())
+
+
+def split_of(prepared: Prepared, ratio: float, seed: int, val_share: float) -> Split:
+    """The labelled subset by the published protocol, its tail held out when asked for."""
+    labelled, unlabelled = labelled_indices(len(prepared.train), ratio, seed)
+    kept = len(labelled) - int(val_share * len(labelled))
+    if kept < 1:
+        raise UserError(f"val_share {val_share:g} leaves none of {len(labelled)} labelled images")
+    return Split(labelled[:kept], labelled[kept:], unlabelled, split_digest(labelled))
+
+
+def _stages(cell: Cell, prepared: Prepared, split: Split, backbone: dict[str, Any]) -> list[Stage]:
+    if cell.kind == "fit":
+        return [Stage("features", {
+            "data": prepared.digest, "backbone": backbone, "precision": cell.recipe.precision,
+        })]  # fmt: skip
+    found = warmup(cell) if cell.kind == "semi" else None
+    if found is None or not cell.recipe.warmup_epochs:
+        return []
+    name, hyper = found
+    return [Stage("warmup", {
+        "data": prepared.digest, "split": split.digest, "seed": cell.seed, "backbone": backbone,
+        "recipe": cell.recipe.warmup_part(), "method": name,
+        "version": methods.get(name).version, "hyper": dataclasses.asdict(hyper),
+    })]  # fmt: skip
+
+
+def warmup(cell: Cell) -> tuple[str, Any] | None:
+    """The labelled-only training that a run starts from: method and hyper-parameters, or None."""
+    cls = methods.get(cell.method)
+    hyper = cls.warmup_hyper(cell.hyper)
+    return None if hyper is None else (cls.warmup_name or cell.method, hyper)
+
+
+def resolve(
+    grid: Grid,
+    workspace: Workspace,
+    *,
+    progress: Callable[[str], Callable[[int, int], None]],
+    workers: int,
+) -> list[Job]:
+    """Open and prepare the data of a grid and give every run its identity.
+
+    Args:
+        grid: the cells.
+        workspace: where data and runs lie.
+        progress: makes a (done, total) callback from a title.
+        workers: processes that prepare images.
+
+    Raises:
+        UserError: datasets are absent (all of them named, with the commands), or a weights file is.
+    """
+    prepared, problems = {}, []
+    for spec, sizes in grid.datasets.items():
+        try:
+            dataset = open_dataset(spec, workspace.data, progress=progress(f"render {spec.name}"))
+        except UserError as error:
+            problems.append(str(error))
+            continue
+        for size in sizes:
+            prepared[spec, size] = prepare(
+                dataset, size, workspace.cache, workers=workers,
+                progress=progress(f"prepare {dataset.name} at {size} px"),
+            )  # fmt: skip
+    if problems:
+        raise UserError("\n".join(problems))
+    return jobs(grid, prepared)
+
+
+def jobs(grid: Grid, prepared: dict[tuple[DatasetSpec, int], Prepared]) -> list[Job]:
+    """The runs of a grid over images that are prepared."""
+    splits: dict[tuple[Any, ...], Split] = {}
+    backbones: dict[Any, dict[str, Any]] = {}
+    found = []
+    for cell in grid.cells:
+        if cell.backbone not in backbones:
+            backbones[cell.backbone] = {
+                **_without_path(cell.backbone), "weights_sha256": weights_digest(cell.backbone)
+            }  # fmt: skip
+        backbone = backbones[cell.backbone]
+        images = prepared[cell.dataset, cell.recipe.resolution]
+        key = (images.digest, cell.ratio, cell.seed, cell.recipe.val_share)
+        if key not in splits:
+            splits[key] = split_of(images, cell.ratio, cell.seed, cell.recipe.val_share)
+        split = splits[key]
+        if cell.kind == "semi" and not len(split.unlabelled):
+            raise UserError(
+                f"{cell.label} uses unlabelled images and at ratio {cell.ratio:g} there are none; "
+                "leave it out of that grid"
+            )
+        cls = methods.get(cell.method)
+        spec = RunSpec(
+            dataset=images.dataset.name, dataset_digest=images.digest, ratio=cell.ratio,
+            seed=cell.seed, split_digest=split.digest, method=cell.method, version=cls.version,
+            hyper=dataclasses.asdict(cell.hyper), backbone=backbone,
+            recipe=cell.recipe.relevant(cell.kind), label=cell.label,
+        )  # fmt: skip
+        stages = _stages(cell, images, split, backbone)
+        found.append(Job(spec, cell, images, split, tuple(stages)))
+    return found
+
+
+def states(found: Sequence[Job], workspace: Workspace) -> dict[str, list[Job]]:
+    """Runs by their state in the store: done, running, dead, failed, not started."""
+    grouped: dict[str, list[Job]] = {}
+    for job in found:
+        kind = workspace.store.state(job.directory(workspace)).kind
+        grouped.setdefault(kind, []).append(job)
+    return grouped
+
+
+def _without_path(backbone: BackboneSpec) -> dict[str, Any]:
+    """What a backbone is, but for where its weights lie: those are identified by their hash."""
+    values = dataclasses.asdict(backbone)
+    del values["weights"]
+    return values

@@ -1,0 +1,93 @@
+"""Where a number comes from: code, packages, machine, command."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shlex
+import socket
+import subprocess
+import sys
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = (
+    "torch", "torchvision", "accelerate", "open_clip_torch", "timm", "numpy", "scikit-learn",
+    "pillow", "scipy",
+)  # fmt: skip
+# Variables that change what accelerate, torch or the BLAS below them do.
+PREFIXES = ("ACCELERATE_", "SLURM_JOB_ID", "SLURM_ARRAY", "OMP_", "MKL_", "CUDA_VISIBLE", "CUBLAS_")
+
+
+@cache
+def code_state() -> dict[str, str | None]:
+    """Commit and hash of the uncommitted changes of this working copy, None outside of git."""
+    root = Path(__file__).resolve().parent.parent
+
+    def git(*arguments: str) -> bytes | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(root), *arguments], capture_output=True, timeout=30, check=False
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout if done.returncode == 0 else None
+
+    commit, diff = git("rev-parse", "HEAD"), git("diff", "HEAD")
+    return {
+        "commit": commit.decode().strip() if commit else None,
+        "dirty": hashlib.sha256(diff).hexdigest()[:16] if diff else None,
+    }
+
+
+@cache
+def packages() -> dict[str, str]:
+    """Versions of the packages that numbers depend on."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+@cache
+def processor() -> str:
+    """The processor's name."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def device_name(device: torch.device) -> str:
+    """The device a run used, in words."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU {processor()}, {torch.get_num_threads()} threads"
+
+
+def provenance(device: torch.device, processes: int) -> dict[str, Any]:
+    """Everything about the circumstances of a run, as JSON values."""
+    return {
+        **code_state(),
+        "packages": packages(),
+        "host": socket.gethostname(),
+        "platform": platform.platform(),
+        "device": device_name(device),
+        "processes": processes,
+        "threads": torch.get_num_threads(),
+        "command": os.environ.get("SSMLL_COMMAND") or shlex.join(sys.argv),
+        "environment": {
+            name: value for name, value in sorted(os.environ.items()) if name.startswith(PREFIXES)
+        },
+    }

@@ -1,0 +1,257 @@
+"""The command line of SSMLL-Bench.
+
+    python benchmarks/run.py --grid demo            run what is missing of a grid, print its table
+    python benchmarks/run.py list                   grids, methods, datasets
+    python benchmarks/run.py prepare DATASET        check and cache a dataset
+    python benchmarks/run.py plan --grid NAME       what would run
+    python benchmarks/run.py status --grid NAME     where the grid stands
+    python benchmarks/run.py tables --grid NAME     write and print its tables
+    python benchmarks/run.py plots --grid NAME      write its figures
+    python benchmarks/run.py why RUN                where a number comes from
+
+Exit codes: 0 everything done, 1 some runs failed (they are named), 2 bad usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if __package__ in (None, ""):  # called as a file: the packages lie beside this folder
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    sys.path = [entry for entry in sys.path if entry != str(Path(__file__).resolve().parent)]
+
+from benchmarks.progress import Progress
+from benchmarks.workspace import Workspace
+from methods.errors import UserError, nearest
+from results.errors import StoreError
+
+if TYPE_CHECKING:
+    from benchmarks.grid import Grid
+    from benchmarks.plan import Job
+
+VERBS = ("run", "list", "prepare", "plan", "status", "tables", "plots", "why")
+RULES = ("last", "val", "oracle")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Names the nearest verb or flag instead of argparse's list."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        raise UserError(f"{message}; see `{self.prog} --help`")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line's grammar."""
+    place = argparse.ArgumentParser(add_help=False)
+    place.add_argument("--data", type=Path, default=Path(os.environ.get("SSMLL_DATA", "data")),
+                       help="folder of the datasets (default: $SSMLL_DATA or ./data)")  # fmt: skip
+    place.add_argument("--runs", type=Path, default=Path(os.environ.get("SSMLL_RUNS", "runs")),
+                       help="folder of the run store (default: $SSMLL_RUNS or ./runs)")  # fmt: skip
+    place.add_argument("--workers", type=_positive, default=None, metavar="N",
+                       help="worker processes (default: one a GPU, else one a core)")  # fmt: skip
+    grid = argparse.ArgumentParser(add_help=False)
+    grid.add_argument("--grid", required=True, help="a grid's name, or the path of a .toml file")
+    rule = argparse.ArgumentParser(add_help=False)
+    rule.add_argument("--rule", choices=RULES, default="last",
+                      help="which epoch's number: last (EMA weights), val (held-out labels), or "
+                           "oracle (best on test; not a fair number)")  # fmt: skip
+    rule.add_argument("--out", type=Path, default=None, help="folder for tables and figures")
+
+    top = _Parser(prog="run.py", description=__doc__.splitlines()[0] if __doc__ else None)
+    verbs = top.add_subparsers(dest="verb", required=True, parser_class=_Parser)
+    run = verbs.add_parser("run", parents=[place, grid, rule], help="run what is missing of a grid")
+    run.add_argument("--dry-run", action="store_true", help="show the plan and stop")
+    run.add_argument("--checkpoint-seconds", type=float, default=30.0, metavar="S",
+                     help="time between checkpoints inside an epoch (default 30)")  # fmt: skip
+    run.add_argument("--no-plots", action="store_true", help="leave the figures out")
+    listing = verbs.add_parser("list", help="grids, recipes, methods, datasets")
+    listing.add_argument("pattern", nargs="?", default="*", help="wildcard, such as '*coop*'")
+    prepare = verbs.add_parser("prepare", parents=[place], help="check and cache datasets")
+    prepare.add_argument("datasets", nargs="+", metavar="DATASET")
+    prepare.add_argument("--root", default=None, help="where the dataset lies, if not under --data")
+    prepare.add_argument("--size", type=_positive, default=224, help="pixels a side (default 224)")
+    prepare.add_argument("--cache", type=Path, default=None, help="where the cache goes")
+    prepare.add_argument("--allow-counts", action="store_true",
+                         help="accept a copy whose image counts differ from the classic ones")  # fmt: skip
+    verbs.add_parser("plan", parents=[place, grid], help="what would run, without running it")
+    verbs.add_parser("status", parents=[place, grid], help="where a grid stands")
+    verbs.add_parser("tables", parents=[place, grid, rule], help="write and print a grid's tables")
+    verbs.add_parser("plots", parents=[place, grid, rule], help="write a grid's figures")
+    why = verbs.add_parser("why", parents=[place], help="where a number comes from")
+    why.add_argument("run", help="start of a run's identity, or dataset/method/ratio/seed")
+    return top
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return value
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    try:
+        if words and not words[0].startswith("-") and words[0] not in VERBS:
+            raise UserError(f"no command {words[0]!r}{nearest(words[0], VERBS)}")
+        if words and words[0].startswith("-") and words[0] not in ("-h", "--help"):
+            words = ["run", *words]  # `--grid NAME` is the main door
+        chosen = parser().parse_args(words)
+        return globals()[f"_{chosen.verb}"](chosen)
+    except (UserError, StoreError) as error:
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted: finished runs are kept; the same command goes on from here",
+              file=sys.stderr)  # fmt: skip
+        return 130
+
+
+def _workspace(chosen: argparse.Namespace) -> Workspace:
+    return Workspace(chosen.data, chosen.runs)
+
+
+def _resolved(chosen: argparse.Namespace, progress: Progress) -> tuple[Grid, list[Job]]:
+    from benchmarks.grid import load
+    from benchmarks.plan import resolve
+
+    grid = load(chosen.grid)
+    workers = chosen.workers or min(os.cpu_count() or 1, 8)
+    return grid, resolve(grid, _workspace(chosen), progress=progress.counter, workers=workers)
+
+
+def _run(chosen: argparse.Namespace) -> int:
+    from benchmarks.local import Local
+    from benchmarks.plan import states
+
+    progress, workspace = Progress(), _workspace(chosen)
+    grid, jobs = _resolved(chosen, progress)
+    before = states(jobs, workspace)
+    missing = [job for kind, group in before.items() if kind != "done" for job in group]
+    if chosen.dry_run:
+        print(_overview(grid, jobs, workspace))
+        return 0
+    if missing:
+        progress.line(_overview(grid, jobs, workspace))
+        local = Local.default(chosen.workers, chosen.checkpoint_seconds)
+        progress.line(f"{len(missing)} runs on {local.workers} workers of {local.threads} threads")
+        started = time.monotonic()
+        local.execute(grid, missing, workspace, progress.line)
+        progress.line(f"{grid.name}: {time.monotonic() - started:.0f} s")
+    from benchmarks.report import write
+
+    print(write(grid, jobs, workspace, chosen.rule, chosen.out, plots=not chosen.no_plots))
+    left = {kind: group for kind, group in states(jobs, workspace).items() if kind != "done"}
+    for kind, group in left.items():
+        for job in group:
+            detail = workspace.store.state(job.directory(workspace)).detail
+            print(f"{kind}: {job.spec.title}" + (f": {detail}" if detail else ""), file=sys.stderr)
+    return 1 if left else 0
+
+
+def _overview(grid: Grid, jobs: list[Job], workspace: Workspace) -> str:
+    from benchmarks.plan import states
+
+    counts = ", ".join(f"{len(group)} {kind}" for kind, group in states(jobs, workspace).items())
+    stages = {stage.stage_id for job in jobs for stage in job.stages}
+    return f"grid {grid.name}: {len(jobs)} runs ({counts}), {len(stages)} shared stages"
+
+
+def _list(chosen: argparse.Namespace) -> int:
+    from fnmatch import fnmatch
+
+    import methods
+    from benchmarks import grid
+    from benchmarks.data.registry import available as datasets
+
+    sections = {
+        "grids": grid.available("grids"), "recipes": grid.available("recipes"),
+        "methods": methods.available(), "datasets": datasets(),
+    }  # fmt: skip
+    for title, names in sections.items():
+        found = [name for name in names if fnmatch(name, chosen.pattern)]
+        if found:
+            print(f"{title}: {', '.join(found)}")
+    return 0
+
+
+def _prepare(chosen: argparse.Namespace) -> int:
+    from benchmarks.data.cache import prepare
+    from benchmarks.data.registry import DatasetSpec, open_dataset
+
+    progress = Progress()
+    for name in chosen.datasets:
+        spec = DatasetSpec(name=name, root=chosen.root, allow_counts=chosen.allow_counts)
+        dataset = open_dataset(spec, chosen.data, progress=progress.counter(f"render {name}"))
+        ready = prepare(
+            dataset, chosen.size, chosen.cache or _workspace(chosen).cache,
+            workers=chosen.workers or min(os.cpu_count() or 1, 8),
+            progress=progress.counter(f"prepare {name} at {chosen.size} px"),
+        )  # fmt: skip
+        print(f"{name}: {len(dataset.train.ids)} training and {len(dataset.test.ids)} test images, "
+              f"{len(dataset.classes)} classes, {chosen.size} px, digest {ready.digest[:16]}")  # fmt: skip
+    return 0
+
+
+def _plan(chosen: argparse.Namespace) -> int:
+    progress = Progress()
+    grid, jobs = _resolved(chosen, progress)
+    workspace = _workspace(chosen)
+    print(_overview(grid, jobs, workspace))
+    for job in jobs:
+        state = workspace.store.state(job.directory(workspace)).kind
+        print(f"{state:12} {job.spec.title}")
+    return 0
+
+
+def _status(chosen: argparse.Namespace) -> int:
+    from benchmarks.plan import states
+
+    progress, workspace = Progress(), _workspace(chosen)
+    grid, jobs = _resolved(chosen, progress)
+    grouped = states(jobs, workspace)
+    print(_overview(grid, jobs, workspace))
+    for kind in ("running", "dead", "failed"):
+        for job in grouped.get(kind, []):
+            state = workspace.store.state(job.directory(workspace))
+            age = f", heartbeat {state.heartbeat_age:.0f} s ago" if state.heartbeat_age else ""
+            print(f"{kind:8} {job.spec.title}{age}" + (f": {state.detail}" if state.detail else ""))
+    return 1 if grouped.get("failed") else 0
+
+
+def _tables(chosen: argparse.Namespace) -> int:
+    from benchmarks.report import write
+
+    grid, jobs = _resolved(chosen, Progress())
+    print(write(grid, jobs, _workspace(chosen), chosen.rule, chosen.out, plots=False))
+    return 0
+
+
+def _plots(chosen: argparse.Namespace) -> int:
+    from benchmarks.report import write_figures
+
+    grid, jobs = _resolved(chosen, Progress())
+    for path in write_figures(grid, jobs, _workspace(chosen), chosen.rule, chosen.out):
+        print(path)
+    return 0
+
+
+def _why(chosen: argparse.Namespace) -> int:
+    from results.why import why
+
+    print(why(_workspace(chosen).store, chosen.run))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

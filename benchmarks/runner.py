@@ -1,0 +1,343 @@
+"""Executes one run or one shared stage in this process."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import hashlib
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+import methods
+from benchmarks.checkpoint import Checkpoints
+from benchmarks.evaluation import Scorer
+from benchmarks.metrics import summary
+from benchmarks.plan import Job, Stage, warmup
+from benchmarks.probe import PseudoLabelProbe
+from benchmarks.provenance import device_name, provenance
+from benchmarks.spec import RunSpec
+from benchmarks.trainer import Outcome, Schedule, TrainData, Trainer
+from benchmarks.workspace import Workspace
+from methods.backbones import Backbone, load_backbone
+from methods.base import StepMethod, Task
+from results.files import atomic_write_bytes, atomic_write_json
+from results.store import Lease
+
+
+@dataclass
+class Options:
+    """How runs are executed; nothing here changes a number.
+
+    Attributes:
+        checkpoint_seconds: time between checkpoints inside an epoch; 0 for every step.
+        launch: names the call that this process serves; errors of earlier calls are retried.
+        report: called with one line of progress.
+        should_stop: asked after every step; True makes a training save and stop.
+    """
+
+    checkpoint_seconds: float = 30.0
+    launch: str = ""
+    report: Callable[[str], None] = lambda line: None
+    should_stop: Callable[[], bool] = lambda: False
+
+
+class StageFailed(RuntimeError):  # noqa: N818
+    """A stage that the run stands on has failed before."""
+
+
+def task_of(job: Job, unlabelled: int) -> Task:
+    """What the method of a run is told."""
+    dataset = job.prepared.dataset
+    labels = torch.from_numpy(dataset.train.labels[job.split.labelled].astype(np.float32))
+    return Task(dataset.classes, dataset.prompts, labels, unlabelled, job.spec.seed)
+
+
+def summariser(job: Job) -> Callable[[Tensor], dict[str, Any]]:
+    """Test scores to the stored summary; frequencies for head and tail come from all labels."""
+    dataset = job.prepared.dataset
+    counts = dataset.train.labels.sum(axis=0, dtype=np.int64)
+    scale = methods.get(job.spec.method).score_scale
+    return lambda scores: summary(
+        scores, dataset.test.labels, counts, scale=scale, classes=dataset.classes
+    )
+
+
+class Execution:
+    """One process's way through runs that share a precision.
+
+    Args:
+        workspace: where results go.
+        precision: of forward and backward passes; one per process, because accelerate keeps it in
+            process-wide state.
+        options: see `Options`.
+    """
+
+    def __init__(self, workspace: Workspace, precision: str, options: Options) -> None:
+        self.workspace, self.options = workspace, options
+        mixed = {"fp32": "no", "fp16": "fp16", "bf16": "bf16"}[precision]
+        # Without cpu=True accelerate counts one process per rank on machines without a GPU.
+        self.accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=mixed)
+
+    # -- runs ----------------------------------------------------------------------------------
+
+    def run(self, job: Job) -> str:
+        """Execute a run whose stages are done.
+
+        Returns:
+            "done", "failed" (recorded in the run's directory), or "busy" (another process has it).
+        """
+        store, directory = self.workspace.store, job.directory(self.workspace)
+        if store.state(directory).kind == "done":
+            return "done"
+        lease = store.claim(directory, job.spec.record())
+        if lease is None:
+            return "busy"
+        with lease:
+            if store.state(directory).kind == "done":  # finished while we waited for the lease
+                return "done"
+            try:
+                if job.cell.kind == "fit":
+                    self._fit(job, lease)
+                else:
+                    self._train(job, lease)
+            except Exception as error:  # recorded with the run; the others go on
+                store.write_failure(directory, lease, failure(error, self.options.launch))
+                self.options.report(f"failed: {job.spec.title}: {type(error).__name__}: {error}")
+                return "failed"
+        return "done"
+
+    def _fit(self, job: Job, lease: Lease) -> None:
+        started = time.monotonic()
+        stage = job.stages[0].directory(self.workspace)
+        features = {
+            split: torch.from_numpy(np.load(stage / f"{split}.npy")) for split in ("train", "test")
+        }
+        backbone = self._backbone(job)
+        method = methods.create(
+            job.spec.method, backbone=backbone, task=task_of(job, 0), **job.spec.hyper
+        )
+        method.fit(features["train"][job.split.labelled], job.spec.seed)
+        scores = method.predict(features["test"]).cpu()
+        summarise = summariser(job)
+        val = None
+        if len(job.split.held_out):
+            val = summarise(scores)
+        self._write(job, lease, scores, {"last": summarise(scores), "val": val, "oracle": None},
+                    seconds=time.monotonic() - started, trainable=0, images=len(features["train"]))  # fmt: skip
+
+    def _train(self, job: Job, lease: Lease) -> None:
+        directory, recipe = job.directory(self.workspace), job.cell.recipe
+        semi = job.cell.kind == "semi"
+        pool = job.split.unlabelled if semi else job.split.unlabelled[:0]
+        method = methods.create(
+            job.spec.method, backbone=self._backbone(job), task=task_of(job, len(pool)),
+            **job.spec.hyper,
+        )  # fmt: skip
+        self._start(method, job)
+        checkpoints = Checkpoints(directory / "checkpoints", self.options.checkpoint_seconds)
+        data = self._data(job, pool)
+        probe = None
+        if semi:
+            hidden = torch.from_numpy(job.prepared.dataset.train.labels[pool])
+            probe = PseudoLabelProbe(hidden, self.accelerator)
+        store = self.workspace.store
+        trainer = Trainer(
+            method, data, recipe,
+            Schedule.semi_supervised(recipe) if semi else Schedule.labelled_only(recipe),
+            job.spec.seed, accelerator=self.accelerator, checkpoints=checkpoints, probe=probe,
+            summarise=summariser(job), summarise_val=self._val_summariser(job),
+            on_epoch=lambda row: self._epoch(job, directory, row),
+            should_stop=self.options.should_stop,
+        )  # fmt: skip
+        trainer.resume()
+        store.truncate_epochs(directory, trainer.epoch)
+        outcome = trainer.fit()
+        self._finish(job, lease, outcome, trainer)
+        checkpoints.clear()
+
+    def _start(self, method: StepMethod, job: Job) -> None:
+        """Warm-up weights where the method has a warm-up, else its own starting values."""
+        if job.stages:
+            file = job.stages[0].directory(self.workspace) / f"{job.cell.recipe.warmup_weights}.safetensors"
+            method.load_warmup(safetensors.torch.load_file(file))
+        else:
+            self._calibrate(method, job)
+
+    def _calibrate(self, method: StepMethod, job: Job) -> None:
+        """Let a method that starts from scratch set its biases on the labelled images."""
+        method.to(self.accelerator.device).eval()
+        scorer = Scorer(job.prepared, self.accelerator, job.cell.recipe.eval_batch, job.spec.seed)
+        labelled = torch.from_numpy(job.split.labelled)
+        logits = scorer.scores(method.predict, "train", labelled, "test", 0)
+        method.calibrate(logits.to(self.accelerator.device))
+
+    def _epoch(self, job: Job, directory: Path, row: dict[str, Any]) -> None:
+        self.workspace.store.append_epoch(directory, row)
+        quality = row["pseudo_labels"]
+        score = row["mAP_ema"]
+        self.options.report(
+            f"{job.spec.title} epoch {row['epoch'] + 1}"
+            + (f" mAP {score:.2f}" if score is not None else "")
+            + (f" pseudo-label OF1 {quality['OF1']:.1f}" if quality and quality["OF1"] else "")
+        )
+
+    def _finish(self, job: Job, lease: Lease, outcome: Outcome, trainer: Trainer) -> None:
+        assert outcome.scores is not None  # every schedule of a run evaluates
+        metrics = {
+            "last": summariser(job)(outcome.scores), "val": outcome.val, "oracle": outcome.oracle
+        }  # fmt: skip
+        trainable = sum(
+            value.numel() for value in trainer.method.parameters() if value.requires_grad
+        )
+        self._write(job, lease, outcome.scores, metrics, seconds=outcome.seconds,
+                    trainable=trainable, images=outcome.images_seen)  # fmt: skip
+
+    def _write(self, job: Job, lease: Lease, scores: Tensor, metrics: dict[str, Any], *,
+               seconds: float, trainable: int, images: int) -> None:  # fmt: skip
+        dataset = job.prepared.dataset
+        values = np.ascontiguousarray(scores.numpy(), dtype=np.float32)
+        self.workspace.store.write_result(
+            job.directory(self.workspace), lease,
+            {
+                "run_id": job.spec.run_id,
+                "spec": job.spec.record(),
+                "metrics": metrics,
+                "classes": list(dataset.classes),
+                "cost": {
+                    "seconds": seconds, "device": device_name(self.accelerator.device),
+                    "trainable_parameters": trainable, "images_seen": images,
+                },
+                "split": {"labelled": len(job.split.labelled), "held_out": len(job.split.held_out),
+                          "unlabelled": len(job.split.unlabelled)},
+                "predictions_sha256": hashlib.sha256(values.tobytes()).hexdigest(),
+                "provenance": provenance(self.accelerator.device, self.accelerator.num_processes),
+                "finished": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            },
+            {"scores": values},
+        )  # fmt: skip
+        self.options.report(f"done: {job.spec.title} mAP {metrics['last']['mAP']:.2f}")
+
+    # -- stages --------------------------------------------------------------------------------
+
+    def stage(self, stage: Stage, job: Job) -> str:
+        """Compute a shared stage with the data of a run that needs it: "done", "failed", "busy"."""
+        directory = stage.directory(self.workspace)
+        if stage_done(directory):
+            return "done"
+        lease = self.workspace.store.claim(directory, {"stage": stage.kind, "key": stage.key})
+        if lease is None:
+            return "busy"
+        with lease:
+            if stage_done(directory):
+                return "done"
+            try:
+                started = time.monotonic()
+                if stage.kind == "features":
+                    self._features(directory, job)
+                else:
+                    self._warmup(directory, job)
+                atomic_write_json(directory / "stage.json", {
+                    "kind": stage.kind, "key": stage.key, "seconds": time.monotonic() - started,
+                    "device": device_name(self.accelerator.device),
+                })  # fmt: skip
+                self.options.report(f"done: {stage.kind} for {job.spec.dataset} "
+                                    f"p={job.spec.ratio:g} seed={job.spec.seed}")  # fmt: skip
+            except Exception as error:  # recorded; the runs that need it are recorded as failed
+                self.workspace.store.write_failure(directory, lease, failure(error, self.options.launch))
+                self.options.report(f"failed: {stage.kind}: {type(error).__name__}: {error}")
+                return "failed"
+        return "done"
+
+    def _features(self, directory: Path, job: Job) -> None:
+        backbone = self._backbone(job).to(self.accelerator.device).eval()
+        scorer = Scorer(job.prepared, self.accelerator, job.cell.recipe.eval_batch, 0)
+        for split in ("train", "test"):
+            everything = torch.arange(len(getattr(job.prepared, split)))
+            found = scorer.scores(backbone.features, split, everything, "test", 0)
+            save_array(directory / f"{split}.npy", found.numpy())
+
+    def _warmup(self, directory: Path, job: Job) -> None:
+        found = warmup(job.cell)
+        assert found is not None  # the stage exists because the method has a warm-up
+        name, hyper = found
+        method = methods.create(
+            name, backbone=self._backbone(job), task=task_of(job, 0), **dataclasses.asdict(hyper)
+        )
+        self._calibrate(method, job)
+        checkpoints = Checkpoints(directory / "checkpoints", self.options.checkpoint_seconds)
+        recipe = job.cell.recipe
+        trainer = Trainer(
+            method, self._data(job, job.split.unlabelled[:0]), recipe, Schedule.warmup(recipe),
+            job.spec.seed, accelerator=self.accelerator, checkpoints=checkpoints,
+            summarise=summariser(job), summarise_val=self._val_summariser(job),
+            should_stop=self.options.should_stop,
+        )  # fmt: skip
+        trainer.resume()
+        trainer.fit()
+        for weights, module in (("model", trainer.method), ("ema", trainer.ema.module)):
+            state = {name: value.contiguous().cpu() for name, value in module.training_state().items()}
+            atomic_write_bytes(directory / f"{weights}.safetensors", safetensors.torch.save(state))
+        checkpoints.clear()
+
+    # -- parts ---------------------------------------------------------------------------------
+
+    def _backbone(self, job: Job) -> Backbone:
+        return load_backbone(job.cell.backbone, job.cell.recipe.resolution)
+
+    def _data(self, job: Job, pool: np.ndarray) -> TrainData:
+        split = job.split
+        return TrainData(
+            job.prepared, torch.from_numpy(split.labelled), torch.from_numpy(pool),
+            task_of(job, 0).labels, torch.from_numpy(split.held_out),
+        )  # fmt: skip
+
+    def _val_summariser(self, job: Job) -> Callable[[Tensor], dict[str, Any]]:
+        dataset, held = job.prepared.dataset, job.split.held_out
+        counts = dataset.train.labels.sum(axis=0, dtype=np.int64)
+        scale = methods.get(job.spec.method).score_scale
+        return lambda scores: summary(
+            scores, dataset.train.labels[held], counts, scale=scale, classes=dataset.classes
+        )
+
+
+def stage_done(directory: Path) -> bool:
+    """Whether a stage's result is complete."""
+    return (directory / "stage.json").is_file()
+
+
+def save_array(path: Path, values: np.ndarray) -> None:
+    """Write one .npy file atomically."""
+    import io
+
+    buffer = io.BytesIO()
+    np.save(buffer, values)
+    atomic_write_bytes(path, buffer.getvalue())
+
+
+def failure(error: BaseException, launch: str) -> dict[str, Any]:
+    """What is kept of an error: type, message, traceback."""
+    return {
+        "launch": launch,
+        "type": type(error).__name__,
+        "message": str(error),
+        "traceback": "".join(traceback.format_exception(error)),
+        "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def fail_dependent(workspace: Workspace, spec: RunSpec, directory: Path, why: str, launch: str) -> None:
+    """Record a run as failed because a stage that it stands on has failed."""
+    lease = workspace.store.claim(directory, spec.record())
+    if lease is not None:
+        with lease:
+            workspace.store.write_failure(directory, lease, failure(StageFailed(why), launch))

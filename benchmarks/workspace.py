@@ -1,0 +1,41 @@
+"""Where things lie on disk: data, caches, shared stages and runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from results.store import RunStore
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The folders of one user of the harness.
+
+    Attributes:
+        data: datasets as their owners ship them, one folder each, and the embedded one.
+        runs: the run store and the stages that runs share.
+    """
+
+    data: Path
+    runs: Path
+
+    @property
+    def cache(self) -> Path:
+        """Resized images, memory-mapped."""
+        return self.data / "cache"
+
+    @property
+    def store(self) -> RunStore:
+        """One directory per run."""
+        return RunStore(self.runs / "store")
+
+    @property
+    def stages(self) -> Path:
+        """Features and warm-ups that several runs share."""
+        return self.runs / "stages"
+
+    @property
+    def tables(self) -> Path:
+        """Tables and figures of the last call, by grid."""
+        return self.runs / "tables"

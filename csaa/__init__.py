@@ -1,0 +1,1 @@
+"""CSAA, context-based semantic-aware alignment: the main method of the benchmark."""

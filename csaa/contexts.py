@@ -1,0 +1,112 @@
+"""Contexts: a partition of the label space by spectral clustering of label co-occurrence.
+
+That contexts are such a partition is what is known of the paper (methods.md A1, fact 6). How the
+affinity is made is our reading (A2.4): conditional co-occurrence, counted on the labelled images
+only, made symmetric.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.cluster import SpectralClustering
+from torch import Tensor
+
+from methods.errors import UserError, nearest
+
+Affinity = Literal["conditional", "sqrt-conditional", "jaccard"]
+AFFINITIES: tuple[str, ...] = get_args(Affinity)
+# Keeps the graph connected: labels that never occur together still get a place.
+FLOOR = 1e-6
+
+
+def co_occurrence_affinity(
+    labels: NDArray[np.generic] | Tensor, affinity: Affinity = "conditional"
+) -> NDArray[np.float64]:
+    """Symmetric affinity of labels from the images that carry them.
+
+    With n_ab images holding both a and b, and n_a holding a:
+
+    - "conditional": (S + Sᵀ)/2 with S_ab = n_ab / n_a;
+    - "sqrt-conditional": (√S + √Sᵀ)/2, the τ = 2 root of ML-VPT (arXiv 2504.09990);
+    - "jaccard": n_ab / (n_a + n_b − n_ab).
+
+    Args:
+        labels: (N, K) {0, 1}.
+        affinity: one of the three above.
+
+    Returns:
+        (K, K) float64, zero on the diagonal.
+    """
+    if affinity not in AFFINITIES:
+        raise UserError(f"affinity {affinity!r}{nearest(affinity, AFFINITIES)}")
+    matrix = np.asarray(labels, dtype=np.float64)
+    together = matrix.T @ matrix
+    alone = together.diagonal().copy()
+    np.fill_diagonal(together, 0.0)
+    if affinity == "jaccard":
+        union = alone[:, None] + alone[None, :] - together
+        return np.divide(together, union, out=np.zeros_like(together), where=union > 0)
+    conditional = np.divide(
+        together, alone[:, None], out=np.zeros_like(together), where=alone[:, None] > 0
+    )
+    if affinity == "sqrt-conditional":
+        conditional = np.sqrt(conditional)
+    return (conditional + conditional.T) / 2
+
+
+def label_contexts(
+    labels: NDArray[np.generic] | Tensor,
+    num_contexts: int,
+    seed: int,
+    affinity: Affinity = "conditional",
+) -> NDArray[np.int64]:
+    """Partition the labels into contexts.
+
+    Spectral clustering (normalised Laplacian, k-means on its eigenvectors) of the co-occurrence
+    graph of the labelled images. Contexts are numbered by their first label, so the numbering does
+    not depend on k-means.
+
+    Args:
+        labels: (N, K) {0, 1} of the labelled images.
+        num_contexts: number of contexts M, between 2 and K.
+        seed: seed of k-means.
+        affinity: see `co_occurrence_affinity`.
+
+    Returns:
+        (K,) int64 context of each label, in 0..M−1.
+
+    Raises:
+        UserError: M is outside 2..K.
+    """
+    count = labels.shape[1]
+    if not 2 <= num_contexts <= count:
+        raise UserError(
+            f"num_contexts is {num_contexts}; with {count} labels it must lie between 2 and {count}"
+        )
+    graph = co_occurrence_affinity(labels, affinity) + FLOOR
+    if num_contexts == count:
+        return np.arange(count)
+    found = SpectralClustering(
+        n_clusters=num_contexts, affinity="precomputed", assign_labels="kmeans", random_state=seed
+    ).fit_predict(graph)
+    _, first, inverse = np.unique(found, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first))[inverse].astype(np.int64)
+
+
+def context_targets(targets: Tensor, contexts: Tensor, num_contexts: int) -> Tensor:
+    """Context labels of images: an image lies in every context it has a label of (max rule).
+
+    Args:
+        targets: (B, K) {0, 1}.
+        contexts: (K,) int64 from `label_contexts`.
+        num_contexts: M.
+
+    Returns:
+        (B, M) of the targets' dtype, {0, 1}.
+    """
+    membership = torch.nn.functional.one_hot(contexts, num_contexts).to(targets.dtype)
+    return ((targets @ membership) > 0).to(targets.dtype)

@@ -1,0 +1,202 @@
+"""Methods by name.
+
+Three sources: the built-in table below (imported only when asked for), classes registered with the
+`register` decorator, and installed packages that declare an entry point in the group
+``ssmll_bench.methods`` (name = method name, object = the class).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import importlib.metadata
+import typing
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from methods.errors import UserError, nearest
+
+if TYPE_CHECKING:  # torch is imported only when a method is built: listing names stays fast
+    from methods.backbones import Backbone
+    from methods.base import FitMethod, StepMethod, Task
+
+    AnyMethod = StepMethod | FitMethod
+
+GROUP = "ssmll_bench.methods"
+
+# Declared as entry points in pyproject.toml too; listed here so that a checkout that is not
+# installed has them.
+BUILT_IN: Mapping[str, str] = {
+    "csaa": "csaa.method",
+    "dualcoop": "methods.dualcoop",
+    "fixmatch": "methods.fixmatch",
+    "linear_probe": "methods.linear_probe",
+    "supervised": "methods.supervised",
+    "zero_shot": "methods.zero_shot",
+}
+
+_registered: dict[str, type[Any]] = {}
+M = TypeVar("M", bound=type)
+
+
+def register(cls: M) -> M:
+    """Class decorator: make a `StepMethod` or `FitMethod` available under its ``name``.
+
+    Raises:
+        UserError: no name, not a method class, no ``Hyper`` dataclass, or the name is taken.
+    """
+    from methods.base import FitMethod, StepMethod
+
+    where = f"{cls.__module__}.{cls.__qualname__}"
+    name = cls.__dict__.get("name")
+    if not isinstance(name, str) or not name:
+        raise UserError(f"{where}: a method needs a class attribute 'name'")
+    if not issubclass(cls, StepMethod | FitMethod):
+        raise UserError(f"{where}: a method derives from methods.base.StepMethod or FitMethod")
+    hyper_class = getattr(cls, "Hyper", None)
+    if not (isinstance(hyper_class, type) and dataclasses.is_dataclass(hyper_class)):
+        raise UserError(f"{where}: a method needs a frozen dataclass 'Hyper'")
+    _claim(name, cls, where)
+    _registered[name] = cls
+    return cls
+
+
+def available() -> list[str]:
+    """Return the names of all methods, sorted; nothing is imported for it."""
+    return sorted({*BUILT_IN, *_registered, *_entry_points()})
+
+
+def get(name: str) -> type[AnyMethod]:
+    """Return the class of a method.
+
+    Raises:
+        UserError: unknown name, or an entry point that cannot be loaded.
+    """
+    if name in _registered:
+        return _registered[name]
+    if name in BUILT_IN:
+        importlib.import_module(BUILT_IN[name])
+        return _registered[name]
+    points = _entry_points()
+    if name not in points:
+        raise UserError(f"unknown method {name!r}{nearest(name, available())}")
+    point = points[name]
+    try:
+        cls = point.load()
+    except Exception as error:  # a broken third-party package must not look like our own fault
+        raise UserError(
+            f"method {name!r}: cannot load its entry point {point.value!r}: {error}"
+        ) from error
+    if _registered.get(name) is not cls:  # its module may already use the decorator
+        register(cls)
+    if getattr(cls, "name", None) != name:
+        raise UserError(f"entry point {name!r} points to a method named {cls.name!r}")
+    return cls
+
+
+def hyper(name: str, **overrides: Any) -> Any:
+    """Return the frozen hyper-parameters of a method, defaults overridden by field.
+
+    Whole numbers are accepted for float fields and lists for tuple fields, so that values read
+    from a file give the same dataclass (and run identity) as the defaults.
+
+    Raises:
+        UserError: unknown method, unknown field, or a value of the wrong type.
+    """
+    hyper_class = get(name).Hyper
+    fields = {field.name for field in dataclasses.fields(hyper_class)}
+    types = typing.get_type_hints(hyper_class)
+    values = {}
+    for field, value in overrides.items():
+        if field not in fields:
+            raise UserError(
+                f"method {name!r}: unknown hyper-parameter {field!r}{nearest(field, fields)}"
+            )
+        values[field] = _cast(f"{name}.{field}", value, types[field])
+    return hyper_class(**values)
+
+
+def create(
+    name: str, *, backbone: Backbone, task: Task, **overrides: Any
+) -> StepMethod | FitMethod:
+    """Build a method: parameters are drawn under a generator seeded with ``task.seed``.
+
+    Args:
+        name: one of `available`.
+        backbone: from `methods.backbones.load_backbone`; a step method may train it in place.
+        task: what the method is told.
+        **overrides: hyper-parameters by field.
+
+    Raises:
+        UserError: as in `hyper`; or the method needs a text tower that the backbone lacks.
+    """
+    from methods.base import StepMethod, seeded_rng
+
+    cls = get(name)
+    parameters = hyper(name, **overrides)
+    if cls.needs_vlm and not backbone.is_vlm:
+        raise UserError(
+            f"method {name!r} needs a vision-language backbone (glyphclip or open_clip/<model>), "
+            f"not {backbone.description}"
+        )
+    with seeded_rng(task.seed):
+        method = cls(backbone, task, parameters)
+    if isinstance(method, StepMethod):
+        method.frozen_names = frozenset(
+            name for name, value in method.named_parameters() if not value.requires_grad
+        )
+    return method
+
+
+def _claim(name: str, cls: type, where: str) -> None:
+    """Raise if ``name`` belongs to another class."""
+    owner = _registered.get(name)
+    taken_by = None
+    if owner is not None and owner is not cls:
+        taken_by = f"{owner.__module__}.{owner.__qualname__}"
+    elif name in BUILT_IN and cls.__module__ != BUILT_IN[name]:
+        taken_by = BUILT_IN[name]
+    if taken_by:
+        raise UserError(f"{where}: the method name {name!r} is taken by {taken_by}; choose another")
+
+
+@functools.lru_cache(maxsize=1)
+def _entry_points() -> dict[str, importlib.metadata.EntryPoint]:
+    """Third-party entry points by name (ours are in `BUILT_IN`)."""
+    found: dict[str, importlib.metadata.EntryPoint] = {}
+    for point in importlib.metadata.entry_points(group=GROUP):
+        if point.value.partition(":")[0] == BUILT_IN.get(point.name):
+            continue
+        taken_by = BUILT_IN.get(point.name)
+        # One distribution can be seen twice (an editable install and its folder on sys.path).
+        if point.name in found and found[point.name].value != point.value:
+            taken_by = found[point.name].value
+        if taken_by:
+            raise UserError(
+                f"entry point {point.name!r} of group {GROUP}: {point.value} and {taken_by} "
+                f"claim the same method name; uninstall or rename one"
+            )
+        found[point.name] = point
+    return found
+
+
+def _cast(where: str, value: Any, kind: Any) -> Any:
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if typing.get_origin(kind) is typing.Literal:
+        if value not in typing.get_args(kind):
+            raise UserError(
+                f"{where}: unknown value {value!r}{nearest(str(value), typing.get_args(kind))}"
+            )
+        return value
+    if typing.get_origin(kind) is tuple and isinstance(value, list | tuple):
+        return tuple(value)
+    if kind in (int, float, bool, str):
+        # bool is a subclass of int: True must not pass for a number.
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise UserError(
+                f"{where}: expected {kind.__name__}, got {value!r} ({type(value).__name__})"
+            )
+        return value
+    raise UserError(f"{where}: cannot set a field of type {kind}; got {value!r}")

@@ -1,0 +1,130 @@
+"""From scores to pseudo-labels: class-distribution-aware and fixed thresholds."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from methods.base import PseudoLabels
+
+ETA_POS = 1.0
+ETA_NEG = 0.998
+
+
+def class_distribution_thresholds(scores: Tensor, frequencies: Tensor) -> Tensor:
+    """Class-distribution-aware thresholds of CAP (Xie et al., NeurIPS 2023).
+
+    The threshold of class k is the floor(pi_k N)-th largest score of column k, so that the share
+    of pseudo-positives (``scores >= threshold``) equals the labelled frequency pi_k; scores tied
+    with the threshold are all positive. Where floor(pi_k N) = 0 the threshold is +inf and no image
+    is positive. The published code indexes the *smallest* score in that case and makes every image
+    positive.
+
+    Args:
+        scores: (N, K) float, comparable within a column.
+        frequencies: (K,) in [0, 1], any dtype.
+
+    Returns:
+        (K,) tensor, dtype and device of ``scores``.
+
+    Raises:
+        ValueError: wrong shapes, a frequency outside [0, 1], or a score that is not a number.
+    """
+    _check(scores, frequencies)
+    return _kth_largest(scores, _counts(frequencies, len(scores)))
+
+
+def class_distribution_pseudo_labels(
+    scores: Tensor, frequencies: Tensor, eta_pos: float = ETA_POS, eta_neg: float = ETA_NEG
+) -> PseudoLabels:
+    """Pseudo-labels and mask of CAP: class-distribution-aware thresholds, most of both ends used.
+
+    Positive: ``score >= class_distribution_thresholds``. An entry is used if it is among the
+    floor(eta_pos pi_k N) largest or the floor(eta_neg (1 - pi_k) N) smallest scores of its class
+    (ties included). CAP asks for eta_neg = 1 but its code clips it to 0.998, the default here.
+
+    Args:
+        scores: (N, K) float.
+        frequencies: (K,) labelled class frequencies in [0, 1].
+        eta_pos: share of the predicted positives that is used, in [0, 1].
+        eta_neg: share of the predicted negatives that is used, in [0, 1].
+
+    Returns:
+        PseudoLabels of shape (N, K).
+
+    Raises:
+        ValueError: as in `class_distribution_thresholds`, or a share outside [0, 1].
+    """
+    _check(scores, frequencies)
+    if not (0 <= eta_pos <= 1 and 0 <= eta_neg <= 1):
+        raise ValueError(f"eta_pos={eta_pos} and eta_neg={eta_neg} must lie in [0, 1]")
+    n = len(scores)
+    present = frequencies.double()
+    # One sort serves the three thresholds.
+    ordered = _descending(scores)
+    positive = scores >= _pick(ordered, _counts(present, n))
+    sure_positive = scores >= _pick(ordered, _counts(eta_pos * present, n))
+    sure_negative = scores <= -_pick(-ordered.flip(1), _counts(eta_neg * (1 - present), n))
+    return PseudoLabels(positive.float(), (sure_positive | sure_negative).float())
+
+
+def fixed_pseudo_labels(probabilities: Tensor, positive: float, negative: float) -> PseudoLabels:
+    """Positive where p >= ``positive``, negative where p <= ``negative``, ignored in between.
+
+    Args:
+        probabilities: (N, K) in [0, 1].
+        positive: lower bound of the positives.
+        negative: upper bound of the negatives; must be smaller than ``positive``.
+
+    Returns:
+        PseudoLabels of shape (N, K).
+
+    Raises:
+        ValueError: ``negative >= positive``.
+    """
+    if not negative < positive:
+        raise ValueError(
+            f"the negative threshold {negative} must lie below the positive one {positive}"
+        )
+    targets = probabilities >= positive
+    return PseudoLabels(targets.float(), (targets | (probabilities <= negative)).float())
+
+
+def _check(scores: Tensor, frequencies: Tensor) -> None:
+    if scores.ndim != 2 or frequencies.shape != scores.shape[1:]:
+        raise ValueError(
+            f"scores must be (N, K) and frequencies (K,), "
+            f"not {tuple(scores.shape)} and {tuple(frequencies.shape)}"
+        )
+    if bool(((frequencies < 0) | (frequencies > 1)).any()):
+        raise ValueError("class frequencies must lie in [0, 1]")
+    if bool(torch.isnan(scores).any()):
+        raise ValueError("scores contain values that are not a number; the model has diverged")
+
+
+def _counts(frequencies: Tensor, n: int) -> Tensor:
+    """Floor of ``frequencies * n`` as (K,) int64.
+
+    A product that is an integer up to rounding counts as that integer: 0.29 * 100 is
+    28.999999999999996 in float64, and float32 frequencies are off by 6e-8 of their value.
+    """
+    product = frequencies.double() * n
+    return torch.floor(product * (1 + 2e-7) + 1e-9).long().clamp(max=n)
+
+
+def _descending(scores: Tensor) -> Tensor:
+    return scores.t().contiguous().sort(dim=1, descending=True).values
+
+
+def _pick(ordered: Tensor, counts: Tensor) -> Tensor:
+    """The counts-th entry of each row of ``ordered`` (K, N); +inf where the count is 0."""
+    counts = counts.to(ordered.device)
+    index = (counts - 1).clamp(min=0)[:, None]
+    if ordered.shape[1] == 0:
+        return ordered.new_full((len(ordered),), torch.inf)
+    picked = ordered.gather(1, index)[:, 0]
+    return torch.where(counts == 0, torch.full_like(picked, torch.inf), picked)
+
+
+def _kth_largest(scores: Tensor, counts: Tensor) -> Tensor:
+    return _pick(_descending(scores), counts)

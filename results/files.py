@@ -1,0 +1,163 @@
+"""Files that a reader sees either in full or not at all.
+
+Every write goes to a temporary file in the same directory, is flushed to the disk and then put in
+place by `os.replace`, which is atomic on local and on network file systems; the directory is
+flushed too, so that the new name survives a power cut.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+TEMPORARY_SUFFIX = ".tmp"
+
+
+def fsync_directory(directory: Path) -> None:
+    """Flush a directory's entries to the disk.
+
+    Args:
+        directory: an existing directory.
+    """
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        # Some network and FUSE file systems refuse fsync on a directory and order renames anyway.
+        with suppress(OSError):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def atomic_writer(path: Path | str) -> Iterator[BinaryIO]:
+    """Open a temporary file that takes the place of `path` when the block ends without an error.
+
+    Args:
+        path: file to create or replace; its directory must exist.
+
+    Yields:
+        A binary file, open for writing and seeking.
+
+    Raises:
+        OSError: the disk is full, the directory is missing, and so on; `path` is then unchanged.
+    """
+    path = Path(path)
+    # Host, process and a random part: two writers never share a temporary file.
+    tag = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+    temporary = path.with_name(f".{path.name}.{tag}{TEMPORARY_SUFFIX}")
+    try:
+        with open(temporary, "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+    fsync_directory(path.parent)
+
+
+def atomic_write_bytes(path: Path | str, data: bytes) -> None:
+    """Write a whole file atomically.
+
+    Args:
+        path: file to create or replace; its directory must exist.
+        data: its new content.
+
+    Raises:
+        OSError: see `atomic_writer`.
+    """
+    with atomic_writer(path) as file:
+        file.write(data)
+
+
+def atomic_write_json(path: Path | str, value: Any) -> None:
+    """Write a value as canonical JSON, atomically.
+
+    Args:
+        path: file to create or replace; its directory must exist.
+        value: see `canonical_json`.
+
+    Raises:
+        ValueError: the value holds NaN or infinity.
+        TypeError: the value holds something that JSON has no form for.
+        OSError: see `atomic_writer`.
+    """
+    atomic_write_bytes(path, canonical_json(value, indent=1).encode())
+
+
+def canonical_json(value: Any, *, indent: int | None = None) -> str:
+    """One text per value: sorted keys, shortest exact floats, no NaN.
+
+    Args:
+        value: dictionaries, lists, tuples, strings, numbers, None, numpy scalars and arrays.
+        indent: spaces of indentation; None gives one line.
+
+    Returns:
+        JSON text that ends with a newline.
+
+    Raises:
+        ValueError: a number is NaN or infinite (the message gives its place).
+        TypeError: something that JSON has no form for.
+    """
+    separators = (",", ":") if indent is None else (",", ": ")
+    try:
+        text = json.dumps(
+            value,
+            sort_keys=True,
+            allow_nan=False,
+            ensure_ascii=False,
+            indent=indent,
+            separators=separators,
+            default=_plain,
+        )
+    except ValueError as error:
+        place = _not_finite(value, "")
+        if place is None:
+            raise
+        raise ValueError(f"{place} is NaN or infinite and cannot be stored; use None") from error
+    return text + "\n"
+
+
+def remove_temporaries(directory: Path) -> None:
+    """Remove what writers that were killed left behind in a directory.
+
+    Args:
+        directory: scanned without its sub-directories.
+    """
+    for entry in os.scandir(directory):
+        if entry.name.startswith(".") and entry.name.endswith(TEMPORARY_SUFFIX):
+            with suppress(FileNotFoundError):
+                os.unlink(entry.path)
+
+
+def _plain(value: Any) -> Any:
+    if type(value).__module__ == "numpy" and hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"cannot store a {type(value).__name__} as JSON: {value!r:.80}")
+
+
+def _not_finite(value: Any, place: str) -> str | None:
+    """Path of the first number that is NaN or infinite, such as 'losses.asl[3]'."""
+    if type(value).__module__ == "numpy" and hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, float):
+        finite = value - value == 0.0
+        return None if finite else place or "the value"
+    items: Any = ()
+    if isinstance(value, dict):
+        items = [(f"{place}.{key}" if place else str(key), item) for key, item in value.items()]
+    elif isinstance(value, list | tuple):
+        items = [(f"{place}[{i}]", item) for i, item in enumerate(value)]
+    for name, item in items:
+        found = _not_finite(item, name)
+        if found is not None:
+            return found
+    return None

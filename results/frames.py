@@ -1,0 +1,144 @@
+"""From stored runs to data frames: one row per run, per class or per epoch.
+
+A *wanted* run is {"run_id", "dataset", "ratio", "seed", "method", "label"}: `dataset` is the name
+shown (the spec's dataset.alias), `label` the row of the table that the run belongs to. Runs without
+a result stay in the frame of `collect` with their state, so that nothing vanishes from a table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from results.errors import StoreError
+from results.store import RunStore
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pandas as pd
+
+RULES = ("last", "val", "oracle")
+METRICS = ("mAP", "OF1", "CF1", "head", "medium", "tail", "num_classes")
+QUALITY = ("OP", "OR", "OF1", "CP", "CR", "CF1", "coverage")
+KEYS = ("run_id", "dataset", "ratio", "seed", "method", "label")
+
+
+def collect(store: RunStore, wanted: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """Every wanted run with its state and its metrics under every selection rule.
+
+    Args:
+        store: where the runs are.
+        wanted: the runs, in the order in which tables and legends should show them.
+
+    Returns:
+        A row per wanted run, in order: run_id, dataset, ratio, seed, method, label, state (see
+        `RunState.kind`), detail, digest (SHA-256 of result.json, "" without one), seconds, and
+        "<rule>/<metric>" for every rule of `RULES` and metric of `METRICS` (percent; NaN where
+        there is none).
+
+    Raises:
+        StoreError: a wanted item lacks a key, or two of them claim the same cell and seed.
+    """
+    import pandas as pd
+
+    columns = [*KEYS, "state", "detail", "digest", "seconds"]
+    columns += [f"{rule}/{metric}" for rule in RULES for metric in METRICS]
+    rows = []
+    for item, directory in _located(store, wanted):
+        state = store.state(directory)
+        row = {**item, "state": state.kind, "detail": state.detail, "digest": ""}
+        if state.kind == "done":
+            result = store.load(directory)
+            row["digest"] = store.digest(directory)
+            row["seconds"] = result["cost"].get("seconds")
+            for rule in RULES:
+                found = result["metrics"].get(rule) or {}
+                row |= {f"{rule}/{metric}": found.get(metric) for metric in METRICS}
+        rows.append(row)
+    frame = pd.DataFrame(rows, columns=pd.Index(columns))
+    numbers = [name for name in columns if "/" in name] + ["seconds", "ratio"]
+    return frame.astype(dict.fromkeys(numbers, "float64"))
+
+
+def collect_classes(
+    store: RunStore, wanted: Sequence[dict[str, Any]], rule: str = "last"
+) -> pd.DataFrame:
+    """Average precision of every class of every finished run.
+
+    Args:
+        store: where the runs are.
+        wanted: see `collect`.
+        rule: selection rule.
+
+    Returns:
+        A row per run and class: the keys of the run, class, AP (percent, NaN without a positive),
+        train_count and group (head, medium, tail). Runs without a result under the rule are absent.
+    """
+    import pandas as pd
+
+    rows = []
+    for item, directory in _located(store, wanted):
+        if store.state(directory).kind != "done":
+            continue
+        result = store.load(directory)
+        found = result["metrics"].get(rule)
+        if found is None:
+            continue
+        per_class = zip(
+            result["classes"], found["AP"], found["train_counts"], found["groups"], strict=True
+        )
+        rows += [
+            {**item, "class": name, "AP": ap, "train_count": count, "group": group}
+            for name, ap, count, group in per_class
+        ]
+    columns = [*KEYS, "class", "AP", "train_count", "group"]
+    return pd.DataFrame(rows, columns=pd.Index(columns)).astype({"AP": "float64"})
+
+
+def collect_epochs(store: RunStore, wanted: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """Pseudo-label quality of every epoch of every run, finished or not.
+
+    Args:
+        store: where the runs are.
+        wanted: see `collect`.
+
+    Returns:
+        A row per run and epoch that has pseudo-labels: the keys of the run, epoch, and the columns
+        of `QUALITY` (percent, NaN where undefined).
+    """
+    import pandas as pd
+
+    rows = []
+    for item, directory in _located(store, wanted):
+        for epoch in store.epochs(directory):
+            quality = epoch.get("pseudo_labels")
+            if quality:
+                values = {name: quality.get(name) for name in QUALITY}
+                rows.append({**item, "epoch": epoch["epoch"], **values})
+    frame = pd.DataFrame(rows, columns=pd.Index([*KEYS, "epoch", *QUALITY]))
+    return frame.astype(dict.fromkeys(QUALITY, "float64"))
+
+
+def _located(
+    store: RunStore, wanted: Sequence[dict[str, Any]]
+) -> list[tuple[dict[str, Any], Path]]:
+    """The keys of every wanted run with its directory, after a check for clashes."""
+    located = []
+    cells: dict[tuple, str] = {}
+    for number, item in enumerate(wanted):
+        missing = [key for key in KEYS if key not in item]
+        if missing:
+            raise StoreError(f"wanted run {number} lacks {', '.join(missing)}")
+        keys = {key: item[key] for key in KEYS}
+        cell = (keys["label"], keys["dataset"], float(keys["ratio"]), keys["seed"])
+        other = cells.setdefault(cell, keys["run_id"])
+        if other != keys["run_id"]:
+            raise StoreError(
+                f"runs {other[:16]} and {keys['run_id'][:16]} are both {keys['label']} on "
+                f"{keys['dataset']}, ratio {keys['ratio']}, seed {keys['seed']}; "
+                "give them different labels"
+            )
+        spec = {**keys, "dataset": {"alias": keys["dataset"]}}
+        located.append((keys, store.directory(keys["run_id"], spec)))
+    return located

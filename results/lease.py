@@ -1,0 +1,315 @@
+"""Leases: at most one process works on a run, and a dead one loses it.
+
+A lease is a file `lease.000001`, `lease.000002`, ... in the run's directory; the highest generation
+holds the run. A generation is created by a hard link (or, where there are none, with O_EXCL), which
+fails if the name exists, on local and on network file systems alike; and generations are never
+removed: whoever wants to take a run over has to create exactly the next number, so of two takers
+one fails. No lock of the file system is used.
+
+The holder touches its file every sixth of the lease's time to live. A lease is free when its
+holder released it, when its holder's process is gone (seen at once on the same machine), or when it
+was not touched for its time to live (by the clock of the file system, not of this machine).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import socket
+import threading
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from results.errors import LeaseLostError
+from results.files import TEMPORARY_SUFFIX, atomic_write_json, canonical_json, fsync_directory
+
+DEFAULT_TTL = 60.0  # seconds
+_NAME = re.compile(r"lease\.(\d{6})$")
+
+
+@dataclass(frozen=True)
+class LeaseRecord:
+    """The newest lease of a run, as found on the disk.
+
+    Attributes:
+        generation: number of this attempt, from 1.
+        mtime: last heartbeat, seconds since the epoch by the clock of the file system.
+        content: host, pid and so on; empty while the holder is still writing it.
+    """
+
+    generation: int
+    mtime: float
+    content: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def released(self) -> bool:
+        """Whether the holder gave the run back."""
+        return bool(self.content.get("released"))
+
+    def free(self, now: float, default_ttl: float = DEFAULT_TTL) -> str:
+        """Why the run may be taken over.
+
+        Args:
+            now: seconds since the epoch by the clock of the file system.
+            default_ttl: time to live if the lease does not say its own.
+
+        Returns:
+            A reason for people, or "" while the run is held.
+        """
+        if self.released:
+            return "released"
+        who = f"process {self.content.get('pid', '?')} on {self.content.get('host', '?')}"
+        if self.content and _holder_is_gone(self.content):
+            return f"{who} is gone"
+        age = now - self.mtime
+        if age > float(self.content.get("ttl", default_ttl)):
+            return f"no heartbeat of {who} for {age:.0f} s"
+        return ""
+
+
+def read_latest(directory: Path) -> LeaseRecord | None:
+    """The lease of the highest generation in a directory.
+
+    Args:
+        directory: a run's directory; it may not exist.
+
+    Returns:
+        The record, or None where no process ever claimed the run.
+    """
+    try:
+        generation = max(
+            (int(m[1]) for entry in os.scandir(directory) if (m := _NAME.match(entry.name))),
+            default=0,
+        )
+    except FileNotFoundError:
+        return None
+    return read_generation(directory, generation) if generation else None
+
+
+def read_generation(directory: Path, generation: int) -> LeaseRecord:
+    """One lease file; raises FileNotFoundError when there is none of this generation."""
+    with open(_path(directory, generation), "rb") as file:
+        mtime = os.fstat(file.fileno()).st_mtime
+        raw = file.read()
+    try:
+        content = json.loads(raw)
+    except ValueError:  # created without a hard link and not yet written: its age alone counts
+        content = {}
+    return LeaseRecord(generation, mtime, content)
+
+
+def generation_of(name: str) -> int:
+    """Generation that a file name stands for; 0 for any other file."""
+    match = _NAME.match(name)
+    return int(match[1]) if match else 0
+
+
+def filesystem_now(directory: Path) -> float:
+    """Seconds since the epoch by the clock that stamps files in a directory.
+
+    Clocks of a cluster's nodes differ; heartbeats are file times, so they are compared with a file
+    time.
+
+    Args:
+        directory: an existing directory that may be written to.
+    """
+    probe = directory / f".clock.{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY_SUFFIX}"
+    descriptor = os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+    try:
+        return os.fstat(descriptor).st_mtime
+    finally:
+        os.close(descriptor)
+        with suppress(FileNotFoundError):  # a new holder may have swept it away already
+            os.unlink(probe)
+
+
+def acquire(directory: Path, ttl: float = DEFAULT_TTL) -> Lease | None:
+    """Take the lease of a run if nobody holds it.
+
+    Args:
+        directory: the run's directory; created when it is missing.
+        ttl: seconds without a heartbeat after which others may take the run over.
+
+    Returns:
+        The lease, its heartbeat running, or None if another process holds the run.
+    """
+    if ttl <= 0:
+        raise ValueError(f"the time to live of a lease must be positive, not {ttl}")
+    directory.mkdir(parents=True, exist_ok=True)
+    latest = read_latest(directory)
+    if latest is not None and not latest.free(filesystem_now(directory), ttl):
+        return None
+    generation = latest.generation + 1 if latest else 1
+    stat = _process_stat(os.getpid())
+    content = {
+        "generation": generation,
+        "token": secrets.token_hex(8),
+        "ttl": ttl,
+        "released": False,
+        **_machine(),
+        "pid": os.getpid(),
+        "start": stat[1] if stat else None,
+    }
+    if not _create(_path(directory, generation), canonical_json(content, indent=1).encode()):
+        return None
+    return Lease(directory, content)
+
+
+class Lease:
+    """The right to work on one run; made by `RunStore.claim`.
+
+    A context manager that releases itself. A background thread sends the heartbeat. A forked child
+    (a data loader's worker) can neither release nor renew its parent's lease.
+
+    Attributes:
+        directory: the run's directory.
+        generation: number of this attempt, from 1.
+        ttl: seconds without a heartbeat after which others may take the run over.
+    """
+
+    def __init__(self, directory: Path, content: dict[str, Any]) -> None:
+        self.directory = directory
+        self.generation: int = content["generation"]
+        self.ttl: float = content["ttl"]
+        self._content = content
+        self._path = _path(directory, self.generation)
+        self._over = threading.Event()  # released or lost
+        self._thread = threading.Thread(
+            target=self._beat, name=f"lease-heartbeat-{directory.name}", daemon=True
+        )
+        self._thread.start()
+
+    def still_mine(self) -> bool:
+        """Whether this process still holds the run (looks at the disk)."""
+        if self._over.is_set() or os.getpid() != self._content["pid"]:
+            return False
+        try:
+            record = read_generation(self.directory, self.generation)
+        except FileNotFoundError:
+            return False
+        # The token tells a lease of the same number apart after somebody deleted the directory.
+        return (
+            record.content.get("token") == self._content["token"]
+            and not record.released
+            and not _path(self.directory, self.generation + 1).exists()
+        )
+
+    def require(self) -> None:
+        """Raise `LeaseLostError` unless this process still holds the run."""
+        if not self.still_mine():
+            raise LeaseLostError(
+                f"{self.directory}: lease {self.generation} is no longer held by process "
+                f"{os.getpid()} (released, or taken over after {self.ttl:g} s without a "
+                "heartbeat); nothing was written"
+            )
+
+    def release(self) -> None:
+        """Give the run back, so that the next claim needs not wait; harmless when repeated."""
+        if os.getpid() != self._content["pid"] or self._over.is_set():
+            return
+        mine = self.still_mine()
+        self._over.set()
+        if mine:
+            with suppress(FileNotFoundError):
+                atomic_write_json(self._path, {**self._content, "released": True})
+
+    def __enter__(self) -> Lease:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.release()
+
+    def _beat(self) -> None:
+        while not self._over.wait(self.ttl / 6):
+            # A hiccup of a network disk is no reason to stop: five beats may be missed.
+            with suppress(OSError):
+                if not self.still_mine():
+                    self._over.set()
+                    return
+                os.utime(self._path)
+
+
+def _create(path: Path, data: bytes) -> bool:
+    """Create a file with its content unless it exists; whether this call created it."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}{TEMPORARY_SUFFIX}")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(temporary, path)  # the lease appears together with its content
+        except FileExistsError:
+            return False
+        except OSError:
+            # No hard links here. The lease is empty for a moment, in which it counts as held.
+            try:
+                descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+            except FileExistsError:
+                return False
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)
+    fsync_directory(path.parent)
+    return True
+
+
+def _path(directory: Path, generation: int) -> Path:
+    return directory / f"lease.{generation:06d}"
+
+
+@lru_cache
+def _machine() -> dict[str, str | None]:
+    """What makes process numbers comparable: host, boot and process namespace."""
+    boot = namespace = None
+    with suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    with suppress(OSError):
+        namespace = os.readlink("/proc/self/ns/pid")
+    return {"host": socket.gethostname(), "boot": boot, "namespace": namespace}
+
+
+def _holder_is_gone(content: dict[str, Any]) -> bool:
+    """Whether the holder certainly runs no more; only known on the same machine."""
+    # The same host name with another boot or another process namespace (a container) says nothing
+    # about the process number, so the heartbeat has to decide.
+    if any(content.get(key) != here for key, here in _machine().items()):
+        return False
+    pid = int(content["pid"])
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    stat = _process_stat(pid)
+    if stat is None:
+        return False
+    state, start = stat
+    # A zombie was killed but not yet waited for; another start time is another process.
+    return state in "ZX" or start != content.get("start")
+
+
+def _process_stat(pid: int) -> tuple[str, int] | None:
+    """State letter and start time (clock ticks since boot) of a process, where /proc tells."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    fields = text[text.rindex(")") + 1 :].split()  # the name in brackets may hold spaces
+    return fields[0], int(fields[19])

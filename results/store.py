@@ -1,0 +1,416 @@
+"""The run store: one directory per run, read and written without a database or a lock.
+
+    <root>/<dataset>/<method>/p<ratio>-s<seed>-<run id, 16 characters>/
+        spec.json          what was asked for
+        result.json        written once, last; a run is done when it exists
+        predictions.npz    test scores and labels, from which every metric can be recomputed
+        epochs.jsonl       one line per finished epoch
+        failure.json       error of the newest attempt; older ones are failure.<attempt>.json
+        lease.000001 ...   who works or worked on it, see `results.lease`
+
+The trainer keeps its checkpoints in the same directory. The state of a run follows from these files
+alone, so a store can be copied, read on a laptop and shared between nodes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import socket
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from results.errors import StoreError
+from results.files import (
+    atomic_write_bytes,
+    atomic_write_json,
+    atomic_writer,
+    canonical_json,
+    remove_temporaries,
+)
+from results.lease import (
+    DEFAULT_TTL,
+    Lease,
+    acquire,
+    filesystem_now,
+    generation_of,
+    read_generation,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["Lease", "RunState", "RunStore", "error_signature"]
+
+Kind = Literal["done", "running", "dead", "failed", "not started"]
+KINDS: tuple[Kind, ...] = ("done", "running", "dead", "failed", "not started")
+_RUN = re.compile(r"p[0-9.]+(?:e[-+]?\d+)?-s\d+-[0-9A-Za-z]+$")
+_RESULT_KEYS = ("run_id", "spec", "metrics", "classes", "cost", "provenance", "finished")
+
+
+@dataclass(frozen=True)
+class RunState:
+    """What is known of a run from its files.
+
+    Attributes:
+        kind: done, running, dead (a process took it and runs no more), failed or not started.
+        heartbeat_age: seconds since the holder's last sign of life; running and dead runs.
+        detail: one line for people.
+        error: failed runs: type, message, signature (for grouping) and what else was recorded.
+        attempts: how many times the run was claimed.
+    """
+
+    kind: Kind
+    heartbeat_age: float | None = None
+    detail: str = ""
+    error: dict[str, Any] | None = None
+    attempts: int = 0
+
+
+class RunStore:
+    """Directory of runs.
+
+    Args:
+        root: the store; it is created by the first claim and may be missing before.
+    """
+
+    def __init__(self, root: Path | str) -> None:
+        self.root = Path(root)
+        self._offset: float | None = None
+
+    # ---------------------------------------------------------------- finding runs
+
+    def directory(self, run_id: str, spec: dict[str, Any]) -> Path:
+        """Where a run lives; nothing is created.
+
+        Args:
+            run_id: hexadecimal identity of the run.
+            spec: resolved spec; dataset.alias, method, ratio and seed make up the path.
+        """
+        try:
+            dataset, method = str(spec["dataset"]["alias"]), str(spec["method"])
+            name = f"p{float(spec['ratio']):g}-s{int(spec['seed'])}-{run_id[:16]}"
+        except (KeyError, TypeError) as error:
+            raise StoreError(
+                f"the spec of run {run_id[:16]} lacks {error}; "
+                "need dataset.alias, method, ratio and seed"
+            ) from error
+        return self.root / _safe(dataset) / _safe(method) / name
+
+    def scan(self) -> list[Path]:
+        """All run directories, sorted by path; an absent store has none."""
+        found = []
+        for dataset in _folders(str(self.root)):
+            for method in _folders(dataset):
+                found += [run for run in _folders(method) if _RUN.match(os.path.basename(run))]
+        return [Path(run) for run in sorted(found)]
+
+    def find(self, prefix: str) -> list[Path]:
+        """Run directories whose identity starts with a prefix.
+
+        Args:
+            prefix: first characters of the run id. Beyond 16 only finished runs can be told apart,
+                because the directory's name holds 16.
+        """
+        found = []
+        for run in self.scan():
+            stored = run.name.rsplit("-", 1)[1]
+            if not stored.startswith(prefix[:16]):
+                continue
+            if len(prefix) > 16 and (run / "result.json").exists():
+                stored = self.load(run)["run_id"]
+                if not stored.startswith(prefix):
+                    continue
+            found.append(run)
+        return found
+
+    def state(self, directory: Path) -> RunState:
+        """State of a run, from its files alone.
+
+        Args:
+            directory: the run's directory; it may not exist.
+        """
+        try:
+            names = {entry.name for entry in os.scandir(directory)}
+        except FileNotFoundError:
+            return RunState("not started")
+        generation = max((generation_of(name) for name in names), default=0)
+        if "result.json" in names:
+            return RunState("done", attempts=generation)
+        if not generation:
+            return RunState("not started")
+        try:
+            lease = read_generation(directory, generation)
+        except FileNotFoundError:  # somebody removed the directory this very moment
+            return RunState("not started")
+        now = time.time() + self._clock_offset()
+        age, reason = max(0.0, now - lease.mtime), lease.free(now)
+        if not reason:
+            who = f"process {lease.content.get('pid', '?')} on {lease.content.get('host', '?')}"
+            return RunState("running", age, who, attempts=generation)
+        if "failure.json" in names:
+            error = self._failure(directory)
+            # A newer attempt that died before it could clear the failure is dead, not failed.
+            if error and error.get("generation") == generation:
+                line = f"{error['type']}: {error['message']}".splitlines()[0]
+                return RunState("failed", None, line, error, generation)
+        if lease.released:
+            reason = "stopped before its end; the next attempt continues it"
+        return RunState("dead", age, reason, attempts=generation)
+
+    # ---------------------------------------------------------------- working on a run
+
+    def claim(
+        self, directory: Path, spec: dict[str, Any], *, ttl: float = DEFAULT_TTL
+    ) -> Lease | None:
+        """Take a run for this process.
+
+        Writes spec.json, puts the failure of an earlier attempt aside and removes temporary files
+        that a killed writer left.
+
+        Args:
+            directory: from `directory()`.
+            spec: resolved spec, stored as spec.json.
+            ttl: seconds without a heartbeat after which others may take the run over.
+
+        Returns:
+            The lease; None if another live process has the run or the run is done.
+        """
+        if (directory / "result.json").exists():
+            return None
+        lease = acquire(directory, ttl)
+        if lease is None:
+            return None
+        try:
+            # Another process may have finished it between the look and the claim.
+            if (directory / "result.json").exists():
+                lease.release()
+                return None
+            remove_temporaries(directory)
+            error = self._failure(directory)
+            if error is not None:
+                attempt = int(error.get("generation", lease.generation - 1))
+                os.replace(directory / "failure.json", directory / f"failure.{attempt}.json")
+            atomic_write_json(directory / "spec.json", spec)
+        except BaseException:
+            lease.release()
+            raise
+        return lease
+
+    def write_result(
+        self,
+        directory: Path,
+        lease: Lease,
+        result: dict[str, Any],
+        arrays: dict[str, np.ndarray],
+    ) -> None:
+        """Store the outcome of a run: the predictions first, then the result that makes it done.
+
+        Args:
+            directory: the run's directory.
+            lease: this process's lease on it.
+            result: run_id, spec, metrics (last, val, oracle), classes, cost, provenance, finished.
+            arrays: go to predictions.npz, uncompressed; the same arrays give the same bytes.
+
+        Raises:
+            LeaseLostError: the run was taken over; nothing was written.
+            StoreError: the result belongs to another run, lacks a key, or exists already.
+            ValueError: the result holds NaN or infinity.
+        """
+        missing = [key for key in _RESULT_KEYS if key not in result]
+        if missing:
+            raise StoreError(f"{directory}: the result lacks {', '.join(missing)}")
+        if directory.name.rsplit("-", 1)[-1] != str(result["run_id"])[:16]:
+            raise StoreError(f"{directory}: result of another run, {result['run_id']}")
+        text = canonical_json(result, indent=1)  # may raise: before anything is written
+        self._require(directory, lease)
+        if (directory / "result.json").exists():
+            raise StoreError(f"{directory}: result.json exists already and is never rewritten")
+        _write_arrays(directory / "predictions.npz", arrays)
+        self._require(directory, lease)
+        atomic_write_bytes(directory / "result.json", text.encode())
+
+    def write_failure(self, directory: Path, lease: Lease, error: dict[str, Any]) -> None:
+        """Record why an attempt failed; the run can be claimed again once the lease is released.
+
+        Args:
+            directory: the run's directory.
+            lease: this process's lease on it.
+            error: type and message (strings) and anything else, a traceback say.
+
+        Raises:
+            LeaseLostError: the run was taken over; nothing was written.
+            StoreError: type or message is missing.
+        """
+        if not {"type", "message"} <= error.keys():
+            raise StoreError(f"{directory}: an error needs 'type' and 'message', not {set(error)}")
+        self._require(directory, lease)
+        record = {
+            "signature": error_signature(error["type"], error["message"]),
+            "host": socket.gethostname(),
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            **error,
+            "generation": lease.generation,
+        }
+        atomic_write_json(directory / "failure.json", record)
+
+    def append_epoch(self, directory: Path, row: dict[str, Any]) -> None:
+        """Add one line to epochs.jsonl; a torn last line of a killed writer is cut off first.
+
+        Args:
+            directory: the run's directory; it must exist.
+            row: JSON-able, with an integer "epoch".
+        """
+        if not isinstance(row.get("epoch"), int):
+            raise StoreError(f"{directory}: an epoch row needs an integer 'epoch'")
+        line = canonical_json(row).encode()
+        with open(directory / "epochs.jsonl", "ab+") as file:
+            size = file.seek(0, os.SEEK_END)
+            if size:
+                file.seek(size - 1)
+                if file.read(1) != b"\n":
+                    file.seek(0)
+                    file.truncate(file.read().rfind(b"\n") + 1)
+            file.write(line)  # append mode: one write at the end
+            file.flush()
+            os.fsync(file.fileno())
+
+    def truncate_epochs(self, directory: Path, epoch: int) -> None:
+        """Forget the rows of an epoch and of those after it (a resumed run repeats them).
+
+        Args:
+            directory: the run's directory.
+            epoch: first epoch to forget.
+        """
+        path = directory / "epochs.jsonl"
+        if path.exists():
+            kept = [row for row in self.epochs(directory) if row["epoch"] < epoch]
+            atomic_write_bytes(path, "".join(map(canonical_json, kept)).encode())
+
+    # ---------------------------------------------------------------- reading
+
+    def load(self, directory: Path) -> dict[str, Any]:
+        """The result of a finished run.
+
+        Raises:
+            StoreError: the run has no result (the message says its state) or it is damaged.
+        """
+        return self._read(directory, "result.json")
+
+    def spec(self, directory: Path) -> dict[str, Any]:
+        """The resolved spec of a run that was claimed at least once; StoreError otherwise."""
+        return self._read(directory, "spec.json")
+
+    def digest(self, directory: Path) -> str:
+        """SHA-256 (hex) of the bytes of result.json; StoreError when there is none."""
+        return hashlib.sha256(self._bytes(directory, "result.json")).hexdigest()
+
+    def epochs(self, directory: Path) -> list[dict[str, Any]]:
+        """Rows of epochs.jsonl in file order; a torn last line is ignored, no file is no rows.
+
+        Raises:
+            StoreError: a line other than a torn last one is not JSON.
+        """
+        try:
+            raw = (directory / "epochs.jsonl").read_bytes()
+        except FileNotFoundError:
+            return []
+        rows = []
+        for number, line in enumerate(raw[: raw.rfind(b"\n") + 1].splitlines(), start=1):
+            try:
+                rows.append(json.loads(line))
+            except ValueError as error:
+                raise StoreError(f"{directory}/epochs.jsonl: line {number} is damaged") from error
+        return rows
+
+    def predictions(self, directory: Path) -> dict[str, np.ndarray]:
+        """Arrays of a finished run; StoreError when the run is not done."""
+        import numpy as np
+
+        if not (directory / "result.json").exists():
+            raise StoreError(
+                f"{directory}: no predictions, the run is {self.state(directory).kind}"
+            )
+        with np.load(directory / "predictions.npz", allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+
+    # ---------------------------------------------------------------- helpers
+
+    def _bytes(self, directory: Path, name: str) -> bytes:
+        try:
+            return (directory / name).read_bytes()
+        except FileNotFoundError as error:
+            state = self.state(directory).kind
+            raise StoreError(f"{directory}: no {name}, the run is {state}") from error
+
+    def _read(self, directory: Path, name: str) -> dict[str, Any]:
+        try:
+            return json.loads(self._bytes(directory, name))
+        except ValueError as error:
+            raise StoreError(
+                f"{directory}/{name} is damaged ({error}); remove it to run again"
+            ) from error
+
+    def _failure(self, directory: Path) -> dict[str, Any] | None:
+        return (
+            self._read(directory, "failure.json") if (directory / "failure.json").exists() else None
+        )
+
+    def _require(self, directory: Path, lease: Lease) -> None:
+        if lease.directory != directory:
+            raise StoreError(f"{directory}: the lease is for {lease.directory}")
+        lease.require()
+
+    def _clock_offset(self) -> float:
+        """Seconds by which the file system's clock is ahead of this machine's; measured once."""
+        if self._offset is None:
+            try:
+                self._offset = filesystem_now(self.root) - time.time()
+            except OSError:  # a store that may only be read: its clock cannot be asked
+                self._offset = 0.0
+        return self._offset
+
+
+def error_signature(kind: str, message: str) -> str:
+    """One text for errors that differ in numbers, addresses or paths only, for grouping.
+
+    Args:
+        kind: name of the exception.
+        message: its text; the first line counts.
+
+    Returns:
+        For example "OutOfMemoryError: tried to allocate # MiB".
+    """
+    line = (message.strip().splitlines() or [""])[0]
+    line = re.sub(r"(?:/[^\s/'\":,;]+){2,}", "<path>", line)
+    line = re.sub(r"0x[0-9a-fA-F]+", "#", line)
+    line = re.sub(r"[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?", "#", line)
+    return f"{kind}: {line}"[:200]
+
+
+def _safe(name: str) -> str:
+    """A name as one path component."""
+    return re.sub(r"[^A-Za-z0-9._+-]", "_", name).lstrip(".") or "_"
+
+
+def _folders(parent: str) -> list[str]:
+    try:
+        with os.scandir(parent) as entries:
+            return [entry.path for entry in entries if entry.is_dir()]
+    except FileNotFoundError:
+        return []
+
+
+def _write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    import numpy as np
+
+    for name, array in arrays.items():
+        if np.asarray(array).dtype.hasobject:
+            raise StoreError(f"{path}: array '{name}' holds Python objects, which are not stored")
+    with atomic_writer(path) as file:
+        # Sorted names and the fixed dates of savez: the same arrays give the same bytes.
+        np.savez(file, **{name: arrays[name] for name in sorted(arrays)})  # type: ignore[arg-type]

@@ -1,0 +1,262 @@
+"""Tables of mean ± std over seeds: a method per row, a (dataset, ratio) per column.
+
+A table is made under one selection rule and says which; a cell with missing runs shows their states
+beside what there is. The same results give the same bytes in every format.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import statistics
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from results.errors import StoreError, nearest
+from results.frames import METRICS, RULES, collect
+from results.statistics import Comparison, compare_with_best
+from results.store import KINDS
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Cell", "Table", "collect", "table"]
+
+LEVEL = 0.05
+RULE_TEXT = {
+    "last": "last epoch, EMA weights",
+    "val": "best epoch on a held-out part of the labelled images",
+    "oracle": "best epoch on the TEST images: optimistic, for orientation only",
+}
+METRIC_TEXT = {
+    "mAP": "mAP (macro over the classes with a positive)",
+    "OF1": "OF1 (micro F1 at probability 0.5)",
+    "CF1": "CF1 (harmonic mean of macro precision and recall at probability 0.5)",
+    "head": "mAP of the head classes (most frequent third)",
+    "medium": "mAP of the medium classes (middle third by frequency)",
+    "tail": "mAP of the tail classes (least frequent third)",
+}
+Column = tuple[str, float]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method on one dataset at one ratio.
+
+    Attributes:
+        mean: over the seeds that have a value, percent; None without any.
+        std: standard deviation over seeds with ddof = 1; None with fewer than two values.
+        n: seeds with a value.
+        wanted: seeds that the grid asks for.
+        missing: why the others have none: state of the run ("failed", ...) -> how many.
+        best: highest mean of its column among the cells in which nothing is missing.
+    """
+
+    mean: float | None
+    std: float | None
+    n: int
+    wanted: int
+    missing: Mapping[str, int]
+    best: bool = False
+
+    def number(self) -> str:
+        """Mean and std for people, "–" without a value."""
+        if self.mean is None:
+            return "–"
+        return f"{self.mean:.1f}" if self.std is None else f"{self.mean:.1f} ± {self.std:.1f}"
+
+    def remark(self) -> str:
+        """Why something is missing, such as "(2/3; 1 failed)"; "" when nothing is."""
+        if not self.missing:
+            return ""
+        states = ", ".join(f"{count} {kind}" for kind, count in self.missing.items())
+        return f"({self.n}/{self.wanted}; {states})"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells of one metric under one selection rule.
+
+    Attributes:
+        rule: last, val or oracle.
+        metric: name of the metric, percent.
+        labels: rows, in order.
+        columns: (dataset, ratio), in order.
+        cells: (label, column) -> cell; a combination that the grid does not have is absent.
+        comparison: every method against the best over all blocks.
+        seeds: all seeds asked for.
+        runs: a row per run: its keys, state, value (NaN without), digest and seconds.
+        results_hash: SHA-256 (hex) over the results that the means are made of.
+    """
+
+    rule: str
+    metric: str
+    labels: tuple[str, ...]
+    columns: tuple[Column, ...]
+    cells: Mapping[tuple[str, Column], Cell]
+    comparison: Comparison
+    seeds: tuple[int, ...]
+    runs: pd.DataFrame
+    results_hash: str
+
+    def title(self) -> str:
+        """What the numbers are."""
+        return f"{METRIC_TEXT[self.metric]} in percent on the test images"
+
+    def notes(self, best_mark: str) -> list[str]:
+        """The footer, one sentence or two per entry.
+
+        Args:
+            best_mark: how the format marks the best cell, such as "Bold".
+        """
+        most = max(cell.wanted for cell in self.cells.values())
+        fewer = {
+            label: cell.wanted for (label, _), cell in self.cells.items() if cell.wanted < most
+        }
+        by_plan = ", ".join(f"{label} ({count})" for label, count in sorted(fewer.items()))
+        used = int((self.runs["value"].notna()).sum())
+        lines = [
+            f"{self.title()}. Selection rule: {self.rule} ({RULE_TEXT[self.rule]}).",
+            f"Mean ± standard deviation (ddof = 1) over seeds {_join(self.seeds)}: n = {most} "
+            "unless a cell says otherwise; a single value has no standard deviation."
+            + (f" Fewer seeds by plan: {by_plan}." if by_plan else ""),
+            f"{best_mark}: highest mean of its column among the cells without missing runs.",
+            *self._test_notes(),
+        ]
+        if len(self.cells) < len(self.labels) * len(self.columns):
+            lines.append("n/a: not in this grid.")
+        lines.append(f"Made of {used} runs, results hash sha256:{self.results_hash[:16]}.")
+        return lines
+
+    def _test_notes(self) -> list[str]:
+        found = self.comparison
+        lines = []
+        blocks = (
+            f"{found.blocks} dataset × ratio × seed blocks (of {found.total_blocks}) that all "
+            "tested methods have"
+        )
+        if not found.best:
+            lines.append("No significance test: fewer than two methods share a result.")
+        elif found.possible:
+            lines.append(
+                f"†: not significantly worse than {found.best}, the best over the {blocks} (paired "
+                f"sign-flip test, Holm-adjusted p > {LEVEL:g}). Adjusted p: "
+                + "; ".join(f"{name} {_p(p)}" for name, p in found.p_values.items())
+                + "."
+            )
+        else:
+            lines.append(
+                f"No significance marks: over the {blocks} and with {len(found.p_values)} "
+                f"comparisons with the best, {found.best}, the smallest possible Holm-adjusted p "
+                f"of the paired sign-flip test is {found.smallest:.2g} > {LEVEL:g}."
+            )
+        if found.left_out:
+            names = ", ".join(f"{name} ({n})" for name, n in found.left_out.items())
+            lines.append(
+                f"Not tested, with results in fewer than half of the {found.total_blocks} blocks: "
+                f"{names}."
+            )
+        return lines
+
+
+def table(frame: pd.DataFrame, rule: str, metric: str = "mAP") -> Table:
+    """Arrange collected runs as a table.
+
+    Args:
+        frame: from `results.frames.collect`; rows and datasets keep its order, ratios rise.
+        rule: "last", "val" or "oracle"; the table holds numbers of this rule only.
+        metric: mAP, OF1, CF1, head, medium or tail.
+
+    Returns:
+        The table.
+
+    Raises:
+        StoreError: unknown rule or metric, or no wanted run.
+    """
+    metrics = [name for name in METRICS if name in METRIC_TEXT]
+    if rule not in RULES:
+        raise StoreError(f"unknown selection rule '{rule}'{nearest(rule, RULES)}")
+    if metric not in metrics:
+        raise StoreError(f"unknown metric '{metric}'{nearest(metric, metrics)}")
+    if frame.empty:
+        raise StoreError("no run is wanted, so there is no table; check the grid and its filters")
+    runs = frame[
+        ["run_id", "dataset", "ratio", "seed", "method", "label", "state", "digest", "seconds"]
+    ].copy()
+    runs.insert(7, "value", frame[f"{rule}/{metric}"])
+    labels = tuple(dict.fromkeys(runs["label"]))
+    datasets = list(dict.fromkeys(runs["dataset"]))
+    columns = tuple(
+        sorted(
+            {(str(d), float(r)) for d, r in zip(runs["dataset"], runs["ratio"], strict=True)},
+            key=lambda column: (datasets.index(column[0]), column[1]),
+        )
+    )
+    cells: dict[tuple[str, Column], Cell] = {}
+    blocks: dict[str, dict[tuple, float]] = {label: {} for label in labels}
+    for label in labels:
+        for column in columns:
+            chosen = runs[
+                (runs["label"] == label)
+                & (runs["dataset"] == column[0])
+                & (runs["ratio"] == column[1])
+            ]
+            if chosen.empty:
+                continue
+            cells[label, column] = _cell(chosen, rule)
+            for seed, value in zip(chosen["seed"], chosen["value"], strict=True):
+                if value == value:
+                    block = (*column, int(seed))
+                    blocks[label][block] = float(value)
+    for column in columns:
+        whole = [
+            (cell.mean, key)
+            for key, cell in cells.items()
+            if key[1] == column and not cell.missing and cell.mean is not None
+        ]
+        for mean, key in whole:
+            if mean == max(m for m, _ in whole):
+                cells[key] = Cell(**{**cells[key].__dict__, "best": True})
+    used = runs[runs["value"].notna()]
+    lines = sorted(f"{r} {d}\n" for r, d in zip(used["run_id"], used["digest"], strict=True))
+    return Table(
+        rule=rule,
+        metric=metric,
+        labels=labels,
+        columns=columns,
+        cells=cells,
+        comparison=compare_with_best(blocks, LEVEL),
+        seeds=tuple(sorted({int(seed) for seed in runs["seed"]})),
+        runs=runs,
+        results_hash=hashlib.sha256("".join(lines).encode()).hexdigest(),
+    )
+
+
+def _cell(runs: pd.DataFrame, rule: str) -> Cell:
+    values = [float(value) for value in runs["value"] if value == value]
+    counts = Counter(
+        # A finished run may lack the rule: no epochs to choose from, or no held-out part.
+        f"without {rule} value" if state == "done" else str(state)
+        for state, value in zip(runs["state"], runs["value"], strict=True)
+        if value != value
+    )
+    order = [f"without {rule} value", *KINDS]
+    return Cell(
+        mean=statistics.fmean(values) if values else None,
+        std=statistics.stdev(values) if len(values) > 1 else None,
+        n=len(values),
+        wanted=len(runs),
+        missing={kind: counts[kind] for kind in order if counts[kind]},
+    )
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _join(seeds: tuple[int, ...]) -> str:
+    """1, 2, 3 -> "1–3"; 1, 4 -> "1, 4"."""
+    if len(seeds) > 2 and seeds == tuple(range(seeds[0], seeds[-1] + 1)):
+        return f"{seeds[0]}–{seeds[-1]}"
+    return ", ".join(map(str, seeds))

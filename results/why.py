@@ -1,0 +1,256 @@
+"""Where a number comes from: everything that is stored about the runs behind it."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from pathlib import Path
+from typing import Any
+
+from results.errors import StoreError, nearest
+from results.frames import METRICS, RULES
+from results.store import RunStore
+
+# Without these a number cannot be traced, so their absence is printed too.
+ESSENTIAL = ("command", "commit", "dirty", "host", "device")
+_DIGEST = re.compile(r"[0-9a-f]{32,64}$")
+_HASH = re.compile(r"[0-9a-fA-F]{4,64}$")
+_NUMBER = re.compile(r"\d+\.\d+$")
+
+
+def why(store: RunStore, query: str) -> str:
+    """Explain a number.
+
+    Args:
+        store: where the runs are.
+        query: the first characters (four or more) of a run id; or method/dataset/ratio/seed, whose
+            end may be left off (csaa/GlyphScenes/0.05), with the method's name or its label; or a
+            number as a table prints it (62.43): every run and every mean over seeds that rounds to
+            it is listed.
+
+    Returns:
+        One run in full, or a list of the runs that match with their values, mean and standard
+        deviation; no newline at the end.
+
+    Raises:
+        StoreError: nothing matches; the message names the nearest valid part.
+    """
+    query = query.strip()
+    if "/" not in query and _NUMBER.match(query):
+        return _by_number(store, query)
+    found = store.find(query.lower()) if _HASH.match(query) else []
+    if not found and ("/" in query or query in _methods(store)):
+        found = _by_path(store, query)
+    if not found:
+        raise StoreError(
+            f"no run matches '{query}' in {store.root}; give the first characters of a run id, "
+            "method/dataset/ratio/seed, or a number as the table prints it"
+        )
+    return _one(store, found[0]) if len(found) == 1 else _several(store, found)
+
+
+def _one(store: RunStore, run: Path) -> str:
+    state = store.state(run)
+    lines = [f"run        {run.relative_to(store.root)}"]
+    if state.kind != "done":
+        lines.append(f"state      {state.kind}{': ' + state.detail if state.detail else ''}")
+        lines.append("           there is no number yet")
+        if state.attempts:
+            lines += _section("spec", store.spec(run))
+        return "\n".join(lines)
+    result = store.load(run)
+    lines += [
+        f"run id     {result['run_id']}",
+        f"state      done, {result['finished']}, attempt {state.attempts}",
+        f"result     sha256:{store.digest(run)}",
+        "",
+        "value per selection rule (percent)",
+    ]
+    for rule in RULES:
+        values = result["metrics"].get(rule)
+        if values is None:
+            lines.append(f"  {rule:<8} not recorded")
+            continue
+        shown = [f"{name} {_number(values.get(name))}" for name in METRICS]
+        extra = [f"{key} {values[key]}" for key in ("epoch", "weights") if key in values]
+        lines.append(f"  {rule:<8} " + "  ".join(shown + extra))
+    provenance = _flat(result["provenance"])
+    known = {name: provenance.pop(name, None) for name in ESSENTIAL}
+    known = {name: "not recorded" if value is None else value for name, value in known.items()}
+    if known["commit"] != "not recorded" and known["dirty"] == "not recorded":
+        known["dirty"] = "no uncommitted changes"
+    packages = {k: provenance.pop(k) for k in list(provenance) if k.startswith("packages.")}
+    lines += _section("provenance", {**known, **provenance})
+    if packages:
+        versions = " ".join(f"{k.split('.', 1)[1]}={v}" for k, v in packages.items())
+        lines.append(f"  {'packages':<{_WIDTH}} {versions}")
+    lines += _section("cost", result["cost"])
+    spec = _flat(result["spec"])
+    digests = {name: value for name, value in spec.items() if _DIGEST.match(str(value))}
+    lines += _section("hashes of data, split and weights", digests)
+    lines += _section("spec", {name: spec[name] for name in spec if name not in digests})
+    shown = {"run_id", "spec", "metrics", "classes", "cost", "provenance", "finished"}
+    lines += _section("also recorded", {k: v for k, v in result.items() if k not in shown})
+    rows = store.epochs(run)
+    if rows:
+        curve = " ".join(_number(row.get("mAP_ema")) for row in rows)
+        lines += ["", f"mAP of the EMA weights, epoch {rows[0]['epoch']} to {rows[-1]['epoch']}"]
+        lines.append(f"  {curve}")
+    return "\n".join(lines)
+
+
+def _several(store: RunStore, runs: list[Path]) -> str:
+    lines = [f"{len(runs)} runs match; name one of them for its provenance"]
+    specs = {run: _flat(store.spec(run)) for run in runs if store.state(run).attempts}
+    keys = sorted({key for spec in specs.values() for key in spec})
+    # Fields in which the runs differ tell them apart; the path shows some, digests tell nobody.
+    varying = [
+        key
+        for key in keys
+        if len(seen := {str(spec.get(key)) for spec in specs.values()}) > 1
+        and key not in ("seed", "ratio", "method", "dataset.alias")
+        and not any(map(_DIGEST.match, seen))
+    ]
+    groups: dict[tuple[str, str], list[tuple[Path, float]]] = {}
+    for run in runs:
+        state = store.state(run)
+        parts = [str(run.relative_to(store.root)), state.kind]
+        if state.kind == "done":
+            metrics = store.load(run)["metrics"]
+            for rule in RULES:
+                value = (metrics.get(rule) or {}).get("mAP")
+                if value is not None:
+                    groups.setdefault((_cell(store, run), rule), []).append((run, value))
+                    parts.append(f"{rule} mAP {value:.2f}")
+        parts += [f"{key}={specs[run].get(key, 'absent')}" for key in varying if run in specs]
+        lines.append("  " + "  ".join(parts))
+    for (cell, rule), members in groups.items():
+        if _seeds_differ(members):
+            lines.append(f"{cell}: {rule} mAP {_spread(members, 2)}")
+    return "\n".join(lines)
+
+
+def _by_path(store: RunStore, query: str) -> list[Path]:
+    """Runs of a method/dataset/ratio/seed query, checked part by part."""
+    parts = [part for part in query.split("/") if part]
+    if not parts or len(parts) > 4:
+        raise StoreError(f"'{query}' should be method/dataset/ratio/seed")
+    fields: list[tuple[str, Path, tuple[str, ...]]] = []
+    for run in store.scan():
+        ratio, seed = run.name.rsplit("-", 1)[0].removeprefix("p").rsplit("-s", 1)
+        dataset, method = run.parent.parent.name, run.parent.name
+        fields.append((method, run, (dataset, ratio, seed)))
+    # A label names a variant of a method; it is not in the path, so it is read only if need be.
+    chosen = [(run, rest) for method, run, rest in fields if method == parts[0]]
+    if not chosen:
+        labels = [(_label(store, run), run, rest) for _, run, rest in fields]
+        chosen = [(run, rest) for label, run, rest in labels if label == parts[0]]
+    if not chosen:
+        hint = nearest(parts[0], sorted(_methods(store)))
+        raise StoreError(f"no run of method '{parts[0]}' in {store.root}{hint}")
+    for place, (kind, part) in enumerate(
+        zip(("dataset", "ratio", "seed"), parts[1:], strict=False)
+    ):
+        wanted = _ratio(part) if kind == "ratio" else part
+        valid = sorted({rest[place] for _, rest in chosen})
+        chosen = [(run, rest) for run, rest in chosen if rest[place] == wanted]
+        if not chosen:
+            raise StoreError(
+                f"no run of '{'/'.join(parts[: place + 1])}' with {kind} '{part}'"
+                f"{nearest(wanted, valid)}"
+            )
+    return [run for run, _ in chosen]
+
+
+def _by_number(store: RunStore, query: str) -> str:
+    """Runs, and means over seeds, that a printed number can stand for."""
+    digits = len(query.split(".")[1])
+    lines: list[str] = []
+    groups: dict[tuple[str, str, str], list[tuple[Path, float]]] = {}
+    for run in store.scan():
+        if store.state(run).kind != "done":
+            continue
+        result = store.load(run)
+        for rule in RULES:
+            for metric, value in (result["metrics"].get(rule) or {}).items():
+                if metric not in METRICS or metric == "num_classes" or value is None:
+                    continue
+                if f"{value:.{digits}f}" == query:
+                    lines.append(f"  {run.relative_to(store.root)}  {rule} {metric} {value:.4f}")
+                key = (_cell(store, run), rule, metric)
+                groups.setdefault(key, []).append((run, value))
+    for (cell, rule, metric), members in groups.items():
+        mean = statistics.fmean(value for _, value in members)
+        if _seeds_differ(members) and f"{mean:.{digits}f}" == query:
+            names = ", ".join(run.name for run, _ in members)
+            lines.append(f"  {cell}: {rule} {metric} {_spread(members, 4)}: {names}")
+    if not lines:
+        raise StoreError(
+            f"no stored value or mean over seeds in {store.root} rounds to {query}; it may come "
+            "from another store or an older result"
+        )
+    return "\n".join([f"{query} can be:", *lines])
+
+
+_WIDTH = 26
+
+
+def _section(title: str, values: dict[str, Any]) -> list[str]:
+    if not values:
+        return []
+    return ["", title, *(f"  {key:<{_WIDTH}} {value}" for key, value in _flat(values).items())]
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}, in sorted order within each level."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _methods(store: RunStore) -> set[str]:
+    """Names of methods and labels that have a run."""
+    runs = store.scan()
+    return {run.parent.name for run in runs} | {_label(store, run) for run in runs} - {""}
+
+
+def _cell(store: RunStore, run: Path) -> str:
+    """The cell of a table that a run belongs to."""
+    ratio = run.name.rsplit("-s", 1)[0].removeprefix("p")
+    return f"{_label(store, run) or run.parent.name} on {run.parent.parent.name} at {ratio}"
+
+
+def _seeds_differ(members: list[tuple[Path, float]]) -> bool:
+    """Whether a mean over some runs is a mean over seeds, not over variants of a run as well."""
+    seeds = {run.name.rsplit("-", 1)[0] for run, _ in members}
+    return len(seeds) == len(members) > 1
+
+
+def _spread(members: list[tuple[Path, float]], digits: int) -> str:
+    values = [value for _, value in members]
+    mean, std = statistics.fmean(values), statistics.stdev(values)
+    return f"{mean:.{digits}f} ± {std:.{digits}f} over {len(values)} seeds (std, ddof = 1)"
+
+
+def _label(store: RunStore, run: Path) -> str:
+    return str(store.spec(run).get("label", "")) if (run / "spec.json").exists() else ""
+
+
+def _ratio(text: str) -> str:
+    """A ratio as the directory names it: "0.050" and "5%" give "0.05"."""
+    try:
+        if text.endswith("%"):
+            return f"{float(text[:-1]) / 100:g}"
+        return f"{float(text):g}"
+    except ValueError as error:
+        raise StoreError(f"'{text}' is not a ratio; write it as 0.05 or 5%") from error
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.2f}"
+    return "–" if value is None else str(value)

@@ -1,0 +1,235 @@
+"""A table as Markdown, LaTeX, CSV and terminal text; equal tables give equal bytes."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+from results.files import atomic_write_bytes
+from results.tables import Cell, Column, Table
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "±": r"$\pm$",
+    "×": r"$\times$",
+    "†": r"$^\dagger$",
+    "–": "--",
+    "α": r"$\alpha$",
+    "η": r"$\eta$",
+    "λ": r"$\lambda$",
+    "τ": r"$\tau$",
+}
+
+
+def percent(ratio: float) -> str:
+    """Labelled share for people: 0.05 -> "5 %"."""
+    return f"{round(100 * ratio, 6):g} %"
+
+
+def to_markdown(table: Table) -> str:
+    """GitHub Markdown: the table, then its footer as a list."""
+
+    def escaped(text: str) -> str:
+        return text.replace("\\", "\\\\").replace("|", "\\|").replace("*", "\\*")
+
+    def shown(cell: Cell | None) -> str:
+        if cell is None:
+            return "n/a"
+        number = f"**{cell.number()}**" if cell.best else cell.number()
+        return " ".join(filter(None, [number, cell.remark()]))
+
+    head = ["method", *(f"{escaped(d)} {percent(r)}" for d, r in table.columns)]
+    rows = [head, [":--", *["--:"] * len(table.columns)]]
+    for label in table.labels:
+        name = escaped(label) + _dagger(table, label)
+        rows.append([name, *(shown(table.cells.get((label, c))) for c in table.columns)])
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    notes = [f"- {escaped(note)}" for note in table.notes("Bold")]
+    return "\n".join([*lines, "", *notes]) + "\n"
+
+
+def to_text(table: Table) -> str:
+    """Plain text for a terminal; the best cell of a column carries an asterisk."""
+    from tabulate import tabulate
+
+    def shown(cell: Cell | None) -> str:
+        if cell is None:
+            return "n/a"
+        return " ".join(filter(None, [cell.number() + "*" * cell.best, cell.remark()]))
+
+    rows = [
+        [
+            label + _dagger(table, label),
+            *(shown(table.cells.get((label, c))) for c in table.columns),
+        ]
+        for label in table.labels
+    ]
+    body = tabulate(
+        rows,
+        headers=["method", *(f"{d}\n{percent(r)}" for d, r in table.columns)],
+        tablefmt="simple",
+        colalign=["left", *["right"] * len(table.columns)],
+        disable_numparse=True,
+    )
+    lines = [line.rstrip() for line in body.splitlines()]
+    return "\n".join([*lines, "", *table.notes("*")]) + "\n"
+
+
+def to_latex(table: Table) -> str:
+    r"""A `table` environment; needs `\usepackage{booktabs}`."""
+
+    def shown(cell: Cell | None) -> str:
+        if cell is None:
+            return "n/a"
+        number = latex_escape(cell.number())
+        if cell.best:
+            # \textbf does not reach into mathematics, so the ± stays between two bold numbers.
+            number = number.replace(" $\\pm$ ", "} $\\pm$ \\textbf{")
+            number = f"\\textbf{{{number}}}"
+        remark = f"{{\\scriptsize {latex_escape(cell.remark())}}}" if cell.remark() else ""
+        return " ".join(filter(None, [number, remark]))
+
+    groups: list[tuple[str, list[float]]] = []
+    for dataset, ratio in table.columns:
+        if not groups or groups[-1][0] != dataset:
+            groups.append((dataset, []))
+        groups[-1][1].append(ratio)
+    spans, rules, first = [], [], 2
+    for dataset, ratios in groups:
+        spans.append(f"\\multicolumn{{{len(ratios)}}}{{c}}{{{latex_escape(dataset)}}}")
+        rules.append(f"\\cmidrule(lr){{{first}-{first + len(ratios) - 1}}}")
+        first += len(ratios)
+    ratios_row = [latex_escape(percent(r)).replace(" ", r"\,") for _, r in table.columns]
+    lines = [
+        f"% selection rule: {table.rule}; metric: {table.metric}; "
+        f"results hash sha256:{table.results_hash}",
+        "% needs \\usepackage{booktabs}",
+        "\\begin{table}[t]",
+        "\\centering",
+        f"\\caption{{{latex_escape(table.title())}; selection rule: {table.rule}.}}",
+        f"\\begin{{tabular}}{{l{'r' * len(table.columns)}}}",
+        "\\toprule",
+        " & ".join(["", *spans]).strip() + " \\\\",
+        " ".join(rules),
+        " & ".join(["method", *ratios_row]) + " \\\\",
+        "\\midrule",
+    ]
+    for label in table.labels:
+        name = latex_escape(label + _dagger(table, label))
+        cells = [shown(table.cells.get((label, c))) for c in table.columns]
+        lines.append(" & ".join([name, *cells]) + " \\\\")
+    notes = "\n".join(latex_escape(note) for note in table.notes("Bold"))
+    lines += [
+        "\\bottomrule",
+        "\\end{tabular}",
+        "\\par\\smallskip",
+        "\\begin{minipage}{\\linewidth}\\footnotesize",
+        notes,
+        "\\end{minipage}",
+        "\\end{table}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def to_csv(table: Table) -> str:
+    """Tidy CSV, one row per cell, full precision; empty where there is no value."""
+    rows: list[list[Any]] = [
+        ["dataset", "ratio", "label", "metric", "rule", "mean", "std", "n", "wanted", "missing",
+         "best", "p_adjusted"]
+    ]  # fmt: skip
+    for column in table.columns:
+        for label in table.labels:
+            cell = table.cells.get((label, column))
+            if cell is not None:
+                rows.append(_csv_row(table, label, column, cell))
+    return _csv(rows)
+
+
+def to_runs_csv(table: Table) -> str:
+    """CSV with one row per run: identity, state, value and the digest of its result."""
+    head = ["dataset", "ratio", "label", "method", "seed", "run_id", "state", "metric", "rule",
+            "value", "seconds", "digest"]  # fmt: skip
+    rows: list[list[Any]] = [head]
+    for run in table.runs.to_dict("records"):
+        values = {**run, "metric": table.metric, "rule": table.rule}
+        rows.append([_plain(values[name]) for name in head])
+    return _csv(rows)
+
+
+def write_tables(table: Table, directory: Path | str, stem: str = "") -> list[Path]:
+    """Write a table in every format.
+
+    Args:
+        table: the table.
+        directory: created when it is missing.
+        stem: first part of the file names; default "<metric>-<rule>".
+
+    Returns:
+        The files: <stem>.md, .txt, .tex, .csv (a row per cell) and <stem>-runs.csv (a row per run).
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    stem = stem or f"{table.metric}-{table.rule}"
+    contents = {
+        f"{stem}.md": to_markdown(table),
+        f"{stem}.txt": to_text(table),
+        f"{stem}.tex": to_latex(table),
+        f"{stem}.csv": to_csv(table),
+        f"{stem}-runs.csv": to_runs_csv(table),
+    }
+    for name, content in contents.items():
+        atomic_write_bytes(directory / name, content.encode())
+    return [directory / name for name in contents]
+
+
+def latex_escape(text: str) -> str:
+    """Text that LaTeX prints as it is, Greek letters and ± included."""
+    return "".join(_LATEX.get(letter, letter) for letter in text)
+
+
+def _dagger(table: Table, label: str) -> str:
+    return " †" if label in table.comparison.equivalent else ""
+
+
+def _csv_row(table: Table, label: str, column: Column, cell: Cell) -> list[Any]:
+    missing = "; ".join(f"{count} {kind}" for kind, count in cell.missing.items())
+    return [
+        column[0],
+        _plain(column[1]),
+        label,
+        table.metric,
+        table.rule,
+        _plain(cell.mean),
+        _plain(cell.std),
+        cell.n,
+        cell.wanted,
+        missing,
+        int(cell.best),
+        _plain(table.comparison.p_values.get(label)),
+    ]
+
+
+def _plain(value: Any) -> Any:
+    """Shortest exact text of a float; "" for a value that does not exist."""
+    if value is None or value != value:
+        return ""
+    return repr(float(value)) if isinstance(value, float) else value
+
+
+def _csv(rows: list[list[Any]]) -> str:
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows(rows)
+    return buffer.getvalue()

@@ -1,0 +1,102 @@
+"""Tiny datasets in the official layouts, with real JPEG files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from benchmarks.data.names import VOC
+from benchmarks.data.types import Dataset, ImageSet
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def photo_like(seed: int, height: int, width: int) -> np.ndarray:
+    """(H, W, 3) uint8: smooth areas, edges, noise and clipped whites and blacks."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (4, 5, 3), dtype=np.uint8)
+    image = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+    values = np.asarray(image).astype(np.int64) + rng.integers(-12, 13, (height, width, 3))
+    values[height // 3 : height // 2, width // 4 :] += 90
+    values[:, : width // 6] -= 120
+    return np.clip(values, 0, 255).astype(np.uint8)
+
+
+def save_jpeg(path: Path, seed: int, width: int = 50, height: int = 40) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(photo_like(seed, height, width)).save(path, quality=90)
+    return path
+
+
+def build_voc(root: Path, year: str, splits: Mapping[str, Mapping[str, Mapping[str, int]]]) -> Path:
+    """`splits[split][image][class]` = 1 or 0 (difficult); every other class is -1."""
+    tree = root / "VOCdevkit" / f"VOC{year}"
+    lists = tree / "ImageSets" / "Main"
+    lists.mkdir(parents=True)
+    for split, images in splits.items():
+        for name in VOC:
+            lines = [f"{image} {labels.get(name, -1):2d}\n" for image, labels in images.items()]
+            (lists / f"{name}_{split}.txt").write_text("".join(lines))
+        for k, image in enumerate(images):
+            save_jpeg(tree / "JPEGImages" / f"{image}.jpg", k)
+    return tree
+
+
+def instances(images: Mapping[int, list[int]], categories: Mapping[int, str]) -> dict:
+    """A COCO-style file: image id to the category ids of its annotations."""
+    return {
+        "images": [{"id": i, "file_name": f"{i:06d}.jpg"} for i in images],
+        "categories": [{"id": i, "name": name} for i, name in categories.items()],
+        "annotations": [
+            {"id": 1000 * i + k, "image_id": i, "category_id": c}
+            for i, found in images.items()
+            for k, c in enumerate(found)
+        ],
+    }
+
+
+def build_coco(folder: Path, split: str, content: dict) -> tuple[Path, Path]:
+    file = folder / "annotations" / f"instances_{split}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(content))
+    for image in content["images"]:
+        save_jpeg(folder / split / image["file_name"], image["id"])
+    return file, folder / split
+
+
+def build_dataset(folder: Path, train: int, test: int, **size: int) -> Dataset:
+    """A dataset of random JPEG files and labels."""
+
+    def images(split: str, count: int, seed: int) -> ImageSet:
+        names = tuple(f"{split}-{k:04d}" for k in range(count))
+        paths = tuple(save_jpeg(folder / f"{n}.jpg", seed + k, **size) for k, n in enumerate(names))
+        labels = np.random.default_rng(seed).integers(0, 2, (count, 3), dtype=np.uint8)
+        labels[:, 0] = 1
+        return ImageSet(names, paths, labels)
+
+    return Dataset("tiny", ("a", "b", "c"), ("a", "b", "c"),
+                   images("train", train, 0), images("test", test, 10_000))  # fmt: skip
+
+
+def _builder(function: Callable) -> Callable:
+    return pytest.fixture(name=function.__name__)(lambda: function)
+
+
+photo_like_fixture = _builder(photo_like)
+save_jpeg_fixture = _builder(save_jpeg)
+build_voc_fixture = _builder(build_voc)
+instances_fixture = _builder(instances)
+build_coco_fixture = _builder(build_coco)
+build_dataset_fixture = _builder(build_dataset)

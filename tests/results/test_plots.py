@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from results.errors import StoreError
+from results.frames import collect, collect_classes, collect_epochs
+from results.plots import (
+    classes_figure,
+    method_styles,
+    quality_figure,
+    ratio_figure,
+    write_plots,
+)
+
+plt = pytest.importorskip("matplotlib.pyplot")
+
+
+def fill(fake: Any) -> None:
+    for seed, shift in ((1, 0.0), (2, 2.0)):
+        for ratio in (0.05, 0.2):
+            fake.add("FixMatch", 60.0 + shift + 20 * ratio, seed=seed, ratio=ratio)
+            fake.add("CSAA", 64.0 + shift + 20 * ratio, seed=seed, ratio=ratio)
+    fake.add("Zero-shot", None, state="not started")
+
+
+def test_styles_are_distinct_and_follow_the_order() -> None:
+    styles = method_styles([f"m{i}" for i in range(30)])
+    assert len({tuple(look.values()) for look in styles.values()}) == 30
+    assert method_styles(["m0", "m1"])["m1"] == styles["m1"]
+
+
+def test_ratio_figure_draws_means_and_spread(fake: Any) -> None:
+    fill(fake)
+    style = method_styles(["FixMatch", "CSAA", "Zero-shot"])
+    figure = ratio_figure(collect(fake.store, fake.wanted), "last", "mAP", style)
+    axis = figure.axes[0]
+    containers = {c.get_label(): c for c in axis.containers}
+    assert list(containers) == ["FixMatch", "CSAA"]
+    line, _, (bars,) = containers["CSAA"]
+    assert list(line.get_ydata()) == [66.0, 69.0]
+    low, high = bars.get_segments()[0][:, 1]
+    assert (high - low) / 2 == pytest.approx(2**0.5)  # ddof = 1 of two values 2 apart
+    assert [t.get_text() for t in axis.get_xticklabels()] == ["5 %", "20 %"]
+    assert [t.get_text() for t in figure.legends[0].get_texts()] == ["FixMatch", "CSAA"]
+    plt.close(figure)
+
+
+def test_classes_figure_sorts_by_frequency(fake: Any) -> None:
+    fill(fake)
+    classes = collect_classes(fake.store, [w for w in fake.wanted if w["ratio"] == 0.05])
+    figure = classes_figure(classes, method_styles(["FixMatch", "CSAA"]), "title")
+    axis = figure.axes[0]
+    names = [t.get_text() for t in axis.get_xticklabels()]
+    assert names == ["kite", "moon", "comet", "star", "cloud", "sun"]
+    points = {line.get_label(): list(line.get_ydata()) for line in axis.lines}
+    assert points["CSAA"][:2] == [66.0, 71.0]
+    assert [t.get_text() for t in axis.texts] == ["head", "medium", "tail"]
+    plt.close(figure)
+
+
+def test_quality_figure_has_a_panel_per_measure(fake: Any) -> None:
+    fill(fake)
+    epochs = collect_epochs(fake.store, fake.wanted)
+    figure = quality_figure(epochs, method_styles(["FixMatch", "CSAA"]), "title")
+    panels = {axis.get_title(): axis for axis in figure.axes if axis.get_title()}
+    assert len(panels) == 7
+    line = panels["CF1: macro F1"].lines[0]
+    assert list(line.get_xdata()) == [1, 2, 3]
+    assert list(line.get_ydata()) == [48.0, 51.0, 54.0]
+    plt.close(figure)
+
+
+def test_files_are_deterministic_and_only_made_with_data(fake: Any, tmp_path: Path) -> None:
+    fill(fake)
+    wanted = [item for item in fake.wanted if item["ratio"] == 0.05]
+    formats = ("png", "pdf")
+    first = write_plots(fake.store, wanted, tmp_path / "a", "last", formats=formats)
+    assert sorted(path.name for path in first) == sorted(
+        f"{stem}.{kind}"
+        for stem in ("mAP-vs-ratio", "classes-GlyphScenes-0.05", "pseudo-labels-GlyphScenes-0.05")
+        for kind in formats
+    )
+    second = write_plots(fake.store, wanted, tmp_path / "b", "last", formats=formats)
+    for a, b in zip(first, second, strict=True):
+        assert a.read_bytes() == b.read_bytes()
+        assert b"CreationDate" not in a.read_bytes()
+    # No held-out part, so nothing but the pseudo-labels can be drawn under this rule.
+    val = write_plots(fake.store, wanted, tmp_path / "c", "val")
+    assert [path.name for path in val] == ["pseudo-labels-GlyphScenes-0.05.png"]
+    empty = [item for item in fake.wanted if item["label"] == "Zero-shot"]
+    assert write_plots(fake.store, empty, tmp_path / "d", "last") == []
+
+
+def test_wrong_names(fake: Any, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="unknown figure format 'jpg'"):
+        write_plots(fake.store, [], tmp_path, "last", formats=["jpg"])
+    with pytest.raises(StoreError, match="unknown selection rule 'lst'; did you mean 'last'"):
+        write_plots(fake.store, [], tmp_path, "lst")
+    with pytest.raises(StoreError, match="unknown metric 'AP'; did you mean 'mAP'"):
+        write_plots(fake.store, [], tmp_path, "last", metric="AP")

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from results.errors import StoreError
+from results.why import why
+
+
+def test_one_run_in_full(fake: Any) -> None:
+    run_id = fake.add("CSAA", 62.43, seed=1, lr=0.01)
+    fake.add("CSAA", 64.0, seed=2, lr=0.01)
+    text = why(fake.store, run_id[:9])
+    assert why(fake.store, "csaa/GlyphScenes/5%/1") == text
+    assert why(fake.store, "CSAA/GlyphScenes/0.05/1") == text
+    for expected in (
+        run_id, "mAP 62.43", "mAP 63.43", "epoch 2", "run.py --grid x", "c" * 40, "1" * 64,
+        "d" * 64, "no uncommitted changes", "box", "torch=2.15.0", "61.5", "hyper.lr", "50.00 51.00",
+    ):  # fmt: skip
+        assert expected in text, expected
+    lines = dict(line.split(maxsplit=1) for line in text.splitlines() if line.startswith("  "))
+    assert lines["val"] == "not recorded"
+    assert lines["device"]  # of the cost; the provenance of these fake runs has none
+    assert "device                     not recorded" in text
+
+
+def test_several_runs_show_what_tells_them_apart_and_their_mean(fake: Any) -> None:
+    for seed, value in ((1, 60.0), (2, 64.0)):
+        fake.add("CSAA", value, seed=seed, lr=0.1)
+    fake.add("CSAA, no contexts", 58.0, method="csaa", lr=0.1)
+    fake.add("CSAA", None, seed=3, lr=0.1, state="failed")
+    text = why(fake.store, "csaa/GlyphScenes")
+    assert text.startswith("4 runs match")
+    assert "label=CSAA, no contexts" in text
+    assert "split_digest" not in text
+    assert "failed" in text
+    assert "CSAA on GlyphScenes at 0.05: last mAP 62.00 ± 2.83 over 2 seeds" in text
+    assert "no contexts on" not in text  # one run is no mean
+    assert why(fake.store, "CSAA, no contexts/GlyphScenes").startswith("run ")
+
+
+def test_variants_under_one_label_are_not_averaged(fake: Any) -> None:
+    fake.add("CSAA", 60.0, lr=0.1)
+    fake.add("CSAA", 64.0, lr=0.2)
+    text = why(fake.store, "csaa")
+    assert "±" not in text
+    assert "hyper.lr=0.1" in text
+
+
+def test_a_printed_number_leads_to_runs_and_means(fake: Any) -> None:
+    for seed, value in ((1, 60.04), (2, 64.0)):
+        fake.add("CSAA", value, seed=seed)
+    assert "p0.05-s1-" in why(fake.store, "60.0")
+    assert "last mAP 60.0400" in why(fake.store, "60.0")
+    mean = why(fake.store, "62.0")
+    assert "CSAA on GlyphScenes at 0.05: last mAP 62.0200 ± 2.8001 over 2 seeds" in mean
+    with pytest.raises(StoreError, match=r"no stored value or mean .* rounds to 62\.04"):
+        why(fake.store, "62.04")
+
+
+def test_runs_without_a_number(fake: Any) -> None:
+    run_id = fake.add("CSAA", None, state="failed")
+    text = why(fake.store, run_id[:8])
+    assert "failed: ValueError: NaN" in text
+    assert "there is no number yet" in text
+    assert "ratio" in text
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        ("csa/GlyphScenes", "no run of method 'csa' .* did you mean 'csaa'"),
+        ("csaa/Glyphscenes", "with dataset 'Glyphscenes'; did you mean 'GlyphScenes'"),
+        ("csaa/GlyphScenes/0.06", r"with ratio '0\.06'"),
+        ("csaa/GlyphScenes/few", "'few' is not a ratio"),
+        ("csaa/GlyphScenes/0.05/9", r"with seed '9' \(valid: 1\)"),
+        ("a/b/c/d/e", "should be method/dataset/ratio/seed"),
+        ("zzzz", "no run matches 'zzzz'"),
+        ("ffffffff", "no run matches 'ffffffff'"),
+    ],
+)
+def test_errors_name_the_nearest(fake: Any, query: str, message: str) -> None:
+    fake.add("CSAA", 60.0)
+    with pytest.raises(StoreError, match=message):
+        why(fake.store, query)
