@@ -25,9 +25,7 @@ class Scorer:
         seed: seed of the views.
     """
 
-    def __init__(
-        self, prepared: Prepared, accelerator: Accelerator, batch: int, seed: int
-    ) -> None:
+    def __init__(self, prepared: Prepared, accelerator: Accelerator, batch: int, seed: int) -> None:
         self.prepared, self.accelerator, self.batch, self.seed = prepared, accelerator, batch, seed
 
     @torch.no_grad()

@@ -13,6 +13,7 @@ import importlib.util
 import os
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,32 @@ class Grid:
         return found
 
 
+def restrict(
+    grid: Grid, ratios: Sequence[float], seeds: Sequence[int], labels: Sequence[str]
+) -> Grid:
+    """The part of a grid with some ratios, seeds and methods (by label); empty means all.
+
+    Raises:
+        UserError: a value that the grid does not have.
+    """
+    cells = grid.cells
+    for name, wanted, of in (
+        ("ratio", ratios, lambda cell: cell.ratio),
+        ("seed", seeds, lambda cell: cell.seed),
+        ("method", labels, lambda cell: cell.label),
+    ):
+        present = list(dict.fromkeys(of(cell) for cell in grid.cells))
+        for value in wanted:
+            if value not in present:
+                raise UserError(
+                    f"grid {grid.name!r} has no {name} {value!r}"
+                    f"{nearest(str(value), map(str, present))}"
+                )
+        if wanted:
+            cells = tuple(cell for cell in cells if of(cell) in wanted)
+    return dataclasses.replace(grid, cells=cells)
+
+
 def available(folder: str = "grids") -> list[str]:
     """Names of the grids (or of the recipes) that come with the package."""
     return sorted(path.stem for path in (HERE / folder).glob("*.toml"))
@@ -118,6 +145,12 @@ def load(name: str) -> Grid:
     recipe_path, recipe = _read(recipe_name, "recipes", RECIPE_KEYS)
     backbone = _backbone(table.get("backbone", recipe.get("backbone")), path.name)
     entries = [_method_entry(entry, path.name) for entry in _list(table, "methods", path.name)]
+    for entry in entries:
+        if methods.get(entry["name"]).needs_vlm and not backbone.is_vlm:
+            raise UserError(
+                f"{path.name}: method {entry['name']!r} needs a vision-language backbone "
+                f"(glyphclip or open_clip/<model>), not {backbone.name!r}"
+            )
     cells = []
     for dataset in (_dataset(entry, path.name) for entry in _list(table, "datasets", path.name)):
         for ratio in map(float, _list(table, "ratios", path.name, (int, float))):
@@ -221,7 +254,7 @@ def _method_entry(entry: str | dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def _dataset(entry: str | dict[str, Any], where: str) -> DatasetSpec:
-    table = {"name": entry} if isinstance(entry, str) else dict(entry)
+    table: dict[str, Any] = {"name": entry} if isinstance(entry, str) else dict(entry)
     fields = [field.name for field in dataclasses.fields(DatasetSpec)]
     for key in table:
         if key not in fields:
@@ -239,7 +272,7 @@ def _dataset(entry: str | dict[str, Any], where: str) -> DatasetSpec:
 def _backbone(entry: str | dict[str, Any] | None, where: str) -> BackboneSpec:
     if entry is None:
         raise UserError(f"{where}: neither the grid nor its recipe names a backbone")
-    table = {"name": entry} if isinstance(entry, str) else dict(entry)
+    table: dict[str, Any] = {"name": entry} if isinstance(entry, str) else dict(entry)
     fields = [field.name for field in dataclasses.fields(BackboneSpec)]
     for key in table:
         if key not in fields:

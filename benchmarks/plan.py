@@ -19,6 +19,7 @@ from benchmarks.grid import Cell, Grid
 from benchmarks.spec import RunSpec, digest
 from benchmarks.workspace import Workspace
 from methods.backbones import BackboneSpec, weights_digest
+from methods.base import StepMethod
 from methods.errors import UserError
 
 
@@ -112,6 +113,7 @@ def _stages(cell: Cell, prepared: Prepared, split: Split, backbone: dict[str, An
 def warmup(cell: Cell) -> tuple[str, Any] | None:
     """The labelled-only training that a run starts from: method and hyper-parameters, or None."""
     cls = methods.get(cell.method)
+    assert issubclass(cls, StepMethod)  # only these are trained
     hyper = cls.warmup_hyper(cell.hyper)
     return None if hyper is None else (cls.warmup_name or cell.method, hyper)
 

@@ -42,7 +42,13 @@ class PseudoLabelProbe:
         positive = pseudo.targets.bool() & used
         # A true label that was left out is a miss, as in CAP's recall over the whole pool.
         self.counts += torch.stack(
-            [positive & truth, positive & ~truth, truth & ~positive, used & ~positive & ~truth, used]
+            [
+                positive & truth,
+                positive & ~truth,
+                truth & ~positive,
+                used & ~positive & ~truth,
+                used,
+            ]
         ).sum(dim=1)
 
     def summary(self) -> dict[str, Any] | None:

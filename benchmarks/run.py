@@ -49,16 +49,19 @@ class _Parser(argparse.ArgumentParser):
 
 def parser() -> argparse.ArgumentParser:
     """The command line's grammar."""
-    place = argparse.ArgumentParser(add_help=False)
+    place = _Parser(add_help=False)
     place.add_argument("--data", type=Path, default=Path(os.environ.get("SSMLL_DATA", "data")),
                        help="folder of the datasets (default: $SSMLL_DATA or ./data)")  # fmt: skip
     place.add_argument("--runs", type=Path, default=Path(os.environ.get("SSMLL_RUNS", "runs")),
                        help="folder of the run store (default: $SSMLL_RUNS or ./runs)")  # fmt: skip
     place.add_argument("--workers", type=_positive, default=None, metavar="N",
                        help="worker processes (default: one a GPU, else one a core)")  # fmt: skip
-    grid = argparse.ArgumentParser(add_help=False)
+    grid = _Parser(add_help=False)
     grid.add_argument("--grid", required=True, help="a grid's name, or the path of a .toml file")
-    rule = argparse.ArgumentParser(add_help=False)
+    grid.add_argument("--ratios", type=float, nargs="+", default=[], help="only these ratios")
+    grid.add_argument("--seeds", type=int, nargs="+", default=[], help="only these seeds")
+    grid.add_argument("--methods", nargs="+", default=[], help="only these methods (by label)")
+    rule = _Parser(add_help=False)
     rule.add_argument("--rule", choices=RULES, default="last",
                       help="which epoch's number: last (EMA weights), val (held-out labels), or "
                            "oracle (best on test; not a fair number)")  # fmt: skip
@@ -122,10 +125,10 @@ def _workspace(chosen: argparse.Namespace) -> Workspace:
 
 
 def _resolved(chosen: argparse.Namespace, progress: Progress) -> tuple[Grid, list[Job]]:
-    from benchmarks.grid import load
+    from benchmarks.grid import load, restrict
     from benchmarks.plan import resolve
 
-    grid = load(chosen.grid)
+    grid = restrict(load(chosen.grid), chosen.ratios, chosen.seeds, chosen.methods)
     workers = chosen.workers or min(os.cpu_count() or 1, 8)
     return grid, resolve(grid, _workspace(chosen), progress=progress.counter, workers=workers)
 
@@ -193,6 +196,8 @@ def _prepare(chosen: argparse.Namespace) -> int:
     for name in chosen.datasets:
         spec = DatasetSpec(name=name, root=chosen.root, allow_counts=chosen.allow_counts)
         dataset = open_dataset(spec, chosen.data, progress=progress.counter(f"render {name}"))
+        for note in dataset.notes:
+            progress.line(note)
         ready = prepare(
             dataset, chosen.size, chosen.cache or _workspace(chosen).cache,
             workers=chosen.workers or min(os.cpu_count() or 1, 8),

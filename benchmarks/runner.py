@@ -168,7 +168,10 @@ class Execution:
     def _start(self, method: StepMethod, job: Job) -> None:
         """Warm-up weights where the method has a warm-up, else its own starting values."""
         if job.stages:
-            file = job.stages[0].directory(self.workspace) / f"{job.cell.recipe.warmup_weights}.safetensors"
+            file = (
+                job.stages[0].directory(self.workspace)
+                / f"{job.cell.recipe.warmup_weights}.safetensors"
+            )
             method.load_warmup(safetensors.torch.load_file(file))
         else:
             self._calibrate(method, job)
@@ -253,7 +256,9 @@ class Execution:
                 self.options.report(f"done: {stage.kind} for {job.spec.dataset} "
                                     f"p={job.spec.ratio:g} seed={job.spec.seed}")  # fmt: skip
             except Exception as error:  # recorded; the runs that need it are recorded as failed
-                self.workspace.store.write_failure(directory, lease, failure(error, self.options.launch))
+                self.workspace.store.write_failure(
+                    directory, lease, failure(error, self.options.launch)
+                )
                 self.options.report(f"failed: {stage.kind}: {type(error).__name__}: {error}")
                 return "failed"
         return "done"
@@ -285,7 +290,9 @@ class Execution:
         trainer.resume()
         trainer.fit()
         for weights, module in (("model", trainer.method), ("ema", trainer.ema.module)):
-            state = {name: value.contiguous().cpu() for name, value in module.training_state().items()}
+            state = {
+                name: value.contiguous().cpu() for name, value in module.training_state().items()
+            }
             atomic_write_bytes(directory / f"{weights}.safetensors", safetensors.torch.save(state))
         checkpoints.clear()
 
@@ -335,7 +342,9 @@ def failure(error: BaseException, launch: str) -> dict[str, Any]:
     }
 
 
-def fail_dependent(workspace: Workspace, spec: RunSpec, directory: Path, why: str, launch: str) -> None:
+def fail_dependent(
+    workspace: Workspace, spec: RunSpec, directory: Path, why: str, launch: str
+) -> None:
     """Record a run as failed because a stage that it stands on has failed."""
     lease = workspace.store.claim(directory, spec.record())
     if lease is not None:

@@ -33,7 +33,7 @@ class Diverged(RuntimeError):  # noqa: N818 - it is an outcome of a run before i
     """A loss stopped being finite; carries the step and the images of its batch."""
 
 
-class Interrupted(BaseException):  # noqa: N818 - like KeyboardInterrupt, no `except Exception` takes it
+class Interrupted(BaseException):
     """The process was asked to stop; the state has been saved."""
 
 
@@ -189,9 +189,7 @@ class Trainer:
             len(data.labelled), len(data.unlabelled) if schedule.batch_unlabelled else 0,
             schedule.batch_labelled, schedule.batch_unlabelled, seed,
         )  # fmt: skip
-        optimizer, self.scheduler = build_optimizer(
-            method, schedule, self.sampler.steps_per_epoch
-        )
+        optimizer, self.scheduler = build_optimizer(method, schedule, self.sampler.steps_per_epoch)
         self.ema = Ema(method, recipe.ema_decay)
         self.model, self.optimizer = accelerator.prepare(method, optimizer)
         self.method: StepMethod = accelerator.unwrap_model(self.model)
@@ -397,7 +395,9 @@ class Trainer:
             if self.oracle is None or found["mAP"] > self.oracle["mAP"]:
                 self.oracle = {**found, "epoch": epoch, "weights": weights}
         if len(self.data.held_out):
-            held = self.scorer.scores(self.ema.module.predict, "train", self.data.held_out, "test", 0)
+            held = self.scorer.scores(
+                self.ema.module.predict, "train", self.data.held_out, "test", 0
+            )
             score = self.summarise_val(held)["mAP"]
             row["mAP_val"] = score
             if self.val is None or score > self.val["val_mAP"]:

@@ -28,6 +28,18 @@ EXIT_INTERRUPTED = 75
 _stop = False
 
 
+def _stopping(launcher: int) -> bool:
+    """Asked to stop, or the launcher that would have asked is gone."""
+    return _stop or os.getppid() != launcher
+
+
+def _report(line: str) -> None:
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:  # the launcher is gone; `_stopping` sees it at the next step
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - until the end
+
+
 def _on_signal(number: int, frame: FrameType | None) -> None:
     global _stop
     if _stop:  # a second signal does not wait for the step to end
@@ -73,7 +85,7 @@ class Worker:
         while self.pending:
             progressed = False
             for task in list(self.pending):
-                if _stop:
+                if self.execution.options.should_stop():
                     raise Interrupted
                 if self._take(*task):
                     self.pending.remove(task)
@@ -106,6 +118,7 @@ class Worker:
 def main() -> int:
     """Entry point of `python -m benchmarks.worker PLAN`."""
     plan: dict[str, Any] = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    launcher = os.getppid()
     signal.signal(signal.SIGINT, _on_signal)
     signal.signal(signal.SIGTERM, _on_signal)
     torch.set_num_threads(plan["threads"])
@@ -123,7 +136,7 @@ def main() -> int:
         return 2
     options = Options(
         checkpoint_seconds=plan["checkpoint_seconds"], launch=plan["launch"],
-        report=lambda line: print(line, flush=True), should_stop=lambda: _stop,
+        report=_report, should_stop=lambda: _stopping(launcher),
     )  # fmt: skip
     # accelerate keeps its precision in process-wide state: runs of one precision at a time.
     try:

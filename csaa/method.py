@@ -7,7 +7,7 @@ task identifies contexts, clusters of co-occurring labels, on labelled and unlab
 
 What differs from the official code: there is none that we could find, and the full text was not
 available either. `csaa/README.md` says statement by statement what comes from the paper and what is
-our reading; each open choice is a field of `Hyper`. Pseudo-labels and their schedule follow the same
+our reading; each open choice is a field of `CSAAHyper`. Pseudo-labels and their schedule follow the same
 authors' CAP code (methods.md C1), the local features DualCoOp's re-formulation of the attention pool.
 
 Expected score: none is known. Cost: one trainable forward and backward pass of the image tower per
@@ -26,17 +26,17 @@ from torch import Tensor, nn
 
 from csaa.contexts import Affinity, context_targets, label_contexts
 from csaa.model import AlignmentClassifier, Features, Reading
-from methods.backbones import Backbone
 from methods.base import Batch, Pool, PseudoLabels, StepMethod, StepOutput, Task
 from methods.classifiers import calibrated_bias
 from methods.errors import UserError
 from methods.losses import asymmetric_loss, binary_cross_entropy
 from methods.registry import register
 from methods.thresholds import class_distribution_pseudo_labels, fixed_pseudo_labels
+from methods.vlm import VisionLanguageModel
 
 
 @dataclass(frozen=True)
-class Hyper:
+class CSAAHyper:
     """Hyper-parameters; [P] fixed by the paper, [G] its group's code, [I] our reading.
 
     Attributes:
@@ -110,11 +110,16 @@ class CSAA(StepMethod):
 
     name = "csaa"
     version = 1
-    Hyper = Hyper
+    Hyper = CSAAHyper
     needs_vlm = True
     uses_unlabelled = True
 
-    def __init__(self, backbone: Backbone, task: Task, hyper: Hyper) -> None:
+    hyper: CSAAHyper
+    contexts: Tensor
+    frequencies: Tensor
+    context_frequencies: Tensor
+
+    def __init__(self, backbone: VisionLanguageModel, task: Task, hyper: CSAAHyper) -> None:
         super().__init__(backbone, task, hyper)
         classes = len(task.classes)
         if hyper.freeze_visual:
@@ -133,9 +138,7 @@ class CSAA(StepMethod):
         for part, width in (("class", classes), ("context", hyper.num_contexts)):
             size = task.num_unlabelled if self._teaches(part) else 0
             for kind in ("targets", "mask"):
-                self.register_buffer(
-                    f"{part}_{kind}", torch.zeros(size, width, dtype=torch.bool)
-                )
+                self.register_buffer(f"{part}_{kind}", torch.zeros(size, width, dtype=torch.bool))
         if hyper.context_weight:
             contexts = torch.from_numpy(
                 label_contexts(task.labels, hyper.num_contexts, task.seed, hyper.affinity)
@@ -219,7 +222,7 @@ class CSAA(StepMethod):
             logits: (n_l, K) of the labelled images with the present bias.
         """
         with torch.no_grad():
-            self.classifier.bias += calibrated_bias(logits, self.frequencies)
+            self.classifier.bias.add_(calibrated_bias(logits, self.frequencies))
 
     def wants_pool(self, epoch: int) -> bool:
         """Pseudo-labels are made anew once per epoch, as in CAP."""
@@ -259,13 +262,13 @@ class CSAA(StepMethod):
         return self.classifier(images)[0].float()
 
     @classmethod
-    def warmup_hyper(cls, hyper: Hyper) -> Hyper:
+    def warmup_hyper(cls, hyper: CSAAHyper) -> CSAAHyper:
         """The labelled-only training that the warm-up stage runs: no pseudo-labels.
 
         Fields that only steer the use of unlabelled images take their defaults, so that every
         variant with the same classifier and context task starts from the same checkpoint.
         """
-        default = Hyper()
+        default = CSAAHyper()
         unread = ("eta_pos", "eta_neg", "fixed_pos", "fixed_neg", "unlabelled_weight",
                   "context_images", "context_labels")  # fmt: skip
         kept = {name: getattr(default, name) for name in unread}

@@ -7,7 +7,7 @@ are our reading (A2.2); the readings the paper leaves open are the values of `Re
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -71,11 +71,15 @@ class AlignmentClassifier(nn.Module):
 
     def texts(self) -> dict[str, Tensor]:
         """Unit text features (K, d) of every prompt role."""
-        features = encode_together(list(self.prompts.values()))
+        features = encode_together([self.prompt(role) for role in self.prompts])
         return {
             role: F.normalize(found.float(), dim=-1)
             for role, found in zip(self.prompts, features, strict=True)
         }
+
+    def prompt(self, role: str) -> LearntPrompts:
+        """The learnt prompt of a role."""
+        return cast(LearntPrompts, self.prompts[role])
 
     def label_features(self, local: Tensor, semantic: Tensor) -> Tensor:
         """Label-specific features.

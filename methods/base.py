@@ -246,6 +246,20 @@ class StepMethod(nn.Module):
         state = self.state_dict()
         return {name: value for name, value in state.items() if name not in self.frozen_names}
 
+    def load_training_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take what `training_state` returned, of this very method.
+
+        Raises:
+            ValueError: a name is unknown, or one that is not a frozen parameter is missing.
+        """
+        missing, unknown = self.load_state_dict(state, strict=False)
+        missing = [name for name in missing if name not in self.frozen_names]
+        if missing or unknown:
+            raise ValueError(
+                f"the saved state does not fit {type(self).name!r}: missing {missing[:3]}, "
+                f"unknown {unknown[:3]}"
+            )
+
     def load_warmup(self, state: Mapping[str, Tensor]) -> None:
         """Take the `training_state` of the trained warm-up.
 

@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from methods.base import Batch, StepMethod, StepOutput, Task, full_precision, trainable
-from methods.errors import check_range
+from methods.errors import UserError, check_range
 from methods.losses import pair_asymmetric_loss
 from methods.prompts import LearntPrompts, encode_together
 from methods.registry import register
@@ -45,6 +45,9 @@ class DualCoOpHyper:
 
     Attributes:
         context_length: learnt tokens in front of the class name.
+        positive_words: words that the positive context starts from, as CoOp's CTX_INIT; their tokens
+            replace ``context_length``; empty for the official N(0, 0.02²).
+        negative_words: the same for the negative context; other words, or both start equal.
         class_specific: a context of its own for every class; the authors advise shared contexts
             when labels are scarce.
         locations: "code": attention-pool locations with the mean token and the positional
@@ -62,6 +65,8 @@ class DualCoOpHyper:
     """
 
     context_length: int = 16
+    positive_words: str = ""
+    negative_words: str = ""
     class_specific: bool = False
     locations: Literal["code", "plain"] = "code"
     gamma_pos: float = 1.0
@@ -76,6 +81,11 @@ class DualCoOpHyper:
     def __post_init__(self) -> None:
         check_range("dualcoop.clip", self.clip, 0, 1)
         check_range("dualcoop.loss_weight", self.loss_weight, 0)
+        if self.positive_words and self.positive_words == self.negative_words:
+            raise UserError(
+                f"dualcoop: both contexts start from {self.positive_words!r} and would cancel; "
+                "give negative_words of its own"
+            )
 
 
 @register
@@ -97,8 +107,9 @@ class DualCoOp(StepMethod):
                 length=hyper.context_length,
                 class_specific=hyper.class_specific,
                 seed=2 * task.seed + place,
+                words=words,
             )
-            for place in (0, 1)
+            for place, words in enumerate((hyper.positive_words, hyper.negative_words))
         )
 
     def param_groups(self) -> list[dict[str, Any]]:

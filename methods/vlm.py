@@ -229,7 +229,7 @@ def load_open_clip(spec: BackboneSpec, resolution: int) -> VisionLanguageModel:
         model,
         tokenizer,
         resolution,
-        description=f"{spec.name} ({spec.weights or spec.file or 'random weights'})",
+        description=f"{spec.name} ({_weights_name(spec)})",
         mean=spec.mean,
         std=spec.std,
         scale=spec.scale,
@@ -260,6 +260,11 @@ def tag_file(spec: BackboneSpec) -> Path:
             f"cannot fetch the weights {spec.weights!r} of {spec.model} ({reason}); on a machine "
             f"with a network fetch {source!r}, copy the file here and set weights to its path"
         ) from error
+
+
+def _weights_name(spec: BackboneSpec) -> str:
+    default = "embedded weights" if spec.name == "glyphclip" else "random weights"
+    return spec.weights or default
 
 
 def _load_file(model: nn.Module, path: Path) -> None:

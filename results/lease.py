@@ -248,24 +248,31 @@ def _create(path: Path, data: bytes) -> bool:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        try:
-            os.link(temporary, path)  # the lease appears together with its content
-        except FileExistsError:
-            return False
-        except OSError:
-            # No hard links here. The lease is empty for a moment, in which it counts as held.
             try:
-                descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+                os.link(temporary, path)  # the lease appears together with its content
             except FileExistsError:
-                return False
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+                # A network disk may repeat a request whose answer was lost: two names mean
+                # success. (A winner that sweeps temporary files leaves none.)
+                if os.fstat(file.fileno()).st_nlink != 2:
+                    return False
+            except OSError:
+                return _create_without_links(path, data)
     finally:
         with suppress(FileNotFoundError):
             os.unlink(temporary)
     fsync_directory(path.parent)
+    return True
+
+
+def _create_without_links(path: Path, data: bytes) -> bool:
+    """As `_create`, but the file is empty for a moment, in which a lease counts as held."""
+    try:
+        with open(path, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except FileExistsError:
+        return False
     return True
 
 

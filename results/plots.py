@@ -1,6 +1,6 @@
 """Figures: a metric against the labelled share, AP per class, pseudo-label quality over epochs.
 
-Colours come from the Okabe-Ito set and every method has its own marker as well, so the figures
+Colours start with the Okabe-Ito set and every method has its own marker as well, so the figures
 survive colour blindness and grey print. A method has the same colour and marker in all figures of a
 call. Files carry no dates: the same numbers give the same bytes with the same Matplotlib.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import re
+import textwrap
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -26,9 +27,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe & Ito (2008), without black and with the pale yellow last; then darker extras.
+# Okabe & Ito (2008) without black and the pale yellow, then four that differ in lightness.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195", "#6B6B6B",
-           "#8C564B", "#F0E442")  # fmt: skip
+           "#8C564B", "#9C9A00")  # fmt: skip
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h")
 GROUP_SHADES = {"head": "#EFEFEF", "medium": "#FFFFFF", "tail": "#EFEFEF"}
 Style = dict[str, dict[str, Any]]
@@ -162,12 +163,12 @@ def ratio_figure(runs: pd.DataFrame, rule: str, metric: str, style: Style) -> Fi
     axes[0].set_ylabel(f"{metric} (%)")
     _legend(figure, axes)
     seeds = runs.groupby(["label", "dataset", "ratio"])["seed"].nunique()
-    count = str(seeds.max()) if seeds.min() == seeds.max() else f"{seeds.min()} to {seeds.max()}"
-    _caption(
-        figure,
-        f"selection rule: {rule} ({RULE_TEXT[rule]}); mean and standard deviation over {count} "
-        f"seed{'' if count == '1' else 's'}, points: single seeds",
-    )
+    few, many = int(seeds.min()), int(seeds.max())
+    spread = "one seed"
+    if many > 1:
+        count = f"{many}" if few == many else f"{few} to {many}"
+        spread = f"mean and standard deviation over {count} seeds, points: single seeds"
+    _caption(figure, f"selection rule: {rule} ({RULE_TEXT[rule]}); {spread}")
     return figure
 
 
@@ -321,7 +322,8 @@ def _legend(figure: Figure, axes: Sequence[Axes]) -> None:
 
 
 def _caption(figure: Figure, text: str) -> None:
-    figure.supxlabel(text, fontsize=7.5, color="#555555")
+    width = int(15 * figure.get_figwidth())  # letters of this size that fit
+    figure.supxlabel(textwrap.fill(text, width), fontsize=7.5, color="#555555")
 
 
 def _rendered(draw: Callable[[], Figure], kind: str) -> bytes:

@@ -89,8 +89,8 @@ def _one(store: RunStore, run: Path) -> str:
     digests = {name: value for name, value in spec.items() if _DIGEST.match(str(value))}
     lines += _section("hashes of data, split and weights", digests)
     lines += _section("spec", {name: spec[name] for name in spec if name not in digests})
-    shown = {"run_id", "spec", "metrics", "classes", "cost", "provenance", "finished"}
-    lines += _section("also recorded", {k: v for k, v in result.items() if k not in shown})
+    printed = {"run_id", "spec", "metrics", "classes", "cost", "provenance", "finished"}
+    lines += _section("also recorded", {k: v for k, v in result.items() if k not in printed})
     rows = store.epochs(run)
     if rows:
         curve = " ".join(_number(row.get("mAP_ema")) for row in rows)

@@ -37,10 +37,10 @@ def test_label_and_key_order_are_not_in_the_identity():
 
 
 def test_identity_is_the_same_in_another_process():
-    program = (
-        "from tests.test_spec import spec; print(spec().run_id)"
+    program = "from tests.test_spec import spec; print(spec().run_id)"
+    out = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
-    out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == spec().run_id
 
 

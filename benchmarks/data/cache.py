@@ -13,13 +13,10 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +24,9 @@ import numpy as np
 import PIL
 from numpy.typing import ArrayLike, NDArray
 
-from benchmarks.data.decode import RESIZE, Chunk, Decoded, chunks_of, decode_chunk, start_process
+from benchmarks.data.decode import RESIZE, Chunk, chunks_of
 from benchmarks.data.locks import exclusive
+from benchmarks.data.pool import decode
 from benchmarks.data.types import Dataset
 from methods.errors import UserError
 from results.files import atomic_write_bytes, atomic_write_json, fsync_directory, remove_temporaries
@@ -203,7 +201,7 @@ class _Builder:
         self._report()
         unreadable: list[tuple[Path, str]] = []
         try:
-            for decoded in self._decoded(pending, workers):
+            for decoded in decode(pending, workers):
                 unreadable += decoded.unreadable
                 if decoded.sha256:
                     chunk = decoded.chunk
@@ -253,25 +251,6 @@ class _Builder:
                 f"{self.directory}: the cache needs {need / 2**30:.1f} GiB more, the disk has "
                 f"{free / 2**30:.1f} GiB left; make room or choose another folder for the cache"
             )
-
-    def _decoded(self, pending: Sequence[Chunk], workers: int) -> Iterator[Decoded]:
-        if workers <= 1 or len(pending) <= 1:
-            yield from map(decode_chunk, pending)
-            return
-        # "spawn": the caller may have threads (torch), which "fork" does not survive reliably.
-        pool = ProcessPoolExecutor(
-            min(workers, len(pending)), mp_context=get_context("spawn"), initializer=start_process
-        )
-        try:
-            for job in as_completed([pool.submit(decode_chunk, chunk) for chunk in pending]):
-                yield job.result()
-        except BrokenProcessPool:
-            raise UserError(
-                f"{self.directory}: a decoding process died (out of memory?); run again with fewer "
-                "workers, finished parts are kept"
-            ) from None
-        finally:
-            pool.shutdown(cancel_futures=True)
 
     def _unreadable(self, found: list[tuple[Path, str]]) -> UserError:
         found.sort()

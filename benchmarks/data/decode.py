@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pickle
 import signal
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from multiprocessing import connection, parent_process
 from pathlib import Path
 
 import numpy as np
@@ -112,23 +111,6 @@ def decode_chunk(chunk: Chunk) -> Decoded:
     return Decoded(chunk, hashlib.sha256(pixels.data).hexdigest(), ())
 
 
-def start_process() -> None:
-    """Prepare a decoding process: Ctrl-C is the parent's business, and it dies with the parent.
-
-    Without the second, a killed parent leaves its processes waiting for work forever.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = parent_process()
-    if parent is None:
-        return
-
-    def watch(sentinel: int) -> None:
-        connection.wait([sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, args=(parent.sentinel,), daemon=True).start()
-
-
 def chunks_of(
     split: str, paths: Sequence[Path], size: int, file: Path, images_per_chunk: int
 ) -> list[Chunk]:
@@ -139,3 +121,26 @@ def chunks_of(
               size, file, start * bytes_per_image)
         for start in range(0, len(paths), images_per_chunk)
     ]  # fmt: skip
+
+
+def serve() -> None:
+    """Decode chunks that come pickled on standard input until it ends; what `pool.decode` starts.
+
+    It ends when the parent ends, however that happens: the pipe is then closed. Ctrl-C is the
+    parent's business.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    orders, answers = os.fdopen(0, "rb"), os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # nothing that a library prints may get between the answers
+    while True:
+        try:
+            chunk = pickle.load(orders)
+        except EOFError:
+            return
+        answer: Decoded | OSError
+        try:
+            answer = decode_chunk(chunk)
+        except OSError as error:
+            answer = error
+        pickle.dump(answer, answers)
+        answers.flush()

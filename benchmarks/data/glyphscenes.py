@@ -14,6 +14,7 @@ of Pillow). On disk the data set looks like COCO: JPEG files and "instances" JSO
 
 from __future__ import annotations
 
+import colorsys
 import hashlib
 import io
 import json
@@ -40,6 +41,8 @@ SPLITS = {"train": 4000, "test": 1500}
 MIN_VISIBLE = 0.35
 """Smallest visible fraction of an object's area at which it counts as a label."""
 JPEG_QUALITY = 88
+TYPICAL = 0.7
+"""Probability that an object has the typical hue of its class."""
 
 # name, code point, frequency rank (0 = most frequent); the ranks mix heads and tails in a context.
 _CONTEXTS: dict[str, tuple[tuple[str, int, int], ...]] = {
@@ -272,28 +275,35 @@ def _shape_mask(draw: _Draw, text: str, extent: int, tilt: float) -> Image.Image
 
 
 def _background(draw: _Draw) -> Image.Image:
-    """Smooth colour field, often with a finer texture or stripes on top."""
+    """Calm, muted colour field, often with a faint texture or stripes on top."""
+    base = np.array(_muted(draw), dtype=np.int32)
     cells = draw.integer(2, 4)
     field = draw.rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8)
-    if draw.chance(0.6):  # little variation around one colour
-        base = np.array(draw.colour(), dtype=np.int32)
-        field = ((field.astype(np.int32) + 3 * base) // 4).astype(np.uint8)
+    # Little variation around one colour, so that objects stand out by shape and by colour.
+    share = draw.integer(4, 9)
+    field = ((field.astype(np.int32) + share * base) // (share + 1)).astype(np.uint8)
     image = Image.fromarray(field).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
     kind = draw.uniform()
-    if kind < 0.5:
-        cells = draw.integer(8, 40)
+    if kind < 0.4:
+        cells = draw.integer(8, 32)
         texture = draw.rng.integers(0, 256, (cells, cells), dtype=np.uint8)
         texture_image = Image.fromarray(texture).resize((SIZE, SIZE), Image.Resampling.BILINEAR)
-        strength = draw.integer(16, 72)
+        strength = draw.integer(10, 36)
         mask = texture_image.point([value * strength // 255 for value in range(256)])
         image.paste(draw.colour(), (0, 0), mask)
-    elif kind < 0.75:
+    elif kind < 0.6:
         pen = ImageDraw.Draw(image)
-        step, slope = draw.integer(7, 26), draw.integer(-SIZE, SIZE)
-        colour = _near(draw, image.getpixel((64, 64)), 45)
+        step, slope = draw.integer(9, 26), draw.integer(-SIZE, SIZE)
+        colour = _near(draw, image.getpixel((64, 64)), 18)
         for x in range(-SIZE, 2 * SIZE, step):
             pen.line((x, 0, x + slope, SIZE), fill=colour, width=max(1, step // 3))
     return image
+
+
+def _muted(draw: _Draw) -> tuple[int, int, int]:
+    """Random colour of little saturation."""
+    level, spread = draw.integer(20, 235), 22
+    return _near(draw, (level, level, level), spread)
 
 
 def _near(draw: _Draw, colour: Any, spread: int) -> tuple[int, int, int]:
@@ -308,20 +318,35 @@ def _luminance(colour: Any) -> int:
 
 
 def _contrasting(draw: _Draw, other: Any) -> tuple[int, int, int]:
-    """Random colour whose luminance differs from another's by at least 35 to 80 levels."""
-    needed = draw.integer(35, 80)
+    """Random colour whose luminance differs from another's by at least 60 levels."""
     colour = draw.colour()
     for _ in range(20):
-        if abs(_luminance(colour) - _luminance(other)) >= needed:
+        if abs(_luminance(colour) - _luminance(other)) >= 60:
             return colour
         colour = draw.colour()
     return (250, 250, 250) if _luminance(other) < 128 else (8, 8, 8)
 
 
+def _own_colour(draw: _Draw, name: str, other: Any) -> tuple[int, int, int]:
+    """Colour of an object: near the typical hue of its class, or any, and never lost in `other`.
+
+    Five classes share a hue: colour narrows a class down and shape decides, as with real things.
+    """
+    if not draw.chance(TYPICAL):
+        return _contrasting(draw, other)
+    hue = (class_names().index(name) * 3 % 8) / 8 + draw.uniform(-0.04, 0.04)
+    saturation = draw.uniform(0.65, 1.0)
+    red, green, blue = colorsys.hsv_to_rgb(hue % 1.0, saturation, 1.0)
+    top = max(1, _luminance((255 * red, 255 * green, 255 * blue)))
+    levels = [draw.integer(90, 255) for _ in range(6)]
+    level = max(levels, key=lambda value: abs(top * value // 255 - _luminance(other)))
+    return (int(red * level), int(green * level), int(blue * level))
+
+
 def _clutter(draw: _Draw, image: Image.Image) -> None:
     """Strokes, blobs and characters that are no class, behind the objects."""
     pen = ImageDraw.Draw(image)
-    for _ in range(draw.integer(0, 6)):
+    for _ in range(draw.integer(0, 4)):
         x, y = draw.integer(-10, SIZE), draw.integer(-10, SIZE)
         kind = draw.uniform()
         if kind < 0.45:
@@ -370,17 +395,17 @@ def render(seed: int, index: int, split: str) -> tuple[Image.Image, list[GlyphOb
     Args:
         seed: seed of the data set.
         index: index of the image in its split, from 0.
-        split: any word. "pretrain" has flatter class frequencies than the splits on disk, and
-            every second image shows one or two large objects and nothing else, as icons on the
-            web do.
+        split: any word. Two words are special, for pre-training: class frequencies are flatter
+            and "icons" shows one or two large objects and nothing else; in "pretrain" 30 per cent
+            of the images do.
 
     Returns:
         The RGB image of 128 x 128 pixels and all drawn objects in drawing order, hidden ones
         included: those with ``is_label`` are the labels.
     """
     draw = _Draw(seed, split, index)
-    names = _scene_classes(draw, flat=split == "pretrain")
-    icon = split == "pretrain" and draw.chance(0.5)
+    names = _scene_classes(draw, flat=split in ("pretrain", "icons"))
+    icon = split == "icons" or (split == "pretrain" and draw.chance(0.3))
     image = _background(draw)
     if icon:
         names = names[: 2 if draw.chance(0.25) else 1]
@@ -390,14 +415,14 @@ def render(seed: int, index: int, split: str) -> tuple[Image.Image, list[GlyphOb
     full: list[int] = []
     taken: list[tuple[int, int, int, int]] = []
     for name in names:
-        smallest, largest = (36, 96) if icon else (18, 62 if len(names) < 4 else 50)
+        smallest, largest = (40, 100) if icon else (24, 60 if len(names) < 4 else 52)
         value = draw.uniform()
         # The product favours small objects.
         extent = smallest + int((largest - smallest) * value * (0.4 + 0.6 * value))
-        mask = _shape_mask(draw, name, extent, 40.0)
+        mask = _shape_mask(draw, name, extent, 25.0)
         x, y = _place(draw, mask.size, taken)
         taken.append((x, y, x + mask.width, y + mask.height))
-        cover = _draw_object(draw, image, mask, x, y)
+        cover = _draw_object(draw, image, name, mask, x, y)
         for earlier in shown:
             earlier.paste(0, (x, y), cover)
         visible = Image.new("L", (SIZE, SIZE))
@@ -408,7 +433,7 @@ def render(seed: int, index: int, split: str) -> tuple[Image.Image, list[GlyphOb
         _occlude(draw, image, shown, taken)
     if draw.chance(0.15):
         image = image.filter(ImageFilter.GaussianBlur(0.5 + 0.5 * draw.integer(0, 1)))
-    noise = draw.integer(0, 22)
+    noise = draw.integer(0, 12)
     grain = draw.rng.integers(-noise, noise + 1, (SIZE, SIZE), dtype=np.int16)
     pixels = np.clip(np.asarray(image).astype(np.int16) + grain[:, :, None], 0, 255)
     objects = []
@@ -421,7 +446,7 @@ def render(seed: int, index: int, split: str) -> tuple[Image.Image, list[GlyphOb
 
 
 def _draw_object(
-    draw: _Draw, image: Image.Image, mask: Image.Image, x: int, y: int
+    draw: _Draw, image: Image.Image, name: str, mask: Image.Image, x: int, y: int
 ) -> Image.Image:
     """Paint one object; return the mask of everything that it covers."""
     centre = (min(127, max(0, x + mask.width // 2)), min(127, max(0, y + mask.height // 2)))
@@ -444,13 +469,11 @@ def _draw_object(
         behind = _contrasting(draw, behind)
         image.paste(behind, (x, y), cover)
     ink = mask
-    if draw.chance(0.2):
-        ink = ink.filter(ImageFilter.GaussianBlur(1))
-    if draw.chance(0.3):  # translucent
-        strength = draw.integer(130, 230)
+    if draw.chance(0.15):  # translucent
+        strength = draw.integer(180, 240)
         ink = ink.point([value * strength // 255 for value in range(256)])
-    colour = _contrasting(draw, behind)
-    if draw.chance(0.25):  # two colours, one growing into the other from top to bottom
+    colour = _own_colour(draw, name, behind)
+    if draw.chance(0.15):  # two colours, one growing into the other from top to bottom
         ramp = Image.linear_gradient("L").resize(mask.size)
         second = Image.new("RGB", mask.size, _contrasting(draw, behind))
         second.paste(colour, (0, 0), ramp)
@@ -468,7 +491,7 @@ def _occlude(
 ) -> None:
     """Cover a part of some objects with bars and blobs; the first object is never a target."""
     for target in taken[1:]:
-        if not draw.chance(0.35):
+        if not draw.chance(0.25):
             continue
         left, top, right, bottom = target
         across, down = draw.integer(5, max(6, right - left)), draw.integer(5, max(6, bottom - top))
@@ -533,7 +556,8 @@ def _render_part(folder: str, seed: int, split: str, start: int, stop: int) -> l
 def _annotations(seed: int, split: str, found: list[dict[str, Any]]) -> dict[str, Any]:
     """COCO "instances" of a split."""
     ids = category_ids()
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for entry in found:
         number = entry["index"] + 1
         name = f"{number:06d}.jpg"
@@ -668,7 +692,7 @@ def contact_sheet(path: Path, *, seed: int = 0, split: str = "train", columns: i
         names = list(dict.fromkeys(o.name for o in objects if o.is_label))
         lines = [", ".join(names[:2]), ", ".join(names[2:])]
         for row, line in enumerate(lines):
-            pen.text((x, y + SIZE + 1 + 12 * row), line[:30], font=font, fill=(0, 0, 0))
+            pen.text((x, y + SIZE + 1 + 12 * row), line[:26], font=font, fill=(0, 0, 0))
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     sheet.quantize(200, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)

@@ -6,6 +6,7 @@ import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import current_process
 from pathlib import Path
 
 from methods.errors import UserError
@@ -21,7 +22,14 @@ def exclusive(path: Path) -> Iterator[None]:
 
     Raises:
         UserError: the folder cannot be written to, or its file system has no locks.
+        RuntimeError: called from a main module that a child process imports again; the child would
+            wait for its parent, which waits for the child.
     """
+    if getattr(current_process(), "_inheriting", False):  # what multiprocessing itself asks
+        raise RuntimeError(
+            "a script that starts processes is imported again by each of them: put its work under "
+            "`if __name__ == '__main__':`"
+        )
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:

@@ -33,25 +33,26 @@ def hflip(images: Tensor) -> Tensor:
     return images.flip(-1)
 
 
-def fill_rectangle(images: Tensor, box: Tensor, colour: Tensor) -> Tensor:
-    """Fill one rectangle per image.
+def fill_rectangle_(images: Tensor, box: Tensor, colour: Tensor) -> Tensor:
+    """Fill one rectangle per image, in place.
 
     Args:
-        images: (n, 3, H, W) uint8.
+        images: (n, 3, H, W) uint8, changed.
         box: (n, 4) rows (top, bottom, left, right), the ends exclusive, clipped to the image here.
         colour: (n, 3) or (1, 3) uint8.
 
     Returns:
-        (n, 3, H, W) uint8.
+        The images.
     """
     height, width = images.shape[-2:]
     rows = torch.arange(height, device=images.device)
     columns = torch.arange(width, device=images.device)
     top, bottom, left, right = (box[:, k, None] for k in range(4))
-    inside_y = (rows >= top) & (rows < bottom)
-    inside_x = (columns >= left) & (columns < right)
-    inside = _bits(inside_y[:, None, :, None] & inside_x[:, None, None, :])
-    return (images & ~inside) | (colour[:, :, None, None] & inside)
+    inside_y = _bits((rows >= top) & (rows < bottom))[:, None, :, None]
+    inside_x = _bits((columns >= left) & (columns < right))[:, None, None, :]
+    inside = inside_y & inside_x
+    filling = (colour[:, :, None, None] & inside_x) & inside_y
+    return images.bitwise_and_(inside.bitwise_not_()).bitwise_or_(filling)
 
 
 def invert(images: Tensor, params: Tensor) -> Tensor:
@@ -71,7 +72,7 @@ def cutout(images: Tensor, params: Tensor) -> Tensor:
         (params[:, 1] - half, params[:, 1] + half, params[:, 2] - half, params[:, 2] + half), dim=1
     )
     colour = torch.tensor([CUTOUT_FILL], dtype=torch.uint8, device=images.device)
-    return fill_rectangle(images, box, colour)
+    return fill_rectangle_(images.clone(), box, colour)
 
 
 def posterize(images: Tensor, params: Tensor) -> Tensor:
@@ -203,21 +204,19 @@ def rotate(images: Tensor, params: Tensor) -> Tensor:
     n, _, height, width = images.shape
     angle = -torch.deg2rad(params[:, 0])
     cos, sin = torch.cos(angle), torch.sin(angle)
-    centre_x, centre_y = width / 2, height / 2
-    offset_x = centre_x - cos * centre_x - sin * centre_y
-    offset_y = centre_y + sin * centre_x - cos * centre_y
+    # Source x and y as (per column, per row, at pixel (0, 0)); pixels are sampled at their centres.
+    half_x, half_y = (width - 1) / 2, (height - 1) / 2
+    start_x = width / 2 - cos * half_x - sin * half_y
+    start_y = height / 2 + sin * half_x - cos * half_y
+    matrix = torch.stack((cos, sin, start_x, -sin, cos, start_y), dim=1)
+    fixed = torch.floor(matrix * 65536.0 + 0.5).to(torch.int32)[:, :, None, None]
     rows = torch.arange(height, dtype=torch.int32, device=images.device)[:, None]
     columns = torch.arange(width, dtype=torch.int32, device=images.device)
-
-    def coordinate(per_column: Tensor, per_row: Tensor, offset: Tensor, size: int) -> Tensor:
-        start = _fixed(offset + per_column * 0.5 + per_row * 0.5)
-        along_rows = start[:, None, None] + _fixed(per_row)[:, None, None] * rows
-        along_columns = _fixed(per_column)[:, None, None] * columns
-        return ((along_rows + along_columns) >> 16).clamp_(-1, size).add_(1)
-
+    x = (fixed[:, 2] + fixed[:, 1] * rows) + fixed[:, 0] * columns
+    y = (fixed[:, 5] + fixed[:, 4] * rows) + fixed[:, 3] * columns
     # A frame of one grey pixel takes everything that comes from outside.
-    x = coordinate(cos, sin, offset_x, width)
-    y = coordinate(-sin, cos, offset_y, height)
+    x = (x >> 16).clamp_(-1, width).add_(1)
+    y = (y >> 16).clamp_(-1, height).add_(1)
     source = y.mul_(width + 2).add_(x).long().view(n, 1, height * width)
     framed = F.pad(images, (1, 1, 1, 1), value=GREY).flatten(2)
     return framed.gather(2, source.expand(n, 3, height * width)).view(images.shape)
@@ -274,7 +273,3 @@ def _blend(base: Tensor, images: Tensor, params: Tensor) -> Tensor:
 
 def _clip(values: Tensor) -> Tensor:
     return values.clamp_(0, 255).to(torch.uint8)
-
-
-def _fixed(values: Tensor) -> Tensor:
-    return torch.floor(values * 65536.0 + 0.5).to(torch.int32)

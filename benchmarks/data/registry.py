@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Callable
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -136,23 +137,33 @@ def _check_counts(
 # -- readers -----------------------------------------------------------------------------------
 
 
-def _glyphscenes(root: Path, progress: Progress | None, workers: int | None) -> _Contents:
-    from benchmarks.data import glyphscenes  # its renderer is needed by nobody else
+def _glyphscenes(seed: int) -> Callable[..., _Contents]:
+    """Reader of the rendering with a seed, which renders it first where it is absent."""
 
-    folder = root / "glyphscenes"
-    splits = [(folder / "annotations" / f"instances_{split}.json", folder / "images" / split)
-              for split in ("train", "test")]  # fmt: skip
-    # The annotations are written last: where they are, nothing is left to do, and the folder may
-    # be one that this user cannot write to.
-    rendered = all(file.is_file() for file, _ in splits)
-    if not rendered:
-        root.mkdir(parents=True, exist_ok=True)
-    with nullcontext() if rendered else exclusive(root / ".glyphscenes.lock"):
-        try:
-            glyphscenes.write(root, workers=workers, progress=progress)
-        except ValueError as error:  # another version's files are there
-            raise UserError(str(error)) from None
-    return _instances(*splits)
+    def read(root: Path, progress: Progress | None, workers: int | None) -> _Contents:
+        from benchmarks.data import glyphscenes  # its renderer is needed by nobody else
+
+        folder = root / "glyphscenes"
+        splits = [(folder / "annotations" / f"instances_{split}.json", folder / "images" / split)
+                  for split in ("train", "test")]  # fmt: skip
+        # The annotations are written last: where they are, nothing is left to do, and the folder
+        # may be one that this user cannot write to.
+        rendered = all(file.is_file() for file, _ in splits)
+        if not rendered:
+            root.mkdir(parents=True, exist_ok=True)
+        with nullcontext() if rendered else exclusive(root / ".glyphscenes.lock"):
+            try:
+                glyphscenes.write(root, seed=seed, workers=workers, progress=progress)
+            except ValueError as error:  # another version's or seed's files are there
+                raise UserError(str(error)) from None
+            except BrokenProcessPool:
+                raise UserError(
+                    f"{folder}: a rendering process died: out of memory, or the script that called "
+                    "this does not have its work under `if __name__ == '__main__':`"
+                ) from None
+        return _instances(*splits)
+
+    return read
 
 
 def _coco2014(root: Path, progress: Progress | None, workers: int | None) -> _Contents | None:
@@ -214,7 +225,9 @@ _VOC = "http://host.robots.ox.ac.uk/pascal/VOC"
 _COCO = "http://images.cocodataset.org"
 
 _READERS: dict[str, _Reader] = {
-    "glyphscenes": _Reader(_glyphscenes, None, ""),
+    "glyphscenes": _Reader(_glyphscenes(0), None, ""),
+    # Other scenes of the same kind: hyper-parameters are chosen here, never on the test images.
+    "glyphscenes-dev": _Reader(_glyphscenes(99), None, ""),
     "voc2007": _Reader(
         _voc("2007", "trainval", "test"),
         (5011, 4952),

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from benchmarks.data.ops import OPERATIONS, fill_rectangle, hflip
+from benchmarks.data.ops import OPERATIONS, fill_rectangle_, hflip
 from benchmarks.data.rng import uniforms
 from methods.errors import UserError, nearest
 
@@ -143,7 +143,8 @@ def make_view(
     if counters.shape != (len(images),):
         raise ValueError(f"{len(images)} images, but indices of shape {counters.shape}")
     if policy == "weak":
-        images = _flip(images, draw_flip(counters, seed=seed, epoch=epoch))
+        views, place = _flip(images, draw_flip(counters, seed=seed, epoch=epoch))
+        images = _rows(views, _inverse(place))
     elif policy != "test":
         height, width = images.shape[-2:]
         draws = draw_strong(counters, height, width, seed=seed, epoch=epoch)
@@ -155,11 +156,10 @@ def apply_strong(images: Tensor, draws: StrongDraws, *, cutout: bool) -> Tensor:
     """Apply strong draws to uint8 images (B, 3, H, W); a new uint8 tensor."""
     device = images.device
     params = torch.from_numpy(draws.params).to(device)
-    views = _flip(images, draws.flip)
+    views, place = _flip(images, draws.flip)  # `place`: which image each row of `views` holds
     if cutout:
-        box = torch.from_numpy(draws.box).to(device)
-        views = fill_rectangle(views, box, torch.from_numpy(draws.colour).to(device))
-    place = np.arange(len(images))  # which image each row of `views` holds
+        box, colour = torch.from_numpy(draws.box[place]), torch.from_numpy(draws.colour[place])
+        fill_rectangle_(views, box.to(device), colour.to(device))
     for slot in range(SLOTS):
         code = np.where(draws.applied[:, slot], draws.operation[:, slot], -1)
         order = np.argsort(code, kind="stable")
@@ -173,13 +173,13 @@ def apply_strong(images: Tensor, draws: StrongDraws, *, cutout: bool) -> Tensor:
     return _rows(views, _inverse(place))
 
 
-def _flip(images: Tensor, flip: NDArray[np.bool_]) -> Tensor:
-    """A copy of the images with the chosen ones mirrored."""
+def _flip(images: Tensor, flip: NDArray[np.bool_]) -> tuple[Tensor, NDArray[np.int64]]:
+    """A copy of the images, the mirrored ones first, and which image each of its rows holds."""
     order = np.argsort(~flip, kind="stable")
     views = _rows(images, order)
     count = int(flip.sum())
     views[:count] = hflip(views[:count])
-    return _rows(views, _inverse(order))
+    return views, order
 
 
 def _rows(values: Tensor, order: NDArray[np.int64]) -> Tensor:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 import methods
 from csaa.contexts import label_contexts
-from csaa.method import CSAA, Hyper
+from csaa.method import CSAA, CSAAHyper
 from methods.base import Batch, Pool, Task
 from methods.errors import UserError
 from methods.losses import asymmetric_loss
@@ -167,9 +167,7 @@ def test_ablations_remove_what_they_say():
     scores = torch.randn(POOL, 5)
     fixed.refresh(Pool(0, scores, torch.randn(POOL, 2)))
     assert torch.equal(fixed.class_targets, scores.sigmoid() >= 0.7)
-    assert torch.equal(
-        fixed.class_mask, (scores.sigmoid() >= 0.7) | (scores.sigmoid() <= 0.3)
-    )
+    assert torch.equal(fixed.class_mask, (scores.sigmoid() >= 0.7) | (scores.sigmoid() <= 0.3))
 
 
 def test_a_frozen_tower_is_frozen_and_a_context_task_that_does_nothing_is_refused():
@@ -221,7 +219,7 @@ def test_calibration_gives_the_labelled_frequencies():
 
 def test_variants_share_a_warm_up_exactly_where_they_may():
     def warmup(**changes):
-        return CSAA.warmup_hyper(dataclasses.replace(Hyper(), **changes))
+        return CSAA.warmup_hyper(dataclasses.replace(CSAAHyper(), **changes))
 
     full = warmup()
     assert full.pseudo_labels == "none"

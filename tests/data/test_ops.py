@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image, ImageEnhance, ImageOps
 
-from benchmarks.data.ops import CUTOUT_FILL, OPERATIONS, fill_rectangle
+from benchmarks.data.ops import CUTOUT_FILL, OPERATIONS, fill_rectangle_
 from benchmarks.data.views import magnitudes
 
 GREY = (128, 128, 128)
@@ -124,7 +124,8 @@ def test_fill_rectangle_clips_and_colours_each_image_on_its_own():
     images = torch.zeros(3, 3, 6, 5, dtype=torch.uint8)
     box = torch.tensor([[-3.0, 2, -1, 3], [4, 99, 4, 99], [2, 2, 0, 5]])
     colour = torch.tensor([[1, 2, 3], [255, 0, 7], [9, 9, 9]], dtype=torch.uint8)
-    filled = fill_rectangle(images, box, colour)
+    filled = fill_rectangle_(images, box, colour)
+    assert filled is images
     assert (filled[0, :, :2, :3] == colour[0][:, None, None]).all()
     assert (filled[1, :, 4:, 4:] == colour[1][:, None, None]).all()
     assert filled[0].count_nonzero() == 18

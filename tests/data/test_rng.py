@@ -52,8 +52,12 @@ def test_draws_are_pure_and_rows_depend_on_their_index_only():
 def test_every_part_of_the_key_changes_the_draws():
     indices = np.arange(1000)
     base = uniforms(1, 0, indices, "weak", 1)
-    for other in (uniforms(2, 0, indices, "weak", 1), uniforms(1, 1, indices, "weak", 1),
-                  uniforms(1, 0, indices, "strong", 1), uniforms(1, 0, indices + 1, "weak", 1)):  # fmt: skip
+    for other in (
+        uniforms(2, 0, indices, "weak", 1),
+        uniforms(1, 1, indices, "weak", 1),
+        uniforms(1, 0, indices, "strong", 1),
+        uniforms(1, 0, indices + 1, "weak", 1),
+    ):
         assert abs(np.corrcoef(base[:, 0], other[:, 0])[0, 1]) < 0.12
         assert (base != other).all()
 

@@ -46,7 +46,7 @@ def test_a_ratio_outside_its_range_is_refused(ratio):
 
 
 def test_a_ratio_that_labels_nothing_is_refused():
-    with pytest.raises(UserError, match="0.05 of 19 training images is no labelled image"):
+    with pytest.raises(UserError, match=r"0\.05 of 19 training images is no labelled image"):
         labelled_indices(19, 0.05, 1)
 
 

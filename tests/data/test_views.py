@@ -9,6 +9,7 @@ from benchmarks.data.views import (
     OPERATION_NAMES,
     POLICIES,
     apply_strong,
+    draw_flip,
     draw_strong,
     magnitudes,
     make_view,
@@ -189,8 +190,6 @@ def test_warm_up_views_are_the_strong_ones_without_cutout(images):
 
 
 def test_flips_of_weak_and_strong_views_are_independent():
-    from benchmarks.data.views import draw_flip
-
     weak = draw_flip(np.arange(N), seed=1, epoch=0)
     strong = draw_strong(np.arange(N), 8, 8, seed=1, epoch=0).flip
     assert close((weak & strong).mean(), 0.25)

@@ -98,9 +98,9 @@ def test_decorator_registers_a_third_party_class(task, load):
 
 def test_duplicate_names_raise():
     methods.register(make("mine"))
-    with pytest.raises(UserError, match="'mine' is taken by elsewhere.mine"):
+    with pytest.raises(UserError, match=r"'mine' is taken by elsewhere\.mine"):
         methods.register(make("mine"))
-    with pytest.raises(UserError, match="'csaa' is taken by csaa.method"):
+    with pytest.raises(UserError, match=r"'csaa' is taken by csaa\.method"):
         methods.register(make("csaa"))
 
 

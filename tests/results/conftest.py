@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,9 @@ def quality(epoch: int) -> dict[str, Any] | None:
 
 
 @pytest.fixture
-def fake(tmp_path: Path) -> FakeRuns:
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeRuns:
+    # Made-up runs need not survive a power cut, and a busy disk takes its time.
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     return FakeRuns(tmp_path / "store")
 
 

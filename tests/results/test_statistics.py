@@ -70,7 +70,7 @@ def test_best_equivalent_and_worse() -> None:
         {
             "low": blocks(list(base - 4)),
             "best": blocks(list(base)),
-            "close": blocks(list(base - rng.normal(0.02, 0.5, size=10))),
+            "close": blocks(list(base - rng.normal(0.1, 0.2, size=10))),
         }
     )
     assert found.best == "best"

@@ -410,7 +410,7 @@ def test_of_two_processes_exactly_one_wins_each_of_200_claims(store: RunStore) -
             claim(store, run).release()
         runs.append(str(run))
     context = multiprocessing.get_context("fork")
-    barrier = context.Barrier(2)
+    barrier = context.Barrier(2, timeout=60)
     wins = [context.Array("i", len(runs)) for _ in range(2)]
     processes = [
         context.Process(target=race, args=(str(store.root), runs, barrier, wins[i]))
@@ -441,23 +441,24 @@ def test_a_kill_while_results_are_written_leaves_whole_results_only(
     store: RunStore, run: Path
 ) -> None:
     rng, seen = random.Random(0), set()
-    for attempt in range(6):
+    for attempt in range(4):
         process = python(
             """
             arrays = {"scores": np.arange(500_000, dtype=np.float32)}
             filler = list(range(20_000))  # a result.json that takes a while to write
-            print("ready", flush=True)
             for i in range(10_000):
                 run_id = f"{sys.argv[3]}{i:05d}" + "0" * 58
                 run = store.directory(run_id, make_spec())
                 lease = store.claim(run, make_spec())
                 store.write_result(run, lease, make_result(run_id, cost={"a": filler}), arrays)
+                if i == 0:
+                    print("first", flush=True)
             """,
             store.root,
             run,
             attempt,
         )
-        wait_for(process, "ready")
+        wait_for(process, "first")
         time.sleep(rng.uniform(0.02, 0.25))
         process.send_signal(signal.SIGKILL)
         process.wait()
