@@ -299,8 +299,8 @@ def _merged(ratio: float, where: str, *tables: dict[str, Any]) -> dict[str, Any]
                 merged[name] = value["default"]
             else:
                 raise UserError(
-                    f"{where}: {name} is given for ratios {sorted(by_ratio)} and not for {ratio:g}; "
-                    "add it or a 'default'"
+                    f"{where}: {name} is given for ratios {sorted(by_ratio)} and not for "
+                    f"{ratio:g}; add it or a 'default'"
                 )
     return merged
 

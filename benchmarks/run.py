@@ -81,8 +81,11 @@ def parser() -> argparse.ArgumentParser:
     prepare.add_argument("--root", default=None, help="where the dataset lies, if not under --data")
     prepare.add_argument("--size", type=_positive, default=224, help="pixels a side (default 224)")
     prepare.add_argument("--cache", type=Path, default=None, help="where the cache goes")
-    prepare.add_argument("--allow-counts", action="store_true",
-                         help="accept a copy whose image counts differ from the classic ones")  # fmt: skip
+    prepare.add_argument(
+        "--allow-counts",
+        action="store_true",
+        help="accept a copy whose image counts differ from the classic ones",
+    )
     verbs.add_parser("plan", parents=[place, grid], help="what would run, without running it")
     verbs.add_parser("status", parents=[place, grid], help="where a grid stands")
     verbs.add_parser("tables", parents=[place, grid, rule], help="write and print a grid's tables")
@@ -203,8 +206,10 @@ def _prepare(chosen: argparse.Namespace) -> int:
             workers=chosen.workers or min(os.cpu_count() or 1, 8),
             progress=progress.counter(f"prepare {name} at {chosen.size} px"),
         )  # fmt: skip
-        print(f"{name}: {len(dataset.train.ids)} training and {len(dataset.test.ids)} test images, "
-              f"{len(dataset.classes)} classes, {chosen.size} px, digest {ready.digest[:16]}")  # fmt: skip
+        print(
+            f"{name}: {len(dataset.train)} training and {len(dataset.test)} test images, "
+            f"{len(dataset.classes)} classes, {chosen.size} px, digest {ready.digest[:16]}"
+        )
     return 0
 
 

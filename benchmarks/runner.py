@@ -29,7 +29,7 @@ from benchmarks.spec import RunSpec
 from benchmarks.trainer import Outcome, Schedule, TrainData, Trainer
 from benchmarks.workspace import Workspace
 from methods.backbones import Backbone, load_backbone
-from methods.base import StepMethod, Task
+from methods.base import FitMethod, StepMethod, Task
 from results.files import atomic_write_bytes, atomic_write_json
 from results.store import Lease
 
@@ -126,14 +126,17 @@ class Execution:
         method = methods.create(
             job.spec.method, backbone=backbone, task=task_of(job, 0), **job.spec.hyper
         )
+        assert isinstance(method, FitMethod)  # what the kind of the cell says
         method.fit(features["train"][job.split.labelled], job.spec.seed)
         scores = method.predict(features["test"]).cpu()
         summarise = summariser(job)
         val = None
         if len(job.split.held_out):
             val = summarise(scores)
-        self._write(job, lease, scores, {"last": summarise(scores), "val": val, "oracle": None},
-                    seconds=time.monotonic() - started, trainable=0, images=len(features["train"]))  # fmt: skip
+        metrics = {"last": summarise(scores), "val": val, "oracle": None}
+        seconds = time.monotonic() - started
+        images = len(job.split.labelled)
+        self._write(job, lease, scores, metrics, seconds=seconds, trainable=0, images=images)
 
     def _train(self, job: Job, lease: Lease) -> None:
         directory, recipe = job.directory(self.workspace), job.cell.recipe
@@ -143,6 +146,7 @@ class Execution:
             job.spec.method, backbone=self._backbone(job), task=task_of(job, len(pool)),
             **job.spec.hyper,
         )  # fmt: skip
+        assert isinstance(method, StepMethod)  # what the kind of the cell says
         self._start(method, job)
         checkpoints = Checkpoints(directory / "checkpoints", self.options.checkpoint_seconds)
         data = self._data(job, pool)
@@ -224,7 +228,7 @@ class Execution:
                           "unlabelled": len(job.split.unlabelled)},
                 "predictions_sha256": hashlib.sha256(values.tobytes()).hexdigest(),
                 "provenance": provenance(self.accelerator.device, self.accelerator.num_processes),
-                "finished": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+                "finished": now(),
             },
             {"scores": values},
         )  # fmt: skip
@@ -278,6 +282,7 @@ class Execution:
         method = methods.create(
             name, backbone=self._backbone(job), task=task_of(job, 0), **dataclasses.asdict(hyper)
         )
+        assert isinstance(method, StepMethod)  # only these name a warm-up
         self._calibrate(method, job)
         checkpoints = Checkpoints(directory / "checkpoints", self.options.checkpoint_seconds)
         recipe = job.cell.recipe
@@ -331,6 +336,11 @@ def save_array(path: Path, values: np.ndarray) -> None:
     atomic_write_bytes(path, buffer.getvalue())
 
 
+def now() -> str:
+    """The present moment, UTC, ISO 8601."""
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+
+
 def failure(error: BaseException, launch: str) -> dict[str, Any]:
     """What is kept of an error: type, message, traceback."""
     return {
@@ -338,7 +348,7 @@ def failure(error: BaseException, launch: str) -> dict[str, Any]:
         "type": type(error).__name__,
         "message": str(error),
         "traceback": "".join(traceback.format_exception(error)),
-        "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "time": now(),
     }
 
 

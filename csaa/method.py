@@ -2,13 +2,15 @@
 
 What it does: (1) every label has two prompts; the semantic-aware one gathers a label-specific image
 feature from CLIP's local features, which is matched with the label's text; (2) unlabelled images
-get pseudo-labels by class-distribution-aware thresholds on an EMA teacher's scores; (3) an auxiliary
-task identifies contexts, clusters of co-occurring labels, on labelled and unlabelled images.
+get pseudo-labels by class-distribution-aware thresholds on an EMA teacher's scores; (3) an
+auxiliary task identifies contexts, clusters of co-occurring labels, on labelled and unlabelled
+images.
 
 What differs from the official code: there is none that we could find, and the full text was not
-available either. `csaa/README.md` says statement by statement what comes from the paper and what is
-our reading; each open choice is a field of `CSAAHyper`. Pseudo-labels and their schedule follow the same
-authors' CAP code (methods.md C1), the local features DualCoOp's re-formulation of the attention pool.
+available either. `csaa/README.md` says statement by statement what comes from the paper and what
+is our reading; each open choice is a field of `CSAAHyper`. Pseudo-labels and their schedule follow
+the same authors' CAP code (github xiemk/SSMLL-CAP), the local features DualCoOp's re-formulation of
+the attention pool (github sunxm2357/DualCoOp).
 
 Expected score: none is known. Cost: one trainable forward and backward pass of the image tower per
 step, the text tower over 2·K short prompts, and one scoring pass over the pool per epoch.
@@ -125,8 +127,9 @@ class CSAA(StepMethod):
         if hyper.freeze_visual:
             if hyper.context_weight and hyper.context_feature == "global":
                 raise UserError(
-                    "csaa: with freeze_visual the context head cannot reach the classifier through "
-                    "the global feature; set context_feature = 'label-specific' or context_weight = 0"
+                    "csaa: with freeze_visual the context head cannot reach the classifier "
+                    "through the global feature; set context_feature = 'label-specific' or "
+                    "context_weight = 0"
                 )
             backbone.requires_grad_(False)
         self.classifier = AlignmentClassifier(
@@ -273,6 +276,6 @@ class CSAA(StepMethod):
                   "context_images", "context_labels")  # fmt: skip
         kept = {name: getattr(default, name) for name in unread}
         if not hyper.context_weight:
-            kept |= {name: getattr(default, name)
-                     for name in ("num_contexts", "affinity", "context_feature", "lr_head")}  # fmt: skip
+            unused = ("num_contexts", "affinity", "context_feature", "lr_head")
+            kept |= {name: getattr(default, name) for name in unused}
         return dataclasses.replace(hyper, pseudo_labels="none", **kept)

@@ -11,13 +11,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from methods.errors import UserError, check_choice
 
+Scale = Literal["logits", "probabilities", "ranking"]
 OPTIMIZERS = ("adamw", "sgd")
 SCHEDULES = ("onecycle", "cosine", "constant")
 
@@ -170,7 +171,7 @@ class StepMethod(nn.Module):
     needs_vlm: ClassVar[bool] = False
     uses_unlabelled: ClassVar[bool] = True
     warmup_name: ClassVar[str] = ""
-    score_scale: ClassVar[str] = "logits"
+    score_scale: ClassVar[Scale] = "logits"
 
     def __init__(self, backbone: nn.Module, task: Task, hyper: Any) -> None:
         super().__init__()
@@ -292,7 +293,7 @@ class FitMethod:
     version: ClassVar[int] = 1
     Hyper: ClassVar[type]
     needs_vlm: ClassVar[bool] = False
-    score_scale: ClassVar[str] = "ranking"
+    score_scale: ClassVar[Scale] = "ranking"
 
     def __init__(self, backbone: nn.Module, task: Task, hyper: Any) -> None:
         self.task = task

@@ -45,8 +45,8 @@ class DualCoOpHyper:
 
     Attributes:
         context_length: learnt tokens in front of the class name.
-        positive_words: words that the positive context starts from, as CoOp's CTX_INIT; their tokens
-            replace ``context_length``; empty for the official N(0, 0.02²).
+        positive_words: words that the positive context starts from, as CoOp's CTX_INIT; their
+            tokens replace ``context_length``; empty for the official N(0, 0.02²).
         negative_words: the same for the negative context; other words, or both start equal.
         class_specific: a context of its own for every class; the authors advise shared contexts
             when labels are scarce.

@@ -22,7 +22,7 @@ def test_identity_follows_everything_that_can_change_the_number():
     reference = spec().run_id
     changes = {
         "dataset": "other", "dataset_digest": "e" * 64, "ratio": 0.1, "seed": 2,
-        "split_digest": "t" * 64, "method": "fixmatch", "version": 2, "hyper": {"temperature": 10.0},
+        "split_digest": "t" * 64, "method": "fixmatch", "version": 2, "hyper": {"temperature": 1.0},
         "backbone": {"name": "open_clip/RN101"}, "recipe": {"epochs": 4},
     }  # fmt: skip
     assert set(changes) == {field.name for field in dataclasses.fields(RunSpec)} - {"label"}
