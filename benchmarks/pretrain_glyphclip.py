@@ -388,10 +388,10 @@ def train(
 def main(argv: list[str] | None = None) -> int:
     """Run the pre-training; see the module's docstring."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--images", type=int, default=70_000, help="pairs of the second stage")
-    parser.add_argument("--epochs", type=int, default=6, help="epochs of the second stage")
-    parser.add_argument("--icons", type=int, default=40_000, help="pairs of the first stage")
-    parser.add_argument("--icon-epochs", type=int, default=8, help="epochs of the first stage")
+    parser.add_argument("--images", type=int, default=40_000, help="pairs of the second stage")
+    parser.add_argument("--epochs", type=int, default=1, help="epochs of the second stage")
+    parser.add_argument("--icons", type=int, default=30_000, help="pairs of the first stage")
+    parser.add_argument("--icon-epochs", type=int, default=6, help="epochs of the first stage")
     parser.add_argument("--threads", type=int, default=1, help="of the training itself")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, default=CONFIG.parent, help="folder of the weights")

@@ -5,7 +5,12 @@ from torch.nn import functional as F
 import methods
 from methods.backbones import BackboneSpec, load_backbone
 from methods.base import PseudoLabels
-from methods.classifiers import LinearClassifier, calibrated_bias
+from methods.classifiers import (
+    LinearClassifier,
+    PseudoLabelHyper,
+    PseudoLabelMethod,
+    calibrated_bias,
+)
 from methods.errors import UserError
 
 
@@ -127,3 +132,24 @@ def test_fixmatch_runs_the_backbone_once_with_gradients_and_once_without(load, t
     )
     method(make_batch())
     assert passes == [(6, False), (10, True)]
+
+
+def test_a_new_pseudo_labelling_baseline_is_one_rule(load, task, make_batch):
+    # The promise of README: a subclass with nothing but a rule trains, warms up and predicts.
+    class TopOne(PseudoLabelMethod):
+        name = "top_one"
+        Hyper = PseudoLabelHyper
+
+        def pseudo_labels(self, batch):
+            scores = self.weak_probabilities(batch)
+            targets = F.one_hot(scores.argmax(dim=1), scores.shape[1]).float()
+            return PseudoLabels(targets, torch.ones_like(targets))
+
+    method = TopOne(load(), task, PseudoLabelHyper())
+    output = method(make_batch())
+    assert output.pseudo_labels.targets.sum(dim=1).tolist() == [1] * 6
+    assert not output.pseudo_labels.targets.requires_grad
+    sum(output.losses.values()).backward()
+    assert method.classifier.weight.grad is not None
+    shared = methods.get("fixmatch").warmup_hyper(methods.hyper("fixmatch", positive=0.8))
+    assert TopOne.warmup_hyper(method.hyper) == shared  # one warm-up for both
