@@ -26,7 +26,7 @@ PREFIXES = ("ACCELERATE_", "SLURM_JOB_ID", "SLURM_ARRAY", "OMP_", "MKL_", "CUDA_
 
 @cache
 def code_state() -> dict[str, str | None]:
-    """Commit and hash of the uncommitted changes of this working copy, None outside of git."""
+    """Commit and hash of the uncommitted changes of this copy, None where there are none."""
     root = Path(__file__).resolve().parent.parent
 
     def git(*arguments: str) -> bytes | None:
@@ -38,10 +38,14 @@ def code_state() -> dict[str, str | None]:
             return None
         return done.stdout if done.returncode == 0 else None
 
-    commit, diff = git("rev-parse", "HEAD"), git("diff", "HEAD")
+    commit, changes = git("rev-parse", "HEAD"), git("diff", "HEAD") or b""
+    # A new file that git does not track yet is a change too.
+    for name in (git("ls-files", "-z", "--others", "--exclude-standard") or b"").split(b"\0"):
+        if name:
+            changes += name + b"\0" + (root / name.decode()).read_bytes()
     return {
         "commit": commit.decode().strip() if commit else None,
-        "dirty": hashlib.sha256(diff).hexdigest()[:16] if diff else None,
+        "dirty": hashlib.sha256(changes).hexdigest()[:16] if changes else None,
     }
 
 
