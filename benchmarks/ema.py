@@ -10,7 +10,7 @@ from methods.base import StepMethod
 
 
 class Ema:
-    """e ← d·e + (1−d)·m after every step, over the state dict (CAP, C0).
+    """e ← d·e + (1−d)·m after every step, over the state dict (CAP).
 
     Integer and boolean entries are copied. Frozen parameters are shared with the method instead of
     being averaged: their average is themselves, and a frozen CLIP is not held twice.

@@ -1,7 +1,7 @@
 """Contexts: a partition of the label space by spectral clustering of label co-occurrence.
 
-That contexts are such a partition is what is known of the paper (methods.md A1, fact 6). How the
-affinity is made is our reading (A2.4): conditional co-occurrence, counted on the labelled images
+That contexts are such a partition is what is known of the paper (README.md). How the
+affinity is made is our reading: conditional co-occurrence, counted on the labelled images
 only, made symmetric.
 """
 

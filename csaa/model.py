@@ -1,8 +1,8 @@
 """Label-specific image features and their alignment with label texts.
 
 From the paper: each label's text is matched with *its own* image feature, extracted with a
-semantic-aware prompt over CLIP's local features (methods.md A1, facts 3, 4, 7, 8). The equations
-are our reading (A2.2); the readings the paper leaves open are the values of `Reading`.
+semantic-aware prompt over CLIP's local features. The equations
+are our reading (README.md); the readings the paper leaves open are the values of `Reading`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from methods.base import full_precision
 from methods.prompts import LearntPrompts, encode_together
 from methods.vlm import VisionLanguageModel
 
@@ -91,9 +92,10 @@ class AlignmentClassifier(nn.Module):
         Returns:
             (B, K, d), v of the class docstring, not normalised.
         """
-        unit = F.normalize(local, dim=-1)
-        weights = torch.softmax(self.temperature * unit @ semantic.T, dim=1)
-        return weights.transpose(1, 2) @ unit
+        with full_precision(local):
+            unit = F.normalize(local.float(), dim=-1)
+            weights = torch.softmax(self.temperature * unit @ semantic.T, dim=1)
+            return weights.transpose(1, 2) @ unit
 
     def forward(
         self, images: Tensor, texts: dict[str, Tensor] | None = None

@@ -10,7 +10,8 @@ among them. Scores of "softmax" are log-odds of the soft-max probability, which 
 without underflow. A probability of 0.5 means nothing for "cosine", so F1 does not either.
 
 Expected score: COCO val2014 at 224 pixels with 80 templates: 62.9 mAP with CLIP RN101, 64.9 with
-ViT-B/16 (Xie et al., see methods.md B4). Cost: one forward pass of the image tower per image.
+ViT-B/16 (Xie et al., "Unlocking the
+power of co-occurrence in CLIP"). Cost: one forward pass of the image tower per image.
 """
 
 from __future__ import annotations

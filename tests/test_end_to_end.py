@@ -235,6 +235,8 @@ class TopOne(PseudoLabelMethod):
         (["--grid", "demo", "--rule", "best"], "invalid choice: 'best'"),
         (["--grid", "demo", "--wrokers", "2"], "--wrokers"),
         (["--grid", "demo", "--workers", "0"], "0 is not a positive number"),
+        (["--grid", "demo", "--ratios", "0.5"], "grid 'demo' has no ratio 0.5"),
+        (["--grid", "demo", "--methods", "cssa"], "did you mean 'csaa'?"),
         (["prepare", "voc2021"], "voc2012"),
         (["prepare", "voc2012"], "VOCtrainval_11-May-2012.tar"),
     ],

@@ -2,7 +2,7 @@
 
 A class is a position in `categories`; an image's labels are the categories of its annotations,
 crowds and small objects included; images without an annotation are dropped; images are sorted by
-their id *as a string*, as the published split expects (`methods.md` D1).
+their id *as a string*, as the published split expects (elijahcole/single-positive-multi-label).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Class names of the classic datasets, in index order (`methods.md` D3)."""
+"""Class names of the classic datasets, in index order."""
 
 from __future__ import annotations
 

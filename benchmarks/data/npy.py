@@ -2,7 +2,7 @@
 
 `formatted_{train,val}_images.npy` (N texts) and `formatted_{train,val}_labels.npy` (N x K, 0 or 1),
 used by CAP and its relatives; "val" is the test set. The order of the arrays is kept, because the
-published split indexes it (`methods.md` D1).
+published split indexes it.
 """
 
 from __future__ import annotations

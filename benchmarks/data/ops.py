@@ -2,7 +2,7 @@
 
 Every operation takes uint8 images (n, 3, H, W) and one row of parameters per image, and gives what
 Pillow gives for each image alone, computed for the whole group at once on the images' device.
-Reference: `methods.md` C0; the PyPI package `randaugment` 1.0.2 and ASL's `CutoutPIL`, whose
+Reference: xiemk/SSMLL-CAP; the PyPI package `randaugment` 1.0.2 and ASL's `CutoutPIL`, whose
 behaviour (not code) is reproduced here:
 
 * shear is a bicubic affine map, translation and rotation take the nearest pixel; what comes from

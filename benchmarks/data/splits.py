@@ -13,7 +13,7 @@ from methods.errors import UserError
 def labelled_indices(
     n_train: int, ratio: float, seed: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The published split: a prefix of a seeded permutation (`methods.md` C0).
+    """The published split: a prefix of a seeded permutation (xiemk/SSMLL-CAP).
 
     Args:
         n_train: number of training images.

@@ -4,7 +4,7 @@ A view's draws are a pure function of (seed, epoch, index, stream), so an image 
 whatever batch, process or resumed run it comes up in. Samples are grouped by operation and each
 operation runs once per group; no image is touched by Python on its own.
 
-Source of the semantics: `methods.md` C0 (the transforms of CAP and its relatives). Images come in
+Source of the semantics: the transforms of CAP (xiemk/SSMLL-CAP) and its relatives. Images come in
 already resized; flipping before or after the resize is the same up to rounding.
 """
 

@@ -2,7 +2,7 @@
 
 `ImageSets/Main/<class>_<split>.txt` holds one image per line with 1 (present), -1 (absent) or
 0 (only difficult objects, which are ignored). Images without a positive are dropped, the rest is
-sorted by name; classes are in alphabetical order (`methods.md` D1).
+sorted by name; classes are in alphabetical order.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from methods.errors import UserError
 
 
 def literal_logits(local, positive, negative):
-    """Methods.md C3 with loops: scores 20 cos, weights from the positive scores, 5 Σ w s."""
+    """DualCoOp's formulas with loops: scores 20 cos, weights from the positive scores, 5 Σ w s."""
     images, places, _ = local.shape
     plus = torch.zeros(images, len(positive))
     minus = torch.zeros(images, len(positive))

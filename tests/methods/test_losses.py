@@ -8,7 +8,7 @@ from methods.losses import asymmetric_loss, binary_cross_entropy, pair_asymmetri
 
 
 def literal_asl(z, y, gamma_pos, gamma_neg, clip, eps=1e-8):
-    """The formula of methods.md C0 for one entry, in plain Python."""
+    """The formula of ASL (arXiv 2009.14119) for one entry, in plain Python."""
     p = 1 / (1 + math.exp(-z))
     q = min(1 - p + clip, 1.0)
     positive = y * (1 - p) ** gamma_pos * math.log(max(p, eps))

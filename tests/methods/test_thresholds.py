@@ -12,7 +12,7 @@ from methods.thresholds import (
 
 
 def literal_cap(scores, counts_of, labelled, eta_pos, eta_neg):
-    """CAP's algorithm (methods.md C1) with loops, integer counts, and the zero-frequency guard."""
+    """CAP's algorithm (xiemk/SSMLL-CAP) in loops, integer counts, the zero-frequency guard."""
     n, classes = scores.shape
     targets, mask = torch.zeros(n, classes), torch.zeros(n, classes)
     for k in range(classes):
