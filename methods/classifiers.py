@@ -62,7 +62,9 @@ class LinearClassifier(nn.Module):
     Vision-language backbone, ``init="text"`` (or "match"): logit_k = scale · ⟨f̄, W_k⟩ + b_k with f̄
     the unit feature and W_k started from the unit text feature of "a photo of a {name}."; training
     starts from zero-shot ranking. ``init="random"`` has the same form with W_k drawn as in
-    `torch.nn.Linear`. Image-only backbone: logit_k = ⟨f, W_k⟩ + b_k on the pooled features.
+    `torch.nn.Linear`. Image-only backbone: logit_k = ⟨f √d / ‖f‖, W_k⟩ + b_k on the pooled features;
+    networks differ in the size of their features by orders of magnitude (a Caffe SqueezeNet's norm
+    is about 5,000), and one learning rate has to serve them all.
 
     b_k starts where an image with a typical cosine (0.2; image-only: logit 0) has the smoothed
     labelled frequency as its probability; `calibrated_bias` on real logits is better, see
@@ -105,9 +107,9 @@ class LinearClassifier(nn.Module):
     def classify(self, features: Tensor) -> Tensor:
         """Return (B, K) float32 logits of features (B, d)."""
         with full_precision(features):
-            features = features.float()
-            if self.cosine:
-                features = F.normalize(features, dim=-1)
+            features = F.normalize(features.float(), dim=-1)
+            if not self.cosine:
+                features = features * features.shape[-1] ** 0.5
             return self.scale * F.linear(features, self.weight) + self.bias
 
 
