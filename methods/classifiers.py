@@ -62,7 +62,7 @@ class LinearClassifier(nn.Module):
     Vision-language backbone, ``init="text"`` (or "match"): logit_k = scale · ⟨f̄, W_k⟩ + b_k with f̄
     the unit feature and W_k started from the unit text feature of "a photo of a {name}."; training
     starts from zero-shot ranking. ``init="random"`` has the same form with W_k drawn as in
-    `torch.nn.Linear`. Image-only backbone: logit_k = ⟨f √d / ‖f‖, W_k⟩ + b_k on the pooled features;
+    `torch.nn.Linear`. Image-only backbone: logit_k = ⟨f √d / ‖f‖, W_k⟩ + b_k on pooled features f;
     networks differ in the size of their features by orders of magnitude (a Caffe SqueezeNet's norm
     is about 5,000), and one learning rate has to serve them all.
 

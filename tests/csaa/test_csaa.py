@@ -76,7 +76,7 @@ def test_logits_against_a_literal_loop(reading):
     for j in range(len(images)):
         for k in range(len(CLASSES)):
             units = [feature / feature.norm() for feature in local[j]]
-            raw = [math.exp(20.0 * float(unit @ texts["semantic"][k])) for unit in units]
+            raw = [math.exp(20.0 * float((unit @ texts["semantic"][k]).detach())) for unit in units]
             v = sum(w / sum(raw) * unit for w, unit in zip(raw, units, strict=True))
             v = v / v.norm()
             if reading == "semantic+class":

@@ -59,7 +59,9 @@ def test_match_means_text_with_a_text_tower_and_random_without(load, task):
         LinearClassifier(cnn, task, init="text")
     classifier = LinearClassifier(cnn, task, init="match")
     images = torch.rand(2, 3, 64, 64)
-    expected = F.linear(cnn.features(images), classifier.weight, classifier.bias)
+    features = cnn.features(images)
+    unit = features / features.pow(2).mean(dim=1, keepdim=True).sqrt()
+    expected = F.linear(unit, classifier.weight, classifier.bias)
     assert torch.allclose(classifier(images), expected, atol=1e-5)
 
 
