@@ -152,6 +152,9 @@ def prepare(
         with exclusive(directory / "lock"):
             if not (directory / "meta.json").is_file():
                 _Builder(dataset, size, directory, progress).build(workers or _cores())
+    elif (directory / "chunks").exists():  # killed between the last file and the clean-up
+        with exclusive(directory / "lock"):
+            shutil.rmtree(directory / "chunks", ignore_errors=True)
     return _open(dataset, size, directory)
 
 

@@ -272,6 +272,17 @@ def start(tmp_path, build_dataset):
     return process
 
 
+def test_a_kill_just_before_the_clean_up_leaves_nothing_behind(tmp_path, build_dataset):
+    dataset = build_dataset(tmp_path / "images", 10, 5)
+    first = prepare(dataset, 32, tmp_path / "cache", workers=1)
+    markers = first.directory / "chunks"
+    markers.mkdir()
+    (markers / "train-00000.json").write_text("{}")
+    again = prepare(dataset, 32, tmp_path / "cache", workers=1)
+    assert again.digest == first.digest
+    assert not markers.exists()
+
+
 def test_killed_anywhere_and_resumed_gives_the_same_cache(tmp_path, start):
     expected = prepare(start.dataset, 96, tmp_path / "undisturbed", workers=1)
     rng = random.Random(4)
