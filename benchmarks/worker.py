@@ -19,6 +19,7 @@ import torch
 
 from benchmarks.grid import load
 from benchmarks.plan import Job, Stage, resolve
+from benchmarks.provenance import code_state
 from benchmarks.runner import Execution, Options, fail_dependent, stage_done
 from benchmarks.trainer import Interrupted
 from benchmarks.workspace import Workspace
@@ -117,6 +118,7 @@ class Worker:
 
 def main() -> int:
     """Entry point of `python -m benchmarks.worker PLAN`."""
+    code_state()  # read now: the working copy may change while these imports are at work
     plan: dict[str, Any] = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     launcher = os.getppid()
     signal.signal(signal.SIGINT, _on_signal)
