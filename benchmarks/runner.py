@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import hashlib
+import io
 import time
 import traceback
 from collections.abc import Callable
@@ -329,8 +330,6 @@ def stage_done(directory: Path) -> bool:
 
 def save_array(path: Path, values: np.ndarray) -> None:
     """Write one .npy file atomically."""
-    import io
-
     buffer = io.BytesIO()
     np.save(buffer, values)
     atomic_write_bytes(path, buffer.getvalue())
