@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -101,6 +102,8 @@ class CommandLine:
         return subprocess.Popen(
             self.arguments(*words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             cwd=self.folder, env={**os.environ, "OMP_NUM_THREADS": "1"},
+            # A shell's background job ignores Ctrl-C and hands that down; a user's does not.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
 
     def __call__(self, *words: str, code: int = 0) -> tuple[str, str]:
