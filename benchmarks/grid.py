@@ -152,7 +152,7 @@ def load(name: str) -> Grid:
                 f"(glyphclip or open_clip/<model>), not {backbone.name!r}"
             )
     cells = []
-    for dataset in (_dataset(entry, path.name) for entry in _list(table, "datasets", path.name)):
+    for dataset in _datasets(table, path.name):
         for ratio in map(float, _list(table, "ratios", path.name, (int, float))):
             if not 0 < ratio <= 1:
                 raise UserError(f"{path.name}: ratio {ratio:g} is outside (0, 1]")
@@ -253,20 +253,54 @@ def _method_entry(entry: str | dict[str, Any], where: str) -> dict[str, Any]:
     return {"label": name, "hyper": {}, "recipe": {}, **table}
 
 
+def _datasets(table: dict[str, Any], where: str) -> list[DatasetSpec]:
+    found = [_dataset(entry, where) for entry in _list(table, "datasets", where)]
+    for k, spec in enumerate(found):
+        if any(spec != other and spec.alias == other.alias for other in found[:k]):
+            raise UserError(
+                f"{where}: two datasets are shown as {spec.alias!r}; give each an alias"
+            )
+    return found
+
+
 def _dataset(entry: str | dict[str, Any], where: str) -> DatasetSpec:
     table: dict[str, Any] = {"name": entry} if isinstance(entry, str) else dict(entry)
-    fields = [field.name for field in dataclasses.fields(DatasetSpec)]
+    defaults = {field.name: field.default for field in dataclasses.fields(DatasetSpec)}
     for key in table:
-        if key not in fields:
-            raise UserError(f"{where}: a dataset has no key {key!r}{nearest(key, fields)}")
+        if key not in defaults:
+            raise UserError(f"{where}: a dataset has no key {key!r}{nearest(key, defaults)}")
     name = table.get("name", "")
     if name not in available_datasets():
-        raise UserError(f"{where}: no dataset {name!r}{nearest(name, available_datasets())}")
-    if "root" in table:
-        table["root"] = expand(table["root"], where)
-    if "classes" in table:
-        table["classes"] = tuple(table["classes"])
-    return DatasetSpec(**table)
+        raise UserError(f"{where}: no dataset {name!r}{nearest(str(name), available_datasets())}")
+    values = {
+        key: _dataset_value(key, value, defaults[key], f"{where}: dataset {name!r}")
+        for key, value in table.items()
+    }
+    try:
+        return DatasetSpec(**values)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+
+
+def _dataset_value(key: str, value: Any, default: Any, where: str) -> Any:
+    """A value of a grid as `DatasetSpec` has it; the type of the default says what is expected."""
+    if isinstance(default, bool):
+        if not isinstance(value, bool):
+            raise UserError(f"{where}: {key} is {value!r}; it must be true or false")
+        return value
+    if key == "prompts":
+        texts = value.values() if isinstance(value, dict) else [None]
+        if not all(isinstance(text, str) for text in texts):
+            raise UserError(f"{where}: {key} is {value!r}; it must be a table such as "
+                            "{ tvmonitor = \"television\" }")  # fmt: skip
+        return tuple(value.items())
+    if key == "classes":
+        if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+            raise UserError(f"{where}: {key} is {value!r}; it must be a list of texts")
+        return tuple(value)
+    if not isinstance(value, str):
+        raise UserError(f"{where}: {key} is {value!r}; it must be a text")
+    return expand(value, where) if key in ("root", "train", "test", "images", "split") else value
 
 
 def _backbone(entry: str | dict[str, Any] | None, where: str) -> BackboneSpec:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from methods.errors import UserError, nearest
+
 VOC = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
     "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train",
@@ -36,6 +40,23 @@ NUS = (
 _WRITTEN = {"diningtable": "dining table", "pottedplant": "potted plant", "tvmonitor": "tv monitor"}
 
 
-def prompt_names(classes: tuple[str, ...]) -> tuple[str, ...]:
-    """The names as they are written in prompts: VOC's joined words are taken apart."""
-    return tuple(_WRITTEN.get(name, name) for name in classes)
+def prompt_names(
+    classes: tuple[str, ...], written: Iterable[tuple[str, str]] = ()
+) -> tuple[str, ...]:
+    """The names as they are written in prompts: VOC's joined words are taken apart.
+
+    Args:
+        classes: names of classes.
+        written: (class, how the user writes it), which goes before the usual form.
+
+    Raises:
+        UserError: a class that is not there or is written in two ways, or an empty text.
+    """
+    own: dict[str, str] = {}
+    for name, text in written:
+        if name not in classes:
+            raise UserError(f"prompts: no class {name!r}{nearest(name, classes)}")
+        if own.get(name, text) != text or not text.strip():
+            raise UserError(f"prompts: class {name!r} needs one text, not {text!r}")
+        own[name] = text
+    return tuple(own.get(name, _WRITTEN.get(name, name)) for name in classes)

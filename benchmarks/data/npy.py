@@ -2,18 +2,21 @@
 
 `formatted_{train,val}_images.npy` (N texts) and `formatted_{train,val}_labels.npy` (N x K, 0 or 1),
 used by CAP and its relatives; "val" is the test set. The order of the arrays is kept, because the
-published split indexes it.
+published split indexes it. The layout says nothing of classes: their names come from the dataset,
+or from a `classes.txt` beside the arrays.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.data.types import ImageSet, check_files
+from benchmarks.data.files import check_files, check_unique, holder, relative
+from benchmarks.data.types import ImageSet
 from methods.errors import UserError
 
 
@@ -28,19 +31,22 @@ def read_split(
     classes: Sequence[str],
     folders: Sequence[str],
     name_of: Callable[[PurePosixPath], str] = str,
-) -> ImageSet:
+    *,
+    empty: str = "drop",
+) -> tuple[ImageSet, int]:
     """Read one split.
 
     Args:
         root: folder of the arrays.
         split: "train" or "val".
         classes: K class names, for the number of columns.
-        folders: folders below `root` that the paths may be relative to, in order of preference;
-            the one that holds the first image is taken for all.
+        folders: folders that the paths may be relative to, themselves relative to `root`, in order
+            of preference; the one that holds the first image is taken for all.
         name_of: makes an image's id from its path.
+        empty: "drop" or "keep" images without a label.
 
     Returns:
-        The images in the order of the arrays, those without a label dropped.
+        The images in the order of the arrays, and how many of them the arrays list.
 
     Raises:
         UserError: an array or image is missing or wrong; one line with the file.
@@ -58,34 +64,38 @@ def read_split(
         row, column = wrong[0]
         raise UserError(f"{label_file}: {values[row, column]!r} at row {row} column {column}; "
                         "every entry must be 0 or 1")  # fmt: skip
-    relative = [_relative(image_file, k, name) for k, name in enumerate(names)]
-    ids = tuple(name_of(path) for path in relative)
-    seen: dict[str, int] = {}
-    for k, name in enumerate(ids):
-        if name in seen:
-            raise UserError(f"{image_file}: entry {k} ({name!r}) is also entry {seen[name]}")
-        seen[name] = k
-    base = root
-    if relative:
-        base = next((root / f for f in folders if (root / f / relative[0]).is_file()), root)
-    paths = tuple(base / path for path in relative)
-    images = ImageSet(ids, paths, values.astype(np.uint8)).with_label()
-    check_files(images.paths, str(image_file))
-    return images
+    paths = [
+        relative(f"{image_file}: entry {k}", _text(name), root) for k, name in enumerate(names)
+    ]
+    ids = tuple(_id(f"{image_file}: entry {k}", path, name_of) for k, path in enumerate(paths))
+    check_unique(ids, lambda k, first: f"{image_file}: entry {k} ({ids[k]!r}) is also entry "
+                                       f"{first}")  # fmt: skip
+    folder = holder([root / name for name in folders], paths[0] if paths else None)
+    images = ImageSet(ids, tuple(folder / path for path in paths), values.astype(np.uint8))
+    if empty == "drop":
+        images = images.with_label()
+    found = check_files(images.paths, str(image_file))
+    return ImageSet(images.ids, found, images.labels), len(names)
 
 
 def _load(file: Path) -> NDArray:
     try:
-        return np.load(file, allow_pickle=False)
+        array = np.load(file, allow_pickle=False)
     except FileNotFoundError:
         raise UserError(f"{file}: no such file") from None
-    except (ValueError, EOFError, OSError) as error:
+    except (ValueError, EOFError, OSError, MemoryError, BadZipFile) as error:
         raise UserError(f"{file}: not a plain NumPy array: {error}".splitlines()[0]) from None
+    if not isinstance(array, np.ndarray):  # an .npz under another name
+        raise UserError(f"{file}: not a plain NumPy array: an archive of several")
+    return array
 
 
-def _relative(file: Path, entry: int, name: str | bytes) -> PurePosixPath:
-    text = name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name)
-    path = PurePosixPath(text.replace("\\", "/"))
-    if not path.name or path.is_absolute() or ".." in path.parts:
-        raise UserError(f"{file}: entry {entry} ({text!r}) is not a path below {file.parent}")
-    return path
+def _id(where: str, path: PurePosixPath, name_of: Callable[[PurePosixPath], str]) -> str:
+    try:
+        return name_of(path)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+
+
+def _text(name: str | bytes) -> str:
+    return name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from methods.errors import UserError, nearest
 
@@ -44,7 +44,11 @@ class ImageSet:
 
     def with_label(self) -> ImageSet:
         """The images that have at least one label, in the same order."""
-        where = np.flatnonzero(self.labels.any(axis=1))
+        return self.take(np.flatnonzero(self.labels.any(axis=1)))
+
+    def take(self, positions: ArrayLike) -> ImageSet:
+        """The images at some positions, in the order of the positions."""
+        where = np.asarray(positions, dtype=np.int64)
         return ImageSet(
             tuple(self.ids[k] for k in where), tuple(self.paths[k] for k in where),
             self.labels[where],
@@ -103,10 +107,12 @@ class Dataset:
             sha.update(np.ascontiguousarray(images.labels).tobytes())
         return sha.hexdigest()
 
-    def restrict(self, classes: Iterable[str]) -> Dataset:
+    def restrict(self, classes: Iterable[str], *, keep_empty: bool = False) -> Dataset:
         """The dataset with some classes only, in their original order.
 
-        Images that are left without a label are dropped.
+        Args:
+            classes: names of classes.
+            keep_empty: keep images that are left without a label; by default they are dropped.
 
         Raises:
             UserError: a class that the dataset does not have, or one listed twice.
@@ -123,7 +129,8 @@ class Dataset:
 
         def reduced(images: ImageSet) -> ImageSet:
             labels = np.ascontiguousarray(images.labels[:, columns])
-            return ImageSet(images.ids, images.paths, labels).with_label()
+            part = ImageSet(images.ids, images.paths, labels)
+            return part if keep_empty else part.with_label()
 
         return dataclasses.replace(
             self,
@@ -133,24 +140,31 @@ class Dataset:
             test=reduced(self.test),
         )
 
+    def without(self, ids: Iterable[str], *, split: str | None = None) -> Dataset:
+        """The dataset without some images, the rest in the same order.
 
-def check_files(paths: Iterable[Path], where: str) -> None:
-    """Check that every image is on disk, by listing each folder once.
+        Args:
+            ids: names of images.
+            split: "train" or "test" leaves the other split as it is, which matters where both use
+                the same names; None drops a name from either.
 
-    Raises:
-        UserError: some are not; the message counts them and names the first.
-    """
-    listed: dict[Path, set[str]] = {}
-    missing, total = [], 0
-    for path in paths:
-        total += 1
-        folder = path.parent
-        if folder not in listed:
-            listed[folder] = set(os.listdir(folder)) if folder.is_dir() else set()
-        if path.name not in listed[folder]:
-            missing.append(path)
-    if missing:
-        raise UserError(
-            f"{where}: {len(missing)} of {total} images are not on disk, such as {missing[0]}; "
-            "unpack the image archive completely"
-        )
+        Raises:
+            UserError: an image that the dataset does not have, or a split would be empty.
+        """
+        splits = ("train", "test") if split is None else (split,)
+        wanted = set(ids)
+        here: set[str] = set()
+        for name in splits:
+            here.update(getattr(self, name).ids)
+        for name in sorted(wanted - here):
+            raise UserError(f"dataset {self.name!r}: no image {name!r}{nearest(name, here)}")
+        if not wanted:
+            return self
+        rest: dict[str, Any] = {}
+        for name in splits:
+            images: ImageSet = getattr(self, name)
+            rest[name] = images.take([k for k, i in enumerate(images.ids) if i not in wanted])
+            if not len(rest[name]):
+                raise UserError(f"dataset {self.name!r}: no {name} image would be left without the "
+                                f"{len(wanted)} that are left out")  # fmt: skip
+        return dataclasses.replace(self, **rest)

@@ -41,17 +41,40 @@ def save_jpeg(path: Path, seed: int, width: int = 50, height: int = 40) -> Path:
 
 
 def build_voc(root: Path, year: str, splits: Mapping[str, Mapping[str, Mapping[str, int]]]) -> Path:
-    """`splits[split][image][class]` = 1 or 0 (difficult); every other class is -1."""
+    """`splits[split][image][class]` = 1 or 0 (difficult); every other class is -1.
+
+    The same is written as lists and as XML.
+    """
     tree = root / "VOCdevkit" / f"VOC{year}"
     lists = tree / "ImageSets" / "Main"
     lists.mkdir(parents=True)
+    (tree / "Annotations").mkdir()
     for split, images in splits.items():
         for name in VOC:
             lines = [f"{image} {labels.get(name, -1):2d}\n" for image, labels in images.items()]
             (lists / f"{name}_{split}.txt").write_text("".join(lines))
-        for k, image in enumerate(images):
+        (lists / f"{split}.txt").write_text("".join(f"{image}\n" for image in images))
+        for k, (image, labels) in enumerate(images.items()):
             save_jpeg(tree / "JPEGImages" / f"{image}.jpg", k)
+            (tree / "Annotations" / f"{image}.xml").write_text(voc_xml(image, labels))
     return tree
+
+
+def voc_xml(image: str, labels: Mapping[str, int]) -> str:
+    """An image's annotation as the archives have it: an easy object among difficult ones for 1,
+    a difficult one for 0, and the head of a bird, which is no bird."""
+    box = "<bndbox><xmin>1</xmin><ymin>2</ymin><xmax>9</xmax><ymax>9</ymax></bndbox>"
+    objects = [
+        f"\t<object>\n\t\t<name>{name}</name>\n\t\t<pose>Left</pose>\n"
+        f"\t\t<difficult>{difficult}</difficult>\n\t\t{box}\n"
+        f"\t\t<part>\n\t\t\t<name>bird</name>\n\t\t\t{box}\n\t\t</part>\n\t</object>\n"
+        for name, value in labels.items()
+        for difficult in ((1, 0, 1) if value == 1 else (1,))
+    ]
+    return (
+        f"<annotation>\n\t<folder>VOC</folder>\n\t<filename>{image}.jpg</filename>\n"
+        f"{''.join(objects)}</annotation>\n"
+    )
 
 
 def instances(images: Mapping[int, list[int]], categories: Mapping[int, str]) -> dict:

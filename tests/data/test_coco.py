@@ -110,3 +110,63 @@ def test_both_splits_need_the_same_categories(tmp_path, build_coco, instances, c
     shorter = build_coco(tmp_path, "test", instances({1: [1]}, {18: "dog", 1: "person"}))
     with pytest.raises(UserError, match=r"categories\[2\].name: None, but 'toothbrush' in"):
         read_pair(train, shorter)
+
+
+# -- options -----------------------------------------------------------------------------------
+
+
+def test_images_without_an_annotation_are_kept_when_asked_for(tmp_path, build_coco, content):
+    images = read_instances(*build_coco(tmp_path, "train", content), empty="keep")[1]
+    assert images.ids == ("10", "100", "25", "9")
+    assert images.labels.tolist() == [[0, 1, 1], [0, 0, 0], [0, 1, 0], [1, 0, 0]]
+
+
+def test_the_order_of_the_file_is_kept_when_asked_for(tmp_path, build_coco, content):
+    images = read_instances(*build_coco(tmp_path, "train", content), order="file")[1]
+    assert images.ids == ("10", "9", "25")
+    assert images.labels.tolist() == [[0, 1, 1], [1, 0, 0], [0, 1, 0]]
+    assert [path.name for path in images.paths] == ["000010.jpg", "000009.jpg", "000025.jpg"]
+
+
+def test_of_several_folders_the_one_with_the_first_image_is_taken(tmp_path, build_coco, content):
+    file, folder = build_coco(tmp_path, "train", content)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert read_instances(file, [empty, folder])[1].paths[0].parent == folder
+    with pytest.raises(UserError, match=r"3 of 3 images are not on disk, such as .*/empty/0"):
+        read_instances(file, [empty, tmp_path])
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (change("images", 0, file_name="\ud800.jpg"), r"images\[0\].file_name: .* is not a path"),
+        (change("images", 0, file_name="a\nb.jpg"), r"images\[0\].file_name: .* is not a path"),
+        (change("images", 0, id="\ud800"), r"images\[0\].id: .* is not a name"),
+        (change("categories", 0, name="\udfff"), r"categories\[0\].name: .* is not a name"),
+        (change("categories", 0, name=" "), r"categories\[0\].name: ' ' is not a name"),
+        (change("annotations", 3, image_id=[9]), r"annotations\[3\].image_id: missing, or"),
+        (lambda c: c["annotations"].append([]), r"annotations\[5\].image_id: missing"),
+    ],
+)
+def test_what_cannot_be_a_name_is_refused(tmp_path, build_coco, content, damage, message):
+    file, folder = build_coco(tmp_path, "train", content)
+    damage(content)
+    file.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=message) as caught:
+        read_instances(file, folder)
+    assert "\n" not in str(caught.value)
+    str(caught.value).encode()
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"images": [{"id": ' + "1" * 5000 + "}]}"])
+def test_monstrous_json_is_no_traceback(tmp_path, text):
+    file = tmp_path / "instances_train.json"
+    file.write_text(text)
+    with pytest.raises(UserError, match=r"instances_train.json: not an instances file"):
+        read_instances(file, tmp_path)
+
+
+def test_a_folder_in_the_place_of_the_file_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"cannot be read: Is a directory"):
+        read_instances(tmp_path, tmp_path)

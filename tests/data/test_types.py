@@ -89,3 +89,42 @@ def test_labels_cannot_be_changed_and_are_bytes(dataset):
         ImageSet(("a",), (Path("a"),), np.ones((1, 3)))
     with pytest.raises(ValueError, match="1 ids, labels"):
         image_set("a", [[1], [0]]).__class__(("a",), (Path("a"),), np.ones((2, 1), np.uint8))
+
+
+def test_restricting_keeps_images_without_a_label_when_asked_for(dataset):
+    small = dataset.restrict(("cat",), keep_empty=True)
+    assert small.train.ids == ("a0", "a1", "a2")
+    assert small.train.labels.tolist() == [[1], [0], [0]]
+    assert small.test.ids == ("b0", "b1")
+
+
+def test_images_are_left_out_by_their_names(dataset):
+    rest = dataset.without(["a1", "b0"])
+    assert rest.train.ids == ("a0", "a2")
+    assert rest.train.paths == (Path("/data/a0"), Path("/data/a2"))
+    assert rest.train.labels.tolist() == [[1, 0, 1], [0, 0, 1]]
+    assert rest.test.ids == ("b1",)
+    assert (rest.name, rest.classes, rest.prompts) == ("d", dataset.classes, dataset.prompts)
+    assert rest.digest != dataset.digest
+    assert dataset.without([]).digest == dataset.digest
+    assert dataset.without(iter(["a1", "a1", "b0"])).digest == rest.digest
+
+
+def test_a_name_of_both_splits_can_be_left_out_of_one():
+    one, two = (ImageSet(("1", "2"), (Path(f"/{s}/1"), Path(f"/{s}/2")), np.ones((2, 1), np.uint8))
+                for s in "ab")  # fmt: skip
+    dataset = Dataset("d", ("cat",), ("cat",), one, two)
+    both = dataset.without(["1"])
+    assert both.train.ids == both.test.ids == ("2",)
+    test = dataset.without(["1"], split="test")
+    assert test.train.ids == ("1", "2")
+    assert test.test.ids == ("2",)
+
+
+def test_leaving_out_what_is_not_there_or_everything_is_refused(dataset):
+    with pytest.raises(UserError, match=r"dataset 'd': no image 'a7'; did you mean 'a"):
+        dataset.without(["a0", "a7"])
+    with pytest.raises(UserError, match=r"no image 'a0'"):
+        dataset.without(["a0"], split="test")
+    with pytest.raises(UserError, match=r"dataset 'd': no test image would be left"):
+        dataset.without(["b0", "b1"])

@@ -1,0 +1,161 @@
+"""What the readers share: text files, names of images, and the check that images are on disk."""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path, PurePosixPath
+
+from methods.errors import UserError
+
+_NO_NAME = re.compile("[\0\n\r\ud800-\udfff]")
+
+
+def read_lines(file: Path, hint: str = "") -> list[str]:
+    """The lines of a UTF-8 text file, without their ends; a byte-order mark is left out.
+
+    Only line feeds and carriage returns end a line, so that the numbers in messages are those of
+    the user's editor.
+
+    Raises:
+        UserError: it is missing, unreadable or not UTF-8; `hint` says what to do when missing.
+    """
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: not UTF-8 text at byte {error.start}") from None
+    except OSError as error:
+        raise unreadable(file, error, hint) from None
+    lines = text.split("\n")
+    return lines[:-1] if lines[-1] == "" else lines
+
+
+def unreadable(file: Path, error: OSError, hint: str = "") -> UserError:
+    """The error of a file that cannot be opened; `hint` says what to do when it is missing."""
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return UserError(f"{file}: no such file{hint}")
+    return UserError(f"{file}: cannot be read: {error.strerror or error}")
+
+
+def read_classes(file: Path) -> tuple[str, ...]:
+    """Class names, one a line, in the order of the label columns; blank lines are skipped.
+
+    Raises:
+        UserError: the file is missing or empty, or a name is listed twice.
+    """
+    hint = "; it holds the names of the classes, one a line, in the order of the label columns"
+    lines: dict[str, int] = {}
+    for number, line in enumerate(read_lines(file, hint), 1):
+        name = composed(line.strip())
+        if name in lines:
+            raise UserError(f"{file}:{number}: class {name!r} is also in line {lines[name]}")
+        if name:
+            lines[name] = number
+    if not lines:
+        raise UserError(f"{file}: no class is listed")
+    return tuple(lines)
+
+
+def composed(text: str) -> str:
+    """The text in Unicode's composed form (NFC), so that "é" is one name however it was typed."""
+    return unicodedata.normalize("NFC", text)
+
+
+def relative(where: str, name: object, folder: object = "the folder of images") -> PurePosixPath:
+    r"""An image's path as an annotation gives it, `/` or `\` between folders.
+
+    Raises:
+        UserError: it is empty, absolute, climbs out of its folder, or cannot be a file's name;
+            the message starts with `where` and names `folder`.
+    """
+    path = PurePosixPath(str(name).replace("\\", "/"))
+    if not path.name or path.is_absolute() or ".." in path.parts or not is_name(str(path)):
+        raise UserError(f"{where}: {name!r} is not a path below {folder}")
+    return path
+
+
+def is_name(text: str) -> bool:
+    """Whether a text can be printed in one line, hashed as UTF-8 and used as a file's name."""
+    return _NO_NAME.search(text) is None
+
+
+def holder(folders: Sequence[Path], first: PurePosixPath | str | None) -> Path:
+    """The first of some folders that holds an image, or the first of all where none does."""
+    found = (folder for folder in folders if first is not None and (folder / first).is_file())
+    return next(found, folders[0])
+
+
+def check_unique(names: Sequence[str], message: Callable[[int, int], str]) -> None:
+    """Raise `UserError` with `message(position, earlier position)` for a name that comes twice."""
+    if len(set(names)) == len(names):
+        return
+    seen: dict[str, int] = {}
+    for k, name in enumerate(names):
+        if name in seen:
+            raise UserError(message(k, seen[name]))
+        seen[name] = k
+
+
+def check_files(paths: Iterable[Path], where: str) -> tuple[Path, ...]:
+    """Check that every image is on disk, by listing each folder once.
+
+    A name that was decomposed on its way (NFD, as macOS archives have it) or composed is found in
+    its other form.
+
+    Returns:
+        The paths as they are on disk, in the same order.
+
+    Raises:
+        UserError: some are not there; the message counts them and names the first.
+    """
+    listed: dict[str, set[str]] = {}
+    forms: dict[str, dict[str, str]] = {}
+    found, missing = [], []
+    for path in paths:
+        # Text is split here because `Path.parent` and `Path.name` take a second for 120,000 images.
+        folder, _, name = str(path).rpartition(os.sep)
+        if folder not in listed:
+            listed[folder] = _names(folder or (os.sep if path.is_absolute() else "."))
+        if name in listed[folder]:
+            found.append(path)
+            continue
+        other = _on_disk(path, forms)
+        if other is None:
+            missing.append(path)
+        else:
+            found.append(other)
+    if missing:
+        raise UserError(
+            f"{where}: {len(missing)} of {len(found) + len(missing)} images are not on disk, such "
+            f"as {missing[0]}; unpack the image archive completely"
+        )
+    return tuple(found)
+
+
+def _names(folder: str) -> set[str]:
+    try:
+        return set(os.listdir(folder))
+    except OSError:
+        return set()
+
+
+def _on_disk(path: Path, forms: dict[str, dict[str, str]]) -> Path | None:
+    """A missing path with each part in the form of Unicode that the disk has; None if absent.
+
+    `forms` keeps, for each folder that was looked at, its names by themselves and composed.
+    """
+    if str(path).isascii():
+        return None
+    place = Path(path.anchor)
+    for part in path.relative_to(path.anchor).parts:
+        folder = str(place)
+        if folder not in forms:
+            names = sorted(_names(folder))
+            forms[folder] = {composed(name): name for name in names} | {n: n for n in names}
+        name = forms[folder].get(part) or forms[folder].get(composed(part))
+        if name is None:
+            return None
+        place = place / name
+    return place
