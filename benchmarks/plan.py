@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 import methods
 from benchmarks.data.cache import Prepared, prepare
 from benchmarks.data.registry import DatasetSpec, open_dataset
-from benchmarks.data.splits import labelled_indices, split_digest
+from benchmarks.data.splitfile import FOLDER, SplitRecord, keep
+from benchmarks.data.splits import RULES, absent_classes, draw, split_digest
+from benchmarks.data.types import Dataset
 from benchmarks.grid import Cell, Grid
 from benchmarks.spec import RunSpec, digest
 from benchmarks.workspace import Workspace
@@ -32,12 +34,21 @@ class Split:
         held_out: (n_v,) int64 labelled positions kept for the "val" rule.
         unlabelled: (n_u,) int64 the rest.
         digest: SHA-256 of the labelled subset.
+        absent: classes that no image that is trained on shows.
+        notes: remarks of a user's list of labelled images.
     """
 
     labelled: NDArray[np.int64]
     held_out: NDArray[np.int64]
     unlabelled: NDArray[np.int64]
     digest: str
+    absent: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def subset(self) -> NDArray[np.int64]:
+        """The whole labelled subset, as it was drawn."""
+        return np.concatenate([self.labelled, self.held_out])
 
 
 @dataclass(frozen=True)
@@ -85,13 +96,17 @@ class Job:
         return workspace.store.directory(self.spec.run_id, self.spec.record())
 
 
-def split_of(prepared: Prepared, ratio: float, seed: int, val_share: float) -> Split:
-    """The labelled subset by the published protocol, its tail held out when asked for."""
-    labelled, unlabelled = labelled_indices(len(prepared.train), ratio, seed)
+def split_of(dataset: Dataset, rule: str, ratio: float, seed: int, val_share: float) -> Split:
+    """The labelled subset by a rule (see `splits.draw`), its tail held out when asked for."""
+    drawn = draw(dataset, rule, ratio, seed)
+    labelled = drawn.labelled
     kept = len(labelled) - int(val_share * len(labelled))
     if kept < 1:
         raise UserError(f"val_share {val_share:g} leaves none of {len(labelled)} labelled images")
-    return Split(labelled[:kept], labelled[kept:], unlabelled, split_digest(labelled))
+    return Split(
+        labelled[:kept], labelled[kept:], drawn.unlabelled, split_digest(labelled),
+        absent_classes(dataset, labelled[:kept]), drawn.notes,
+    )  # fmt: skip
 
 
 def _stages(cell: Cell, prepared: Prepared, split: Split, backbone: dict[str, Any]) -> list[Stage]:
@@ -134,12 +149,14 @@ def resolve(
         workers: processes that prepare images.
 
     Raises:
-        UserError: datasets are absent (all of them named, with the commands), or a weights file is.
+        UserError: datasets are absent (all of them named, with the commands), or a weights file is;
+            or a split is drawn differently than in the file that an earlier call left.
     """
-    prepared, problems = {}, []
+    opened, prepared, problems = {}, {}, []
     for spec, sizes in grid.datasets.items():
         try:
             dataset = open_dataset(spec, workspace.data, progress=progress(f"render {spec.name}"))
+            opened[spec] = dataset
         except UserError as error:
             problems.append(str(error))
             continue
@@ -150,7 +167,25 @@ def resolve(
             )  # fmt: skip
     if problems:
         raise UserError("\n".join(problems))
-    return jobs(grid, prepared)
+    found = jobs(grid, prepared)
+    _keep_splits(found, opened, workspace)
+    return found
+
+
+def _keep_splits(
+    found: Sequence[Job], opened: dict[DatasetSpec, Dataset], workspace: Workspace
+) -> None:
+    """Leave the split files of the rules, or compare with those of earlier calls."""
+    seen = set()
+    for job in found:
+        spec, ratio, seed = job.cell.dataset, job.cell.ratio, job.cell.seed
+        dataset = job.prepared.dataset
+        key = (dataset.digest, spec.split, ratio, seed)
+        if key not in seen and spec.split in RULES:  # a user's list is a file already
+            seen.add(key)
+            keep(workspace.data / FOLDER, SplitRecord.of(
+                dataset, spec, ratio, seed, job.split.subset, opened[spec]
+            ))  # fmt: skip
 
 
 def jobs(grid: Grid, prepared: dict[tuple[DatasetSpec, int], Prepared]) -> list[Job]:
@@ -165,9 +200,9 @@ def jobs(grid: Grid, prepared: dict[tuple[DatasetSpec, int], Prepared]) -> list[
             }  # fmt: skip
         backbone = backbones[cell.backbone]
         images = prepared[cell.dataset, cell.recipe.resolution]
-        key = (images.digest, cell.ratio, cell.seed, cell.recipe.val_share)
+        key = (images.digest, cell.dataset.split, cell.ratio, cell.seed, cell.recipe.val_share)
         if key not in splits:
-            splits[key] = split_of(images, cell.ratio, cell.seed, cell.recipe.val_share)
+            splits[key] = split_of(images.dataset, *key[1:])
         split = splits[key]
         if cell.kind == "semi" and not len(split.unlabelled):
             raise UserError(
