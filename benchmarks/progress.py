@@ -32,26 +32,59 @@ class Progress:
                 print(text, file=sys.stderr, flush=True)
 
     def counter(self, title: str) -> Callable[[int, int], None]:
-        """A callback (done, total) that shows how far `title` is, with rate and time left."""
-        state: dict[str, float] = {}
-        bar: list[tqdm] = []
+        """A callback (done, total) that shows how far `title` is, with rate and time left.
 
-        def show(done: int, total: int) -> None:
-            now = time.monotonic()
-            if not state:
-                state.update(start=now, shown=now, first=done)
-                if done >= total:
-                    return  # it was all there before
-            if self.interactive:
-                if not bar:
-                    bar.append(tqdm(total=total, initial=done, desc=title, unit="", leave=False))
-                bar[0].update(done - bar[0].n)
-                if done >= total:
-                    bar[0].close()
-            elif done >= total or now - state["shown"] >= LOG_SECONDS:
-                state["shown"] = now
-                rate = (done - state["first"]) / max(now - state["start"], 1e-9)
-                left = f", {(total - done) / rate:.0f} s left" if rate and done < total else ""
-                self.line(f"{title}: {done}/{total} ({rate:.0f}/s{left})")
+        What is done at its first call was done before; rate and time left do not count it. When
+        `done` falls or `total` changes a new count begins.
+        """
+        return _Count(self, title)
 
-        return show
+
+class _Count:
+    """One count on its way from where it was found to its total."""
+
+    def __init__(self, progress: Progress, title: str) -> None:
+        self.progress, self.title = progress, title
+        self.total, self.last = -1, -1
+        self.bar: tqdm | None = None
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if total != self.total or done < self.last:
+            self._close()
+            self.total, self.last, self.first = total, done, done
+            self.start = self.shown = now
+            if self.progress.interactive and done < total:
+                self.bar = tqdm(total=total, initial=done, desc=self.title, unit="", leave=False)
+            return
+        moved, self.last = done > self.last, done
+        if self.bar is not None:
+            self.bar.update(done - self.bar.n)
+            if done >= total:
+                self._close()
+        elif (
+            moved
+            and not self.progress.interactive
+            and (done >= total or now - self.shown >= LOG_SECONDS)
+        ):
+            self.shown = now
+            self.progress.line(f"{self.title}: {done}/{total} ({self._pace(now)})")
+
+    def _pace(self, now: float) -> str:
+        rate = (self.last - self.first) / max(now - self.start, 1e-9)
+        text = f"{rate:.0f}/s" if rate >= 10 else f"{rate:.1f}/s"
+        left = self.total - self.last
+        return f"{text}, {_duration(left / rate)} left" if rate and left > 0 else text
+
+    def _close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+
+def _duration(seconds: float) -> str:
+    """A time for a reader: "45 s", "12 min", "3 h 05 min"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -13,35 +13,27 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import PIL
 from numpy.typing import ArrayLike, NDArray
 
-from benchmarks.data.decode import RESIZE, Chunk, chunks_of
+from benchmarks.data.build import FORMAT, SPLITS, Builder, Progress, UnreadableError, named
 from benchmarks.data.locks import exclusive
-from benchmarks.data.pool import decode
+from benchmarks.data.skipped import Skipped
+from benchmarks.data.space import DiskFullError
 from benchmarks.data.types import Dataset
 from methods.errors import UserError
-from results.files import atomic_write_bytes, atomic_write_json, fsync_directory, remove_temporaries
 
 if TYPE_CHECKING:
     import torch
 
-FORMAT = 1
 CHUNK = 256
 """Images per chunk; a constant, because the digest is built from the chunks' hashes."""
-SPLITS = ("train", "test")
-NAMED = 50
-"""Unreadable images that an error names; all of them are written to a file beside the cache."""
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,12 +45,14 @@ class Prepared:
         size: side S of the images in pixels.
         digest: SHA-256 over the dataset's digest and all pixels, hexadecimal.
         directory: folder of the cache.
+        skipped: (id, reason) of the unreadable images that `dataset` is without.
     """
 
     dataset: Dataset
     size: int
     digest: str
     directory: Path
+    skipped: tuple[tuple[str, str], ...] = ()
 
     @cached_property
     def train(self) -> np.memmap:
@@ -125,10 +119,14 @@ def prepare(
     *,
     workers: int | None = None,
     progress: Progress | None = None,
+    skip_bad: bool = False,
+    announce: Callable[[str], None] = lambda line: None,
 ) -> Prepared:
     """Decode and resize a dataset's images into the cache, or find them there.
 
-    Several processes may call this at once: one works, the others wait for it.
+    Several processes may call this at once: one works, the others wait for it. A call that was
+    killed is continued by the next one; a full disk is told before anything is decoded where the
+    file system can reserve room, and leaves nothing of the cache behind.
 
     Args:
         dataset: the images.
@@ -137,25 +135,84 @@ def prepare(
         workers: decoding processes; None is one for each core of this process, at most 16; 1
             decodes in this process.
         progress: called with (images done, images in total).
+        skip_bad: leave unreadable images out instead of failing. They are recorded beside the
+            caches (`benchmarks.data.skipped`) and the dataset without them gets a cache, and a
+            digest, of its own.
+        announce: gets one-line remarks: the disk need before anything is decoded, and what is left
+            out.
 
     Raises:
         UserError: images that cannot be read (all named), too little disk space, a damaged cache.
     """
     if size < 1:
         raise UserError(f"image size is {size}; it must be at least 1 pixel")
-    directory = cache_root / f"{dataset.name}-{dataset.digest[:12]}-{size}"
-    if not (directory / "meta.json").is_file():
+
+    def whole(images: Dataset, donor: Builder | None = None) -> Prepared:
+        directory = _directory(images, size, cache_root)
+        if not (directory / "meta.json").is_file():
+            with exclusive(directory / "lock"):
+                if not (directory / "meta.json").is_file():
+                    Builder(
+                        images, size, directory, CHUNK, progress, announce, donor
+                    ).build(workers or _cores())  # fmt: skip
+        elif (directory / "chunks").exists():  # killed between the last file and the clean-up
+            with exclusive(directory / "lock"):
+                shutil.rmtree(directory / "chunks", ignore_errors=True)
+        return _open(images, size, directory)
+
+    if not skip_bad:
+        return whole(dataset)
+    skipped = Skipped(dataset, cache_root)
+    # A finished cache is used without a lock: the folder may be one that is only read here.
+    if (
+        skipped.is_current()
+        and (_directory(skipped.rest, size, cache_root) / "meta.json").is_file()
+    ):
+        ready = whole(skipped.rest)
+    else:
+        with exclusive(skipped.lock):
+            ready = _without_bad(skipped, whole)
+            skipped.lock.unlink(missing_ok=True)
+    if skipped.images:
+        announce(
+            f"{dataset.name}: {len(skipped.images)} of {len(dataset.train) + len(dataset.test)} "
+            "images cannot be read and are left out: "
+            f"{named([(i.path, i.reason) for i in skipped.images], 5)}; recorded in {skipped.file}"
+        )
+    return dataclasses.replace(ready, skipped=skipped.reasons)
+
+
+def _without_bad(skipped: Skipped, whole: Callable[..., Prepared]) -> Prepared:
+    """Prepare what can be read; what cannot is found on the way and recorded."""
+    skipped.read()  # another process may have written it in the meantime
+    skipped.refresh()
+    unfinished: list[Builder] = []
+    while True:
         try:
-            directory.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"{directory}: cannot be created: {error.strerror}") from None
-        with exclusive(directory / "lock"):
-            if not (directory / "meta.json").is_file():
-                _Builder(dataset, size, directory, progress).build(workers or _cores())
-    elif (directory / "chunks").exists():  # killed between the last file and the clean-up
-        with exclusive(directory / "lock"):
-            shutil.rmtree(directory / "chunks", ignore_errors=True)
-    return _open(dataset, size, directory)
+            ready = whole(skipped.rest, unfinished[-1] if unfinished else None)
+            break
+        except UnreadableError as error:
+            skipped.add(error.found)
+            unfinished.append(error.builder)
+        except DiskFullError:
+            # What was decoded for the whole dataset takes room too: decode again without it.
+            if not unfinished:
+                raise
+            _discard(unfinished)
+    _discard(unfinished)
+    return ready
+
+
+def _discard(builders: list[Builder]) -> None:
+    while builders:
+        builder = builders.pop()
+        with exclusive(builder.directory / "lock"):
+            if not (builder.directory / "meta.json").is_file():
+                builder.discard()
+
+
+def _directory(dataset: Dataset, size: int, cache_root: Path) -> Path:
+    return cache_root / f"{dataset.name}-{dataset.digest[:12]}-{size}"
 
 
 def _open(dataset: Dataset, size: int, directory: Path) -> Prepared:
@@ -170,120 +227,6 @@ def _open(dataset: Dataset, size: int, directory: Path) -> Prepared:
         if found != count * 3 * size * size:
             raise _damaged(directory, f"{file.name} has {found:,} bytes for {count:,} images")
     return Prepared(dataset, size, meta["digest"], directory)
-
-
-class _Builder:
-    """Fills one cache folder; the caller holds its lock."""
-
-    def __init__(
-        self, dataset: Dataset, size: int, directory: Path, progress: Progress | None
-    ) -> None:
-        self.dataset, self.size, self.directory = dataset, size, directory
-        self.markers = directory / "chunks"
-        self.progress = progress
-        self.chunks = {
-            split: chunks_of(split, getattr(dataset, split).paths, size,
-                             directory / f"{split}.u8", CHUNK)
-            for split in SPLITS
-        }  # fmt: skip
-        self.total = len(dataset.train) + len(dataset.test)
-        self.done = 0
-
-    def build(self, workers: int) -> None:
-        self._layout()
-        hashes: dict[tuple[str, int], str] = {}
-        pending = []
-        for chunk in (chunk for split in SPLITS for chunk in self.chunks[split]):
-            found = self._marked(chunk)
-            if found:
-                hashes[chunk.split, chunk.number] = found
-                self.done += len(chunk.paths)
-            else:
-                pending.append(chunk)
-        self._check_space(pending)
-        self._report()
-        unreadable: list[tuple[Path, str]] = []
-        try:
-            for decoded in decode(pending, workers):
-                unreadable += decoded.unreadable
-                if decoded.sha256:
-                    chunk = decoded.chunk
-                    atomic_write_bytes(self._marker(chunk), f"{decoded.sha256}\n".encode())
-                    hashes[chunk.split, chunk.number] = decoded.sha256
-                self.done += len(decoded.chunk.paths)
-                self._report()
-        except OSError as error:
-            raise UserError(
-                f"{self.directory}: the cache cannot be written: {error.strerror or error}; "
-                "finished parts are kept, run again after making room"
-            ) from None
-        if unreadable:
-            raise self._unreadable(unreadable)
-        self._finish(hashes)
-
-    def _layout(self) -> None:
-        """Make the files in full length; markers count only while the files are the same."""
-        self.markers.mkdir(exist_ok=True)
-        for split in SPLITS:
-            file = self.directory / f"{split}.u8"
-            length = len(getattr(self.dataset, split)) * 3 * self.size**2
-            if not file.is_file() or file.stat().st_size != length:
-                for chunk in self.chunks[split]:
-                    self._marker(chunk).unlink(missing_ok=True)
-                with open(file, "wb") as stream:
-                    stream.truncate(length)
-        remove_temporaries(self.markers)
-        fsync_directory(self.directory)
-
-    def _marker(self, chunk: Chunk) -> Path:
-        # The number of images is in the name: with another chunk length no marker fits.
-        return self.markers / f"{chunk.split}-{chunk.number:06d}-{CHUNK}"
-
-    def _marked(self, chunk: Chunk) -> str:
-        try:
-            text = self._marker(chunk).read_text().strip()
-        except OSError:
-            return ""
-        return text if len(text) == 64 else ""
-
-    def _check_space(self, pending: Sequence[Chunk]) -> None:
-        need = sum(len(chunk.paths) for chunk in pending) * 3 * self.size**2
-        free = shutil.disk_usage(self.directory).free
-        if need > free:
-            raise UserError(
-                f"{self.directory}: the cache needs {need / 2**30:.1f} GiB more, the disk has "
-                f"{free / 2**30:.1f} GiB left; make room or choose another folder for the cache"
-            )
-
-    def _unreadable(self, found: list[tuple[Path, str]]) -> UserError:
-        found.sort()
-        file = self.directory / "unreadable.txt"
-        atomic_write_bytes(file, "".join(f"{p}\t{reason}\n" for p, reason in found).encode())
-        named = ", ".join(f"{path} ({reason})" for path, reason in found[:NAMED])
-        more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
-        return UserError(
-            f"dataset {self.dataset.name!r}: {len(found)} of {self.total} images cannot be read: "
-            f"{named}{more}; replace them and run again (the list is in {file})"
-        )
-
-    def _finish(self, hashes: dict[tuple[str, int], str]) -> None:
-        chunks = {split: [hashes[split, c.number] for c in self.chunks[split]] for split in SPLITS}
-        pixels = hashlib.sha256("\n".join(chunks["train"] + ["-"] + chunks["test"]).encode())
-        whole = hashlib.sha256(f"{self.dataset.digest} {pixels.hexdigest()}".encode())
-        meta = {
-            "format": FORMAT, "dataset": self.dataset.name, "dataset_digest": self.dataset.digest,
-            "size": self.size, "resize": RESIZE, "pillow": PIL.__version__,
-            "train": len(self.dataset.train), "test": len(self.dataset.test), "chunk": CHUNK,
-            "chunks": chunks, "pixels": pixels.hexdigest(), "digest": whole.hexdigest(),
-        }  # fmt: skip
-        atomic_write_json(self.directory / "meta.json", meta)
-        shutil.rmtree(self.markers, ignore_errors=True)
-        with suppress(FileNotFoundError):
-            os.unlink(self.directory / "unreadable.txt")
-
-    def _report(self) -> None:
-        if self.progress is not None:
-            self.progress(self.done, self.total)
 
 
 def _read_meta(directory: Path) -> dict[str, Any]:

@@ -10,14 +10,18 @@ import os
 import pickle
 import signal
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 RESIZE = "PIL bilinear, antialiased"
+
+Place = tuple[Path, int]
+"""A cache file and the byte at which an image starts in it."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,7 @@ class Chunk:
         size: side S of the resized images.
         file: the cache file.
         offset: byte at which the first image starts.
+        known: for each image, the (file, byte) where its pixels lie already, or None.
     """
 
     split: str
@@ -39,6 +44,7 @@ class Chunk:
     size: int
     file: Path
     offset: int
+    known: tuple[Place | None, ...]
 
 
 @dataclass(frozen=True)
@@ -79,8 +85,21 @@ def load_image(path: Path, size: int) -> NDArray[np.uint8]:
         if image.mode.startswith("I"):
             grey = np.clip(np.asarray(image), 0, 65535).astype(np.uint16) >> 8
             image = Image.fromarray(grey.astype(np.uint8))
+        image.info.pop("transparency", None)  # dropped in any case; Pillow would warn of it
         image = image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
     return np.asarray(image).transpose(2, 0, 1)
+
+
+def reason_unreadable(path: Path, error: Exception) -> str:
+    """What is wrong with an image that `load_image` failed on, in a few words."""
+    if isinstance(error, UnidentifiedImageError):
+        with suppress(OSError):
+            if not path.stat().st_size:
+                return "empty file"
+        return "not an image"
+    system = error.strerror if isinstance(error, OSError) else None
+    reason = system or str(error).replace(str(path), path.name).strip() or type(error).__name__
+    return reason.splitlines()[0]
 
 
 def decode_chunk(chunk: Chunk) -> Decoded:
@@ -91,15 +110,19 @@ def decode_chunk(chunk: Chunk) -> Decoded:
     Raises:
         OSError: the cache file cannot be written, for instance because the disk is full.
     """
-    pixels = np.empty((len(chunk.paths), 3, chunk.size, chunk.size), dtype=np.uint8)
+    shape = (3, chunk.size, chunk.size)
+    pixels = np.empty((len(chunk.paths), *shape), dtype=np.uint8)
     unreadable = []
-    for k, path in enumerate(chunk.paths):
+    for k, (path, place) in enumerate(zip(chunk.paths, chunk.known, strict=True)):
+        if place is not None:
+            count = pixels[k].size
+            pixels[k] = np.fromfile(place[0], np.uint8, count, offset=place[1]).reshape(shape)
+            continue
         try:
             pixels[k] = load_image(path, chunk.size)
         # Pillow's plugins raise what their formats happen to run into (struct.error, SyntaxError).
         except Exception as error:
-            reason = str(error).replace(str(path), path.name).strip() or type(error).__name__
-            unreadable.append((path, reason.splitlines()[0]))
+            unreadable.append((path, reason_unreadable(path, error)))
     if unreadable:
         return Decoded(chunk, "", tuple(unreadable))
     with open(chunk.file, "r+b", buffering=0) as file:
@@ -112,15 +135,23 @@ def decode_chunk(chunk: Chunk) -> Decoded:
 
 
 def chunks_of(
-    split: str, paths: Sequence[Path], size: int, file: Path, images_per_chunk: int
+    split: str,
+    paths: Sequence[Path],
+    size: int,
+    file: Path,
+    images_per_chunk: int,
+    known: Sequence[Place | None],
 ) -> list[Chunk]:
     """Cut a split into chunks."""
     bytes_per_image = 3 * size * size
-    return [
-        Chunk(split, start // images_per_chunk, tuple(paths[start : start + images_per_chunk]),
-              size, file, start * bytes_per_image)
-        for start in range(0, len(paths), images_per_chunk)
-    ]  # fmt: skip
+    chunks = []
+    for start in range(0, len(paths), images_per_chunk):
+        part = slice(start, start + images_per_chunk)
+        chunks.append(Chunk(
+            split, start // images_per_chunk, tuple(paths[part]), size, file,
+            start * bytes_per_image, tuple(known[part]),
+        ))  # fmt: skip
+    return chunks
 
 
 def serve() -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from queue import SimpleQueue
 from typing import IO, cast
@@ -21,7 +21,7 @@ from methods.errors import UserError
 _START = "import sys; sys.path[:] = sys.argv[1:]; from benchmarks.data.decode import serve; serve()"
 
 
-def decode(chunks: Sequence[Chunk], workers: int) -> Iterator[Decoded]:
+def decode(chunks: Sequence[Chunk], workers: int) -> Generator[Decoded, None, None]:
     """Decode chunks, in any order.
 
     Args:

@@ -4,26 +4,18 @@ import hashlib
 import json
 import os
 import pickle
-import random
-import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torchvision.transforms import Resize
 
-from benchmarks.data import cache, pool
+from benchmarks.data import build, cache
 from benchmarks.data.cache import prepare
 from benchmarks.data.decode import load_image
 from benchmarks.data.types import Dataset, ImageSet
 from methods.errors import UserError
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -34,54 +26,6 @@ def dataset(tmp_path, build_dataset):
 @pytest.fixture(autouse=True)
 def _short_chunks(monkeypatch):
     monkeypatch.setattr(cache, "CHUNK", 4)
-
-
-# -- decoding ----------------------------------------------------------------------------------
-
-
-def test_the_resize_is_torchvision_s_on_a_pillow_image(tmp_path, save_jpeg):
-    path = save_jpeg(tmp_path / "a.jpg", 1, width=123, height=77)
-    expected = np.asarray(Resize((32, 32))(Image.open(path))).transpose(2, 0, 1)
-    assert (load_image(path, 32) == expected).all()
-
-
-def test_every_kind_of_picture_becomes_rgb(tmp_path, photo_like):
-    rgb = Image.fromarray(photo_like(3, 24, 24))
-    grey16 = (np.asarray(rgb.convert("L")).astype(np.uint16) << 8) | 0x7F
-    kinds = {
-        "grey.png": rgb.convert("L"),
-        "cmyk.jpg": rgb.convert("CMYK"),
-        "palette.png": rgb.quantize(256),
-        "alpha.png": rgb.convert("RGBA"),
-        "bits.png": rgb.convert("1"),
-        "grey16.png": Image.fromarray(grey16),
-    }
-    for name, image in kinds.items():
-        image.save(tmp_path / name, **({"quality": 95} if name.endswith("jpg") else {}))
-        pixels = load_image(tmp_path / name, 24)
-        assert pixels.shape == (3, 24, 24), name
-        assert pixels.dtype == np.uint8
-        expected = image if name == "grey16.png" else image.convert("RGB")
-        if name == "grey16.png":
-            expected = rgb.convert("L").convert("RGB")
-        tolerance = 12 if name == "cmyk.jpg" else 0
-        difference = np.abs(pixels.astype(int) - np.asarray(expected).transpose(2, 0, 1))
-        assert np.percentile(difference, 99) <= tolerance, name
-
-
-def test_exif_orientation_is_undone(tmp_path, photo_like):
-    upright = Image.fromarray(photo_like(3, 24, 48))
-    exif = Image.Exif()
-    exif[0x0112] = 6  # must be turned clockwise to be upright
-    turned = upright.transpose(Image.Transpose.ROTATE_90)
-    turned.save(tmp_path / "turned.png", exif=exif)
-    upright.save(tmp_path / "upright.png")
-    assert (
-        load_image(tmp_path / "turned.png", 24) == load_image(tmp_path / "upright.png", 24)
-    ).all()
-
-
-# -- the cache ---------------------------------------------------------------------------------
 
 
 def test_images_come_back_as_they_were_decoded(tmp_path, dataset):
@@ -174,9 +118,6 @@ def test_a_pickled_cache_carries_no_pixels(tmp_path, dataset):
     assert (pickle.loads(packed).train == ready.train).all()
 
 
-# -- what goes wrong ---------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("workers", [1, 2])
 def test_unreadable_images_are_all_named_and_the_rest_is_kept(tmp_path, dataset, workers):
     bad = [dataset.train.paths[k] for k in (2, 17)] + [dataset.test.paths[5]]
@@ -203,73 +144,12 @@ def test_unreadable_images_are_all_named_and_the_rest_is_kept(tmp_path, dataset,
     assert ready.digest == prepare(dataset, 16, tmp_path / "other", workers=1).digest
 
 
-def test_too_little_disk_space_is_said_before_anything_is_decoded(tmp_path, dataset, monkeypatch):
-    usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr("benchmarks.data.cache.shutil.disk_usage", lambda path: usage)
-    monkeypatch.setattr("benchmarks.data.pool.decode_chunk", lambda c: pytest.fail("decoded"))
-    with pytest.raises(UserError, match=r"the cache needs 0.0 GiB more, the disk has 0.0 GiB left"):
-        prepare(dataset, 16, tmp_path / "cache", workers=1)
-
-
-def test_a_full_disk_is_a_clear_error_and_can_be_continued(tmp_path, dataset, monkeypatch):
-    real, calls = pool.decode_chunk, []
-
-    def fills_up(chunk):
-        calls.append(chunk)
-        if len(calls) == 4:
-            raise OSError(28, "No space left on device")
-        return real(chunk)
-
-    monkeypatch.setattr("benchmarks.data.pool.decode_chunk", fills_up)
-    with pytest.raises(UserError, match=r"cannot be written: No space left on device"):
-        prepare(dataset, 16, tmp_path / "cache", workers=1)
-    seen = []
-    prepare(dataset, 16, tmp_path / "cache", workers=1, progress=lambda *a: seen.append(a))
-    assert seen[0] == (12, 29)
-
-
 def test_a_file_in_the_place_of_the_folder_is_a_clear_error(tmp_path, dataset):
     (tmp_path / "cache").write_text("")
     with pytest.raises(UserError, match="cannot be created"):
         prepare(dataset, 16, tmp_path / "cache")
     with pytest.raises(UserError, match="image size is 0"):
         prepare(dataset, 0, tmp_path)
-
-
-# -- interrupted and simultaneous calls --------------------------------------------------------
-
-SCRIPT = """
-import pickle, sys
-from pathlib import Path
-from benchmarks.data import cache
-cache.CHUNK = 4
-# No guard against a second import of this script: decoding processes must not need one.
-dataset = pickle.load(open(sys.argv[1], "rb"))
-ready = cache.prepare(
-    dataset, 96, Path(sys.argv[2]), workers=int(sys.argv[3]),
-    progress=lambda done, total: print(done, flush=True),
-)
-assert "torch" not in sys.modules, "preparing needs no torch"
-print(ready.digest, flush=True)
-"""
-
-
-@pytest.fixture
-def start(tmp_path, build_dataset):
-    """Starts a process that prepares one larger dataset into a given folder."""
-    dataset = build_dataset(tmp_path / "large", 100, 20, width=160, height=120)
-    script, packed = tmp_path / "prepare_in_a_process.py", tmp_path / "dataset.pkl"
-    script.write_text(SCRIPT)
-    packed.write_bytes(pickle.dumps(dataset))
-
-    def process(folder: Path, workers: int) -> subprocess.Popen:
-        return subprocess.Popen(
-            [sys.executable, str(script), str(packed), str(folder), str(workers)],
-            stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
-        )  # fmt: skip
-
-    process.dataset = dataset
-    return process
 
 
 def test_a_kill_just_before_the_clean_up_leaves_nothing_behind(tmp_path, build_dataset):
@@ -283,100 +163,12 @@ def test_a_kill_just_before_the_clean_up_leaves_nothing_behind(tmp_path, build_d
     assert not markers.exists()
 
 
-def test_killed_anywhere_and_resumed_gives_the_same_cache(tmp_path, start):
-    expected = prepare(start.dataset, 96, tmp_path / "undisturbed", workers=1)
-    rng = random.Random(4)
-    folder, kills, progressed = tmp_path / "killed", 0, []
-    while kills < 12:
-        process = start(folder, 1)
-        # Wait for some chunks of this attempt, then kill at any instant of the next ones.
-        lines = [process.stdout.readline() for _ in range(rng.randint(1, 3))]
-        time.sleep(rng.random() * 0.02)
-        process.send_signal(signal.SIGKILL)
-        rest = process.stdout.read()
-        process.wait()
-        if expected.digest in (rest + "".join(lines)):
-            break
-        progressed.append(int(lines[0]))
-        kills += 1
-    assert kills >= 3
-    assert progressed == sorted(progressed)
-    assert progressed[0] == 0
-    assert progressed[-1] > 0, "nothing was kept"
-    resumed = prepare(start.dataset, 96, folder, workers=1)
-    assert resumed.digest == expected.digest
-    resumed.verify()
-    assert (resumed.train == expected.train).all()
-    assert sorted(f.name for f in resumed.directory.iterdir()) == [
-        "lock", "meta.json", "test.u8", "train.u8",
-    ]  # fmt: skip
-
-
-def test_killed_decoding_processes_die_with_their_parent(tmp_path, start):
-    process = start(tmp_path / "killed", 2)
-    for _ in range(4):  # the pool is at work after the first report
-        process.stdout.readline()
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    assert len(children) >= 2
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline and any(_runs(pid) for pid in children):
-        time.sleep(0.02)
-    assert not [pid for pid in children if _runs(pid)]
-    resumed = prepare(start.dataset, 96, tmp_path / "killed", workers=1)
-    assert resumed.digest == prepare(start.dataset, 96, tmp_path / "other", workers=1).digest
-
-
-def test_a_decoding_process_that_dies_is_a_clear_error(tmp_path, start, monkeypatch):
-    import subprocess as real
-
-    def dies(command, **options):
-        return real.Popen([*command[:2], "import sys; sys.stdin.buffer.read(1)"], **options)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(pool, "subprocess", type("fake", (), {"Popen": dies, "PIPE": real.PIPE}))
-        with pytest.raises(UserError, match=r"a decoding process died at .*images after it"):
-            prepare(start.dataset, 96, tmp_path / "cache", workers=2)
-    prepare(start.dataset, 96, tmp_path / "cache", workers=2).verify()
-
-
-def test_a_full_disk_is_a_clear_error_in_a_decoding_process_too(tmp_path, dataset, monkeypatch):
-    made = cache._Builder._layout
-
-    def then_locked(self):
-        made(self)
-        (self.directory / "test.u8").unlink()  # opening it for writing fails in the process
-
-    monkeypatch.setattr(cache._Builder, "_layout", then_locked)
-    with pytest.raises(UserError, match=r"cannot be written: No such file or directory"):
-        prepare(dataset, 16, tmp_path / "cache", workers=2)
-
-
-def _runs(pid: str) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def test_two_processes_at_once_share_one_piece_of_work(tmp_path, start):
-    folder = tmp_path / "shared"
-    outputs = [p.communicate(timeout=60)[0].split() for p in [start(folder, 1), start(folder, 1)]]
-    digests = {lines[-1] for lines in outputs}
-    assert len(digests) == 1
-    assert len(next(iter(digests))) == 64
-    # the one that waited found everything done and reported nothing
-    assert min(len(lines) for lines in outputs) == 1
-    assert digests == {prepare(start.dataset, 96, tmp_path / "alone", workers=1).digest}
-
-
 def test_torn_markers_are_not_believed(tmp_path, dataset, monkeypatch):
     def interrupted(self, hashes):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(cache._Builder, "_finish", interrupted)
+        patch.setattr(build.Builder, "_finish", interrupted)
         with pytest.raises(KeyboardInterrupt):
             prepare(dataset, 16, tmp_path / "cache", workers=1)
     directory = next((tmp_path / "cache").iterdir())
@@ -394,7 +186,7 @@ def test_torn_markers_are_not_believed(tmp_path, dataset, monkeypatch):
 
 def test_a_data_file_of_another_length_starts_over(tmp_path, dataset, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(cache._Builder, "_finish", lambda self, hashes: (_ for _ in ()).throw(
+        patch.setattr(build.Builder, "_finish", lambda self, hashes: (_ for _ in ()).throw(
             KeyboardInterrupt))  # fmt: skip
         with pytest.raises(KeyboardInterrupt):
             prepare(dataset, 16, tmp_path / "cache", workers=1)
