@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -59,6 +61,8 @@ class Strategy:
         mixed = {"fp32": "no", "fp16": "fp16", "bf16": "bf16"}[precision]
         # Without cpu=True accelerate counts one process per rank on machines without a GPU.
         self.accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=mixed)
+        scaler = self.accelerator.scaler
+        self._fresh_scaler = scaler.state_dict() if scaler is not None else None
 
     def prepare(
         self, method: torch.nn.Module, optimizer: torch.optim.Optimizer, *, batch: int, clip: float
@@ -71,6 +75,9 @@ class Strategy:
             batch: images of a step, over all processes.
             clip: largest gradient norm; 0 for no clipping.
         """
+        self.accelerator.free_memory()  # it would keep every model that it has ever wrapped
+        if self._fresh_scaler is not None:  # one scaler serves all runs of this process
+            self.accelerator.scaler.load_state_dict(self._fresh_scaler)
         return self.accelerator.prepare(method, optimizer)
 
     def autocast(self) -> Any:
@@ -151,7 +158,9 @@ class Zero(Strategy):
         settings["train_micro_batch_size_per_gpu"] = share
         settings["train_batch_size"] = share * self.group.world
         settings["gradient_clipping"] = float(clip)
-        return self.accelerator.prepare(method, optimizer)
+        self.accelerator.free_memory()  # it would go on with the engine of the run before
+        with _first_broadcast():
+            return self.accelerator.prepare(method, optimizer)
 
     def autocast(self) -> Any:
         """Context of a forward pass: torch's autocast, because the engine holds float32 weights."""
@@ -197,6 +206,29 @@ class Zero(Strategy):
             zero.optimizer.state[part] = entries
         for ours, saved in zip(zero.optimizer.param_groups, state["groups"], strict=True):
             ours.update(saved)
+
+
+@contextmanager
+def _first_broadcast() -> Iterator[None]:
+    """Give the ranks rank 0's weights in our way while an engine is built.
+
+    DeepSpeed (0.19) sends each parameter as a view of its bytes, which torch refuses for scalars
+    and for convolutions in channels-last order.
+    """
+    from deepspeed.runtime.engine import DeepSpeedEngine
+
+    def broadcast(engine: Any) -> None:
+        for value in engine.module.parameters():
+            data = value.data.contiguous()
+            torch.distributed.broadcast(data, 0)
+            value.data.copy_(data)
+
+    theirs = DeepSpeedEngine._broadcast_model
+    DeepSpeedEngine._broadcast_model = broadcast
+    try:
+        yield
+    finally:
+        DeepSpeedEngine._broadcast_model = theirs
 
 
 def cut(whole: Tensor, length: int, rank: int, world: int) -> Tensor:

@@ -130,7 +130,10 @@ class Trainer:
         epoch, step = self.group.told(*(found or (-1, -1)))
         if epoch < 0:
             return False
-        state = self.checkpoints.load(epoch, step, map_location=self.accelerator.device)
+        device = self.accelerator.device
+        # accelerate's "cpu:0" is no place that torch.load knows.
+        place = device if device.type != "cpu" else "cpu"
+        state = self.checkpoints.load(epoch, step, map_location=place)
         self.method.load_training_state(state["model"])
         self.ema.module.load_training_state(state["ema"])
         self.strategy.load_optimizer(self.optimizer, state)

@@ -205,14 +205,17 @@ def main() -> int:
     """Entry point of `python -m benchmarks.worker PLAN`."""
     plan: dict[str, Any] = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     try:
-        return work(plan, os.getppid())
+        code = work(plan, os.getppid())
     except UserError as error:
         _report(f"error: {error}")
-        return 2
+        code = 2
     except GroupBroken as broken:
+        code = broken.code
+    if code:
         sys.stdout.flush()
-        # What is left of the group's communication may wait for ever at a normal end.
-        os._exit(broken.code)
+        # At a normal end, what is left of a group's communication may wait for ever, or abort.
+        os._exit(code)
+    return code
 
 
 if __name__ == "__main__":
