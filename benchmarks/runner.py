@@ -186,7 +186,8 @@ class Execution:
     def _record(
         self, title: str, directory: Path, lease: Lease | Share, error: Exception
     ) -> None:  # fmt: skip
-        rank = f"rank {self.group.rank}: " if self.group.world > 1 else ""
+        known = self.group.world == 1 or isinstance(error, GroupHung)
+        rank = "" if known else f"rank {self.group.rank}: "
         line = f"{rank}{type(error).__name__}: {error}"
         try:
             self.workspace.store.write_failure(

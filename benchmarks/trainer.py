@@ -198,11 +198,12 @@ class Trainer:
         # Dropout and the like draw from torch's generator: seeding it per step keeps a continued
         # run on the same draws without storing generator states.
         torch.manual_seed(self._step_seed())
-        self.group.at(f"epoch {self.epoch} step {self.step}, forward and backward pass")
+        self.group.at(f"epoch {self.epoch} step {self.step}, forward pass")
         with memory_advice(self._batch_knob()):
             with self.strategy.autocast():
                 output = self.model(batch)
             total = torch.stack([loss.float() for loss in output.losses.values()]).sum()
+            self.group.at(f"epoch {self.epoch} step {self.step}, backward pass")
             # Losses are sums over this process's samples and gradients are averaged over
             # processes: the factor makes the step follow the gradient of the sum over the global
             # batch.

@@ -185,7 +185,7 @@ def work(plan: dict[str, Any], launcher: int | None) -> int:
     group = Group.join()
     options = Options(
         checkpoint_seconds=plan["checkpoint_seconds"], launch=plan["launch"],
-        report=_report if group.is_main else lambda line: None,
+        report=_report,
         should_stop=lambda: _stopping(launcher), hang_seconds=plan["hang_seconds"],
     )  # fmt: skip
     # accelerate keeps precision and strategy in process-wide state: runs of one kind at a time.
