@@ -1,28 +1,46 @@
-"""Checkpoints of a running training: weights-only archives, written aside and renamed.
+"""Checkpoints of a running training: folders that appear whole, with nothing executable in them.
 
-One file holds one state, so it is whole or absent: bytes go to a temporary file, are fsynced, and
-take their name by `os.replace`. The last two are kept; one that cannot be read is passed over with
-a warning and the one before it is used.
+    00003-0000120/            epoch and step
+        model.safetensors     one file for each entry of the state that is a table of tensors
+        ema.safetensors
+        state.pt              the rest, as a weights-only archive
+        COMPLETE.json         sizes and checksums of the files above, written last
+
+A folder is filled under another name, every file is flushed to the disk, and then it is renamed: a
+process killed at any instant leaves a whole checkpoint or none. The last two are kept; one that was
+damaged afterwards is passed over with a warning and the one before it is used.
 """
 
 from __future__ import annotations
 
 import io
+import json
 import logging
+import os
+import re
+import shutil
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
+from torch import Tensor
 
-from results.files import atomic_write_bytes
+from results.files import fsync_directory
 
 log = logging.getLogger(__name__)
 KEEP = 2
+SEAL = "COMPLETE.json"
+_NAME = re.compile(r"\d{5}-\d{7}$")
 
 
 class Checkpoints:
     """The checkpoints of one directory.
+
+    Several processes may put their own parts into one checkpoint: the first calls `stage`, all call
+    `write`, and when all have, the first calls `seal`.
 
     Args:
         directory: where they lie; made on the first save.
@@ -39,30 +57,134 @@ class Checkpoints:
         return time.monotonic() - self._last >= self.every
 
     def save(self, state: dict[str, Any], epoch: int, step: int) -> None:
-        """Write a state; older ones beyond the last two are removed."""
+        """Write a whole state from one process; older ones beyond the last two are removed."""
+        self.stage(epoch, step)
+        self.write(state, epoch, step)
+        self.seal(epoch, step)
+
+    def stage(self, epoch: int, step: int) -> None:
+        """Begin a checkpoint: an empty folder under a name that `load` does not look at."""
         self.directory.mkdir(parents=True, exist_ok=True)
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        atomic_write_bytes(self.directory / f"{epoch:05d}-{step:07d}.pt", buffer.getvalue())
-        for old in self._files()[:-KEEP]:
-            old.unlink(missing_ok=True)
+        for left_over in self.directory.glob(".*"):  # of a process that was killed
+            shutil.rmtree(left_over, ignore_errors=True)
+        self._staging(epoch, step).mkdir()
+
+    def write(self, state: dict[str, Any], epoch: int, step: int, suffix: str = "") -> None:
+        """Put entries into a checkpoint that was begun.
+
+        Args:
+            state: tables of tensors, or nested plain values and tensors.
+            epoch: of the checkpoint.
+            step: of the checkpoint.
+            suffix: tells the files of several processes apart.
+        """
+        folder = self._staging(epoch, step)
+        rest: dict[str, Any] = {}
+        for name, value in state.items():
+            if _is_table(value):
+                data = safetensors.torch.save(_apart(value))
+                _write(folder / f"{name}{suffix}.safetensors", data)
+            else:
+                rest[name] = value
+        if rest:
+            buffer = io.BytesIO()
+            torch.save(rest, buffer)
+            _write(folder / f"state{suffix}.pt", buffer.getvalue())
+
+    def seal(self, epoch: int, step: int) -> None:
+        """End a checkpoint: from now on it counts."""
+        folder = self._staging(epoch, step)
+        files = {
+            path.name: [path.stat().st_size, zlib.crc32(path.read_bytes())]
+            for path in sorted(folder.iterdir())
+        }
+        _write(folder / SEAL, json.dumps({"files": files}, indent=1).encode())
+        fsync_directory(folder)
+        final = self.directory / folder.name[1:]
+        if final.exists():  # the step that this process continued from, saved again
+            shutil.rmtree(final)
+        os.rename(folder, final)
+        fsync_directory(self.directory)
+        for old in self._folders()[:-KEEP]:
+            shutil.rmtree(old, ignore_errors=True)
         self._last = time.monotonic()
 
-    def load(self, map_location: Any = "cpu") -> dict[str, Any] | None:
-        """The newest state that can be read, or None. Nothing in a file is executed."""
-        for path in reversed(self._files()):
-            try:
-                return torch.load(path, map_location=map_location, weights_only=True)
-            except Exception as error:  # any damage whatever: the checkpoint before it is tried
-                log.warning("checkpoint %s cannot be read (%s); trying the one before", path, error)
+    def newest(self) -> tuple[int, int] | None:
+        """Epoch and step of the newest sound checkpoint, or None."""
+        for folder in reversed(self._folders()):
+            damage = _damage(folder)
+            if not damage:
+                epoch, step = folder.name.split("-")
+                return int(epoch), int(step)
+            log.warning("checkpoint %s is damaged (%s); trying the one before", folder, damage)
         return None
+
+    def load(self, epoch: int, step: int, map_location: Any = "cpu") -> dict[str, Any]:
+        """The state that was saved. Nothing in a file is executed.
+
+        Files of several processes come back under their own names, such as "optimizer.0-of-2".
+        """
+        folder = self.directory / f"{epoch:05d}-{step:07d}"
+        state: dict[str, Any] = {}
+        for path in sorted(folder.iterdir()):
+            if path.suffix == ".safetensors":
+                tensors = safetensors.torch.load(path.read_bytes())
+                state[path.stem] = {name: value.to(map_location) for name, value in tensors.items()}
+            elif path.suffix == ".pt":
+                state |= torch.load(path, map_location=map_location, weights_only=True)
+        return state
 
     def clear(self) -> None:
         """Remove every checkpoint, once the result is written."""
-        for path in self.directory.glob("*"):
-            path.unlink(missing_ok=True)
-        if self.directory.is_dir():
-            self.directory.rmdir()
+        shutil.rmtree(self.directory, ignore_errors=True)
 
-    def _files(self) -> list[Path]:
-        return sorted(self.directory.glob("*.pt"))
+    def _staging(self, epoch: int, step: int) -> Path:
+        return self.directory / f".{epoch:05d}-{step:07d}"
+
+    def _folders(self) -> list[Path]:
+        if not self.directory.is_dir():
+            return []
+        return sorted(path for path in self.directory.iterdir() if _NAME.match(path.name))
+
+
+def _is_table(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and bool(value)
+        and all(isinstance(name, str) for name in value)
+        and all(isinstance(tensor, Tensor) for tensor in value.values())
+    )
+
+
+def _apart(table: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors on the CPU, none of them sharing memory, which the format does not know."""
+    found: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, value in table.items():
+        tensor = value.detach().cpu().contiguous()
+        place = tensor.untyped_storage().data_ptr()
+        found[name] = tensor.clone() if place in seen else tensor
+        seen.add(place)
+    return found
+
+
+def _write(path: Path, data: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _damage(folder: Path) -> str:
+    """What is wrong with a checkpoint, or ""."""
+    try:
+        files = json.loads((folder / SEAL).read_text(encoding="utf-8"))["files"]
+        for name, (size, checksum) in files.items():
+            data = (folder / name).read_bytes()
+            if len(data) != size:
+                return f"{name} has {len(data)} bytes instead of {size}"
+            if zlib.crc32(data) != checksum:
+                return f"the content of {name} has changed"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{type(error).__name__}: {error}"
+    return ""

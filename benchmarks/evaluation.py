@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from benchmarks.data.cache import Prepared
 from benchmarks.data.views import make_view
+from benchmarks.strategy import Strategy
+
+
+class OutOfMemory(RuntimeError):  # noqa: N818 - it is an outcome of a run before it is an error
+    """The device's memory is too small; says which knob to turn."""
+
+
+@contextmanager
+def memory_advice(knob: str) -> Iterator[None]:
+    """Turn torch's out-of-memory error into one line that names the knob to turn."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        reason = str(error).splitlines()[0]
+        raise OutOfMemory(
+            f"out of memory with {knob}: lower it, or recipe.resolution; or share the batch with "
+            f"more GPUs (--processes N); precision = 'bf16' halves activations ({reason})"
+        ) from error
 
 
 class Scorer:
@@ -20,13 +38,14 @@ class Scorer:
 
     Args:
         prepared: the resized images.
-        accelerator: device, processes and precision.
+        strategy: device, processes and precision.
         batch: images of a forward pass, per process.
         seed: seed of the views.
     """
 
-    def __init__(self, prepared: Prepared, accelerator: Accelerator, batch: int, seed: int) -> None:
-        self.prepared, self.accelerator, self.batch, self.seed = prepared, accelerator, batch, seed
+    def __init__(self, prepared: Prepared, strategy: Strategy, batch: int, seed: int) -> None:
+        self.prepared, self.strategy, self.batch, self.seed = prepared, strategy, batch, seed
+        self.accelerator = strategy.accelerator
 
     @torch.no_grad()
     def scores(
@@ -44,8 +63,13 @@ class Scorer:
 
         Returns:
             (n, C) float32 on the CPU, the same on every process.
+
+        Raises:
+            OutOfMemory: the device is too small for a batch.
         """
-        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        group = self.strategy.group
+        rank, world = group.rank, group.world
+        group.at(f"scoring of {len(indices)} {split} images")
         mine = torch.arange(len(indices))[rank::world]
         rows = []
         for some in mine.split(self.batch):
@@ -54,8 +78,10 @@ class Scorer:
                 images.to(self.accelerator.device, non_blocking=True), indices[some],
                 policy=policy, seed=self.seed, epoch=epoch,
             )  # fmt: skip
-            with self.accelerator.autocast():
+            with self.strategy.autocast(), memory_advice(f"recipe.eval_batch = {self.batch}"):
                 rows.append(forward(view).float())
+            group.busy()
+        group.at("gathering of the scores")
         if world == 1:
             return torch.cat(rows).cpu()
         return self._gather(mine, torch.cat(rows) if rows else None, len(indices)).cpu()
@@ -64,7 +90,7 @@ class Scorer:
         device = self.accelerator.device
         width = torch.tensor([scores.shape[1] if scores is not None else 0], device=device)
         columns = int(self.accelerator.gather(width).max())
-        longest = -(-total // self.accelerator.num_processes)
+        longest = -(-total // self.strategy.group.world)
         positions = torch.full((longest,), -1, dtype=torch.int64, device=device)
         padded = torch.zeros((longest, columns), device=device)
         positions[: len(mine)] = mine.to(device)

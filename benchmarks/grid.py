@@ -21,7 +21,7 @@ from typing import Any
 import methods
 from benchmarks.data.registry import DatasetSpec
 from benchmarks.data.registry import available as available_datasets
-from benchmarks.spec import Kind, Recipe, checked
+from benchmarks.spec import Kind, Recipe, check_strategy, checked
 from methods.backbones import BackboneSpec
 from methods.base import FitMethod
 from methods.errors import UserError, nearest
@@ -124,6 +124,22 @@ def restrict(
         if wanted:
             cells = tuple(cell for cell in cells if of(cell) in wanted)
     return dataclasses.replace(grid, cells=cells)
+
+
+def with_strategy(grid: Grid, strategy: str | None) -> Grid:
+    """The grid with every trained run spread over processes in another way; None changes nothing.
+
+    Raises:
+        UserError: see `benchmarks.spec.check_strategy`.
+    """
+    if strategy is None:
+        return grid
+    cells = []
+    for cell in grid.cells:
+        check_strategy(strategy, cell.recipe.precision, f"{grid.name}, --strategy")
+        recipe = dataclasses.replace(cell.recipe, strategy=strategy)
+        cells.append(dataclasses.replace(cell, recipe=recipe))
+    return dataclasses.replace(grid, cells=tuple(cells))
 
 
 def available(folder: str = "grids") -> list[str]:

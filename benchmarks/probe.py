@@ -53,7 +53,7 @@ class PseudoLabelProbe:
 
     def summary(self) -> dict[str, Any] | None:
         """OP, OR, OF1, CP, CR, CF1 and coverage of the epoch; None when nothing was counted."""
-        counts = self.accelerator.reduce(self.counts, reduction="sum")
+        counts = self.accelerator.reduce(self.counts.clone(), reduction="sum")
         seen = int(counts[[0, 1, 2, 3]].sum())
         if seen == 0:
             return None
@@ -63,9 +63,9 @@ class PseudoLabelProbe:
         )
 
     def state(self) -> dict[str, Tensor]:
-        """The counts of the running epoch, for a checkpoint."""
-        return {"counts": self.counts.cpu()}
+        """The running epoch's counts over all processes, for a checkpoint; all of them call."""
+        return {"counts": self.accelerator.reduce(self.counts.clone(), reduction="sum").cpu()}
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """Continue the running epoch of a checkpoint."""
+        """Continue the running epoch of a checkpoint, in one process."""
         self.counts = state["counts"].to(self.hidden.device)

@@ -18,10 +18,13 @@ import torch
 
 PACKAGES = (
     "torch", "torchvision", "accelerate", "open_clip_torch", "timm", "numpy", "scikit-learn",
-    "pillow", "scipy",
+    "pillow", "scipy", "deepspeed",
 )  # fmt: skip
 # Variables that change what accelerate, torch or the BLAS below them do.
-PREFIXES = ("ACCELERATE_", "SLURM_JOB_ID", "SLURM_ARRAY", "OMP_", "MKL_", "CUDA_VISIBLE", "CUBLAS_")
+PREFIXES = (
+    "ACCELERATE_", "SLURM_JOB_ID", "SLURM_ARRAY", "OMP_", "MKL_", "CUDA_VISIBLE", "CUBLAS_", "DS_",
+    "NCCL_", "GLOO_", "TORCH_", "PYTORCH_", "WORLD_SIZE", "LOCAL_WORLD_SIZE",
+)  # fmt: skip
 
 
 @cache
@@ -80,7 +83,7 @@ def device_name(device: torch.device) -> str:
     return f"CPU {processor()}, {torch.get_num_threads()} threads"
 
 
-def provenance(device: torch.device, processes: int) -> dict[str, Any]:
+def provenance(device: torch.device, processes: int, strategy: str) -> dict[str, Any]:
     """Everything about the circumstances of a run, as JSON values."""
     return {
         **code_state(),
@@ -89,6 +92,7 @@ def provenance(device: torch.device, processes: int) -> dict[str, Any]:
         "platform": platform.platform(),
         "device": device_name(device),
         "processes": processes,
+        "strategy": strategy,
         "threads": torch.get_num_threads(),
         "command": os.environ.get("SSMLL_COMMAND") or shlex.join(sys.argv),
         "environment": {

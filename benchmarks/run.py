@@ -9,7 +9,11 @@
     python benchmarks/run.py plots --grid NAME      write its figures
     python benchmarks/run.py why RUN                where a number comes from
 
-Exit codes: 0 everything done, 1 some runs failed (they are named), 2 bad usage, 130 interrupted.
+`torchrun`, `accelerate launch` and `srun` may call the first form too: their processes then train
+each run together.
+
+Exit codes: 0 everything done, 1 some runs failed (they are named), 2 bad usage, 75 asked to stop
+(SIGTERM, SIGUSR2), 130 Ctrl-C. After the last two the same command goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,12 +32,14 @@ if __package__ in (None, ""):  # called as a file: the packages lie beside this 
     sys.path = [entry for entry in sys.path if entry != str(Path(__file__).resolve().parent)]
 
 from benchmarks.progress import Progress
+from benchmarks.signals import EXIT_STOPPED, Stopped
 from benchmarks.workspace import Workspace
 from methods.errors import UserError, nearest
 from results.errors import StoreError
 
 if TYPE_CHECKING:
     from benchmarks.grid import Grid
+    from benchmarks.local import Local
     from benchmarks.plan import Job
 
 VERBS = ("run", "list", "prepare", "plan", "status", "tables", "plots", "why")
@@ -57,6 +63,9 @@ def parser() -> argparse.ArgumentParser:
     place.add_argument("--workers", type=_positive, default=None, metavar="N",
                        help="worker processes (default: one a GPU, else one a core)")  # fmt: skip
     grid = _Parser(add_help=False)
+    grid.add_argument("--strategy", default=None, metavar="NAME",
+                      help="how steps are spread over processes, instead of what the recipe says: "
+                           "ddp, or DeepSpeed's zero1 or zero2 (in a run's identity)")  # fmt: skip
     grid.add_argument("--grid", required=True, help="a grid's name, or the path of a .toml file")
     grid.add_argument("--ratios", type=float, nargs="+", default=[], help="only these ratios")
     grid.add_argument("--seeds", type=int, nargs="+", default=[], help="only these seeds")
@@ -73,6 +82,11 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--dry-run", action="store_true", help="show the plan and stop")
     run.add_argument("--checkpoint-seconds", type=float, default=30.0, metavar="S",
                      help="time between checkpoints inside an epoch (default 30)")  # fmt: skip
+    run.add_argument("--processes", type=_positive, default=1, metavar="N",
+                     help="processes (GPUs) that train each run together (default 1)")  # fmt: skip
+    run.add_argument("--hang-seconds", type=float, default=600.0, metavar="S",
+                     help="a group of processes that does not move for so long ends, the late one "
+                          "is named and the run counts as failed (default 600)")  # fmt: skip
     run.add_argument("--no-plots", action="store_true", help="leave the figures out")
     listing = verbs.add_parser("list", help="grids, recipes, methods, datasets")
     listing.add_argument("pattern", nargs="?", default="*", help="wildcard, such as '*coop*'")
@@ -117,6 +131,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
         return 2
+    except Stopped:
+        print("asked to stop: finished runs are kept; the same command goes on from here",
+              file=sys.stderr)  # fmt: skip
+        return EXIT_STOPPED
     except KeyboardInterrupt:
         print("interrupted: finished runs are kept; the same command goes on from here",
               file=sys.stderr)  # fmt: skip
@@ -127,21 +145,25 @@ def _workspace(chosen: argparse.Namespace) -> Workspace:
     return Workspace(chosen.data, chosen.runs)
 
 
-def _resolved(chosen: argparse.Namespace, progress: Progress) -> tuple[Grid, list[Job]]:
-    from benchmarks.grid import load, restrict
+def _resolved(
+    chosen: argparse.Namespace, counter: Callable[[str], Callable[[int, int], None]]
+) -> tuple[Grid, list[Job]]:
+    from benchmarks.grid import load, restrict, with_strategy
     from benchmarks.plan import resolve
 
     grid = restrict(load(chosen.grid), chosen.ratios, chosen.seeds, chosen.methods)
+    grid = with_strategy(grid, chosen.strategy)
     workers = chosen.workers or min(os.cpu_count() or 1, 8)
-    return grid, resolve(grid, _workspace(chosen), progress=progress.counter, workers=workers)
+    return grid, resolve(grid, _workspace(chosen), progress=counter, workers=workers)
 
 
 def _run(chosen: argparse.Namespace) -> int:
-    from benchmarks.local import Local
     from benchmarks.plan import states
 
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        return _run_in_group(chosen)
     progress, workspace = Progress(), _workspace(chosen)
-    grid, jobs = _resolved(chosen, progress)
+    grid, jobs = _resolved(chosen, progress.counter)
     before = states(jobs, workspace)
     missing = [job for kind, group in before.items() if kind != "done" for job in group]
     if chosen.dry_run:
@@ -149,11 +171,59 @@ def _run(chosen: argparse.Namespace) -> int:
         return 0
     if missing:
         progress.line(_overview(grid, jobs, workspace))
-        local = Local.default(chosen.workers, chosen.checkpoint_seconds)
-        progress.line(f"{len(missing)} runs on {local.workers} workers of {local.threads} threads")
+        local = _local(chosen)
+        each = f"{local.processes} processes of " if local.processes > 1 else ""
+        progress.line(
+            f"{len(missing)} runs on {local.workers} workers of {each}{local.threads} threads"
+        )
         started = time.monotonic()
         local.execute(grid, missing, workspace, progress.line)
         progress.line(f"{grid.name}: {time.monotonic() - started:.0f} s")
+    return _finish(chosen, grid, jobs, workspace)
+
+
+def _local(chosen: argparse.Namespace) -> Local:
+    from benchmarks.local import Local
+
+    return Local.default(
+        chosen.workers, chosen.processes, chosen.checkpoint_seconds, chosen.hang_seconds,
+        chosen.strategy,
+    )  # fmt: skip
+
+
+def _silent(title: str) -> Callable[[int, int], None]:
+    return lambda done, total: None
+
+
+def _run_in_group(chosen: argparse.Namespace) -> int:
+    """Work as one of the processes that torchrun, accelerate or srun has started."""
+    from benchmarks.local import kinds, plan_of
+    from benchmarks.runner import GroupBroken
+    from benchmarks.worker import work
+
+    main = os.environ.get("RANK", "0") == "0"
+    grid, jobs = _resolved(chosen, Progress().counter if main else _silent)
+    workspace = _workspace(chosen)
+    if chosen.dry_run:
+        raise UserError("--dry-run shows a plan: call it without torchrun")
+    if len(kinds(jobs)) > 1:
+        names = ", ".join(f"{precision} with {strategy}" for precision, strategy in kinds(jobs))
+        raise UserError(
+            f"grid {grid.name!r} needs processes of several kinds ({names}); run it with "
+            "--processes N instead, or a part of it at a time with --methods"
+        )
+    plan = plan_of(grid, jobs, workspace, _local(chosen))
+    try:
+        code = work({**plan, "threads": 0}, None)
+    except GroupBroken as broken:
+        sys.stdout.flush()
+        os._exit(broken.code)  # the group's communication may wait for ever at a normal end
+    return code or (_finish(chosen, grid, jobs, workspace) if main else 0)
+
+
+def _finish(chosen: argparse.Namespace, grid: Grid, jobs: list[Job], workspace: Workspace) -> int:
+    """Print the table and name what is missing in it."""
+    from benchmarks.plan import states
     from benchmarks.report import write
 
     print(write(grid, jobs, workspace, chosen.rule, chosen.out, plots=not chosen.no_plots))
@@ -215,7 +285,7 @@ def _prepare(chosen: argparse.Namespace) -> int:
 
 def _plan(chosen: argparse.Namespace) -> int:
     progress = Progress()
-    grid, jobs = _resolved(chosen, progress)
+    grid, jobs = _resolved(chosen, progress.counter)
     workspace = _workspace(chosen)
     print(_overview(grid, jobs, workspace))
     for job in jobs:
@@ -228,7 +298,7 @@ def _status(chosen: argparse.Namespace) -> int:
     from benchmarks.plan import states
 
     progress, workspace = Progress(), _workspace(chosen)
-    grid, jobs = _resolved(chosen, progress)
+    grid, jobs = _resolved(chosen, progress.counter)
     grouped = states(jobs, workspace)
     print(_overview(grid, jobs, workspace))
     for kind in ("running", "dead", "failed"):
@@ -242,7 +312,7 @@ def _status(chosen: argparse.Namespace) -> int:
 def _tables(chosen: argparse.Namespace) -> int:
     from benchmarks.report import write
 
-    grid, jobs = _resolved(chosen, Progress())
+    grid, jobs = _resolved(chosen, Progress().counter)
     print(write(grid, jobs, _workspace(chosen), chosen.rule, chosen.out, plots=False))
     return 0
 
@@ -250,7 +320,7 @@ def _tables(chosen: argparse.Namespace) -> int:
 def _plots(chosen: argparse.Namespace) -> int:
     from benchmarks.report import write_figures
 
-    grid, jobs = _resolved(chosen, Progress())
+    grid, jobs = _resolved(chosen, Progress().counter)
     for path in write_figures(grid, jobs, _workspace(chosen), chosen.rule, chosen.out):
         print(path)
     return 0

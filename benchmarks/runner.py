@@ -6,6 +6,7 @@ import dataclasses
 import datetime
 import hashlib
 import io
+import os
 import time
 import traceback
 from collections.abc import Callable
@@ -16,23 +17,32 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 import methods
 from benchmarks.checkpoint import Checkpoints
 from benchmarks.evaluation import Scorer
+from benchmarks.group import lost_peer
 from benchmarks.metrics import summary
 from benchmarks.plan import Job, Stage, warmup
 from benchmarks.probe import PseudoLabelProbe
 from benchmarks.provenance import device_name, provenance
+from benchmarks.schedule import Outcome, Schedule, TrainData
 from benchmarks.spec import RunSpec
-from benchmarks.trainer import Outcome, Schedule, TrainData, Trainer
+from benchmarks.strategy import Strategy
+from benchmarks.trainer import Trainer
 from benchmarks.workspace import Workspace
 from methods.backbones import Backbone, load_backbone
 from methods.base import FitMethod, StepMethod, Task
+from results.errors import LeaseLostError
 from results.files import atomic_write_bytes, atomic_write_json
+from results.lease import Share
 from results.store import Lease
+
+EXIT_BROKEN = 76
+"""Exit code of a process whose group cannot go on; the cause is recorded with the run."""
+EXIT_LOST = 77
+"""Exit code of a process that another one of its group left: there is nothing to record."""
 
 
 @dataclass
@@ -44,12 +54,30 @@ class Options:
         launch: names the call that this process serves; errors of earlier calls are retried.
         report: called with one line of progress.
         should_stop: asked after every step; True makes a training save and stop.
+        hang_seconds: time after which a group of processes that does not move counts as hung.
     """
 
     checkpoint_seconds: float = 30.0
+    hang_seconds: float = 600.0
     launch: str = ""
     report: Callable[[str], None] = lambda line: None
     should_stop: Callable[[], bool] = lambda: False
+
+
+class GroupHung(RuntimeError):  # noqa: N818 - it is an outcome of a run before it is an error
+    """Nothing moved in a group of processes for too long; names the ranks that hold it up."""
+
+
+class GroupBroken(BaseException):
+    """A process of a group failed or is gone; the group's communication is of no use any more.
+
+    Attributes:
+        code: how this process ends.
+    """
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
 
 
 class StageFailed(RuntimeError):  # noqa: N818
@@ -74,25 +102,29 @@ def summariser(job: Job) -> Callable[[Tensor], dict[str, Any]]:
 
 
 class Execution:
-    """One process's way through runs that share a precision.
+    """One process's way through runs that share precision and strategy.
+
+    In a group of processes the first one claims runs and tells the others, who `join`.
 
     Args:
         workspace: where results go.
-        precision: of forward and backward passes; one per process, because accelerate keeps it in
+        strategy: processes, device and precision; one per process, because accelerate keeps them in
             process-wide state.
         options: see `Options`.
     """
 
-    def __init__(self, workspace: Workspace, precision: str, options: Options) -> None:
-        self.workspace, self.options = workspace, options
-        mixed = {"fp32": "no", "fp16": "fp16", "bf16": "bf16"}[precision]
-        # Without cpu=True accelerate counts one process per rank on machines without a GPU.
-        self.accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=mixed)
+    def __init__(self, workspace: Workspace, strategy: Strategy, options: Options) -> None:
+        self.workspace, self.strategy, self.options = workspace, strategy, options
+        self.group, self.accelerator = strategy.group, strategy.accelerator
 
     # -- runs ----------------------------------------------------------------------------------
 
-    def run(self, job: Job) -> str:
-        """Execute a run whose stages are done.
+    def run(self, job: Job, number: int = 0) -> str:
+        """Execute a run whose stages are done; called in the group's first process.
+
+        Args:
+            job: the run.
+            number: what tells the group's other processes which run it is.
 
         Returns:
             "done", "failed" (recorded in the run's directory), or "busy" (another process has it).
@@ -106,16 +138,74 @@ class Execution:
         with lease:
             if store.state(directory).kind == "done":  # finished while we waited for the lease
                 return "done"
-            try:
-                if job.cell.kind == "fit":
-                    self._fit(job, lease)
-                else:
-                    self._train(job, lease)
-            except Exception as error:  # recorded with the run; the others go on
-                store.write_failure(directory, lease, failure(error, self.options.launch))
-                self.options.report(f"failed: {job.spec.title}: {type(error).__name__}: {error}")
-                return "failed"
+            if job.cell.kind == "fit":  # small: the other processes wait
+                return self._guarded(
+                    job.spec.title, directory, lease, lambda: self._fit(job, lease)
+                )
+            self.group.told(number, lease.generation)
+            return self._guarded(
+                job.spec.title, directory, lease, lambda: self._train(job, lease), together=True
+            )
+
+    def join(self, stage: Stage | None, job: Job, generation: int) -> None:
+        """Take part in what the group's first process has claimed."""
+        place = job if stage is None else stage
+        directory = place.directory(self.workspace)
+        share = Share(directory, generation)
+        work: Callable[[], None]
+        if stage is None:
+            title, work = job.spec.title, lambda: self._train(job, share)
+        else:
+            title, work = stage.kind, lambda: self._stage(stage, directory, job)
+        self._guarded(title, directory, share, work, together=True)
+
+    def _guarded(
+        self, title: str, directory: Path, lease: Lease | Share, work: Callable[[], None],
+        together: bool = False,
+    ) -> str:  # fmt: skip
+        """Do a piece of work; an error is recorded with it, and the others go on."""
+        try:
+            if together:
+                limit = self.options.hang_seconds
+                hung = self._hung(title, directory, lease)
+                with self.group.watched(directory, lease.generation, limit, hung):
+                    work()
+            else:
+                work()
+        except Exception as error:
+            alone = self.group.world == 1 or not together
+            if not alone and lost_peer(error):  # the run is not to blame: it is continued
+                self.options.report(f"a process of the group is gone: {title}")
+                raise GroupBroken(EXIT_LOST) from None
+            self._record(title, directory, lease, error)
+            if not alone:
+                raise GroupBroken(EXIT_BROKEN) from None
+            return "failed"
         return "done"
+
+    def _record(
+        self, title: str, directory: Path, lease: Lease | Share, error: Exception
+    ) -> None:  # fmt: skip
+        known = self.group.world == 1 or isinstance(error, GroupHung)
+        rank = "" if known else f"rank {self.group.rank}: "
+        line = f"{rank}{type(error).__name__}: {error}"
+        try:
+            self.workspace.store.write_failure(
+                directory, lease, failure(error, self.options.launch, rank)
+            )
+            self.options.report(f"failed: {title}: {line}")
+        except LeaseLostError:
+            self.options.report(f"given up, another process took it over: {title}: {line}")
+
+    def _hung(
+        self, title: str, directory: Path, lease: Lease | Share
+    ) -> Callable[[str], None]:  # fmt: skip
+        def hung(line: str) -> None:
+            self._record(title, directory, lease, GroupHung(line))
+            # The main thread may wait in a collective for ever: only the process can end it.
+            os._exit(EXIT_BROKEN)
+
+        return hung
 
     def _fit(self, job: Job, lease: Lease) -> None:
         started = time.monotonic()
@@ -139,7 +229,7 @@ class Execution:
         images = len(job.split.labelled)
         self._write(job, lease, scores, metrics, seconds=seconds, trainable=0, images=images)
 
-    def _train(self, job: Job, lease: Lease) -> None:
+    def _train(self, job: Job, lease: Lease | Share) -> None:
         directory, recipe = job.directory(self.workspace), job.cell.recipe
         semi = job.cell.kind == "semi"
         pool = job.split.unlabelled if semi else job.split.unlabelled[:0]
@@ -159,16 +249,18 @@ class Execution:
         trainer = Trainer(
             method, data, recipe,
             Schedule.semi_supervised(recipe) if semi else Schedule.labelled_only(recipe),
-            job.spec.seed, accelerator=self.accelerator, checkpoints=checkpoints, probe=probe,
+            job.spec.seed, strategy=self.strategy, checkpoints=checkpoints, probe=probe,
             summarise=summariser(job), summarise_val=self._val_summariser(job),
             on_epoch=lambda row: self._epoch(job, directory, row),
             should_stop=self.options.should_stop,
         )  # fmt: skip
         trainer.resume()
-        store.truncate_epochs(directory, trainer.epoch)
+        if self.group.is_main:
+            store.truncate_epochs(directory, trainer.epoch)
         outcome = trainer.fit()
-        self._finish(job, lease, outcome, trainer)
-        checkpoints.clear()
+        if isinstance(lease, Lease):
+            self._finish(job, lease, outcome, trainer)
+            checkpoints.clear()
 
     def _start(self, method: StepMethod, job: Job) -> None:
         """Warm-up weights where the method has a warm-up, else its own starting values."""
@@ -184,7 +276,7 @@ class Execution:
     def _calibrate(self, method: StepMethod, job: Job) -> None:
         """Let a method that starts from scratch set its biases on the labelled images."""
         method.to(self.accelerator.device).eval()
-        scorer = Scorer(job.prepared, self.accelerator, job.cell.recipe.eval_batch, job.spec.seed)
+        scorer = Scorer(job.prepared, self.strategy, job.cell.recipe.eval_batch, job.spec.seed)
         labelled = torch.from_numpy(job.split.labelled)
         logits = scorer.scores(method.predict, "train", labelled, "test", 0)
         method.calibrate(logits.to(self.accelerator.device))
@@ -228,7 +320,9 @@ class Execution:
                 "split": {"labelled": len(job.split.labelled), "held_out": len(job.split.held_out),
                           "unlabelled": len(job.split.unlabelled)},
                 "predictions_sha256": hashlib.sha256(values.tobytes()).hexdigest(),
-                "provenance": provenance(self.accelerator.device, self.accelerator.num_processes),
+                "provenance": provenance(
+                    self.accelerator.device, self.group.world, self.strategy.name
+                ),
                 "finished": now(),
             },
             {"scores": values},
@@ -237,7 +331,7 @@ class Execution:
 
     # -- stages --------------------------------------------------------------------------------
 
-    def stage(self, stage: Stage, job: Job) -> str:
+    def stage(self, stage: Stage, job: Job, number: int = 0) -> str:
         """Compute a shared stage with the data of a run that needs it: "done", "failed", "busy"."""
         directory = stage.directory(self.workspace)
         if stage_done(directory):
@@ -248,33 +342,35 @@ class Execution:
         with lease:
             if stage_done(directory):
                 return "done"
-            try:
-                started = time.monotonic()
-                if stage.kind == "features":
-                    self._features(directory, job)
-                else:
-                    self._warmup(directory, job)
-                atomic_write_json(directory / "stage.json", {
-                    "kind": stage.kind, "key": stage.key, "seconds": time.monotonic() - started,
-                    "device": device_name(self.accelerator.device),
-                })  # fmt: skip
-                self.options.report(f"done: {stage.kind} for {job.spec.dataset} "
-                                    f"p={job.spec.ratio:g} seed={job.spec.seed}")  # fmt: skip
-            except Exception as error:  # recorded; the runs that need it are recorded as failed
-                self.workspace.store.write_failure(
-                    directory, lease, failure(error, self.options.launch)
-                )
-                self.options.report(f"failed: {stage.kind}: {type(error).__name__}: {error}")
-                return "failed"
-        return "done"
+            self.group.told(number, lease.generation)
+            title = f"{stage.kind} for {job.spec.dataset} p={job.spec.ratio:g} seed={job.spec.seed}"
+            found = self._guarded(
+                title, directory, lease, lambda: self._stage(stage, directory, job), together=True
+            )
+            if found == "done":
+                self.options.report(f"done: {title}")
+        return found
+
+    def _stage(self, stage: Stage, directory: Path, job: Job) -> None:
+        started = time.monotonic()
+        if stage.kind == "features":
+            self._features(directory, job)
+        else:
+            self._warmup(directory, job)
+        if self.group.is_main:
+            atomic_write_json(directory / "stage.json", {
+                "kind": stage.kind, "key": stage.key, "seconds": time.monotonic() - started,
+                "device": device_name(self.accelerator.device),
+            })  # fmt: skip
 
     def _features(self, directory: Path, job: Job) -> None:
         backbone = self._backbone(job).to(self.accelerator.device).eval()
-        scorer = Scorer(job.prepared, self.accelerator, job.cell.recipe.eval_batch, 0)
+        scorer = Scorer(job.prepared, self.strategy, job.cell.recipe.eval_batch, 0)
         for split in ("train", "test"):
             everything = torch.arange(len(getattr(job.prepared, split)))
             found = scorer.scores(backbone.features, split, everything, "test", 0)
-            save_array(directory / f"{split}.npy", found.numpy())
+            if self.group.is_main:
+                save_array(directory / f"{split}.npy", found.numpy())
 
     def _warmup(self, directory: Path, job: Job) -> None:
         found = warmup(job.cell)
@@ -289,12 +385,14 @@ class Execution:
         recipe = job.cell.recipe
         trainer = Trainer(
             method, self._data(job, job.split.unlabelled[:0]), recipe, Schedule.warmup(recipe),
-            job.spec.seed, accelerator=self.accelerator, checkpoints=checkpoints,
+            job.spec.seed, strategy=self.strategy, checkpoints=checkpoints,
             summarise=summariser(job), summarise_val=self._val_summariser(job),
             should_stop=self.options.should_stop,
         )  # fmt: skip
         trainer.resume()
         trainer.fit()
+        if not self.group.is_main:
+            return
         for weights, module in (("model", trainer.method), ("ema", trainer.ema.module)):
             state = {
                 name: value.contiguous().cpu() for name, value in module.training_state().items()
@@ -340,12 +438,12 @@ def now() -> str:
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 
-def failure(error: BaseException, launch: str) -> dict[str, Any]:
-    """What is kept of an error: type, message, traceback."""
+def failure(error: BaseException, launch: str, rank: str = "") -> dict[str, Any]:
+    """What is kept of an error: type, message (after the rank it came from), traceback."""
     return {
         "launch": launch,
         "type": type(error).__name__,
-        "message": str(error),
+        "message": f"{rank}{error}",
         "traceback": "".join(traceback.format_exception(error)),
         "time": now(),
     }

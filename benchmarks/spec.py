@@ -18,6 +18,30 @@ from methods.errors import UserError, nearest
 
 Kind = Literal["fit", "labelled", "semi"]
 PRECISIONS = ("fp32", "fp16", "bf16")
+STRATEGIES = ("ddp", "zero1", "zero2")
+_REFUSED = {
+    "zero0": "stage 0 shares nothing; use 'ddp'",
+    "zero3": "stage 3 spreads the weights, and their moving average (EMA) needs them whole; "
+    "use 'zero2'",
+    "fsdp": "it spreads the weights, and their moving average (EMA) needs them whole; use 'zero2'",
+}
+
+
+def check_strategy(name: str, precision: str, where: str) -> None:
+    """Refuse a way of spreading steps over processes that does not exist or cannot work.
+
+    Raises:
+        UserError: an unknown strategy, one that cannot work here, or ZeRO with fp16.
+    """
+    if name in _REFUSED:
+        raise UserError(f"{where}: {name!r} is not supported: {_REFUSED[name]}")
+    if name not in STRATEGIES:
+        raise UserError(f"{where}: no strategy {name!r}{nearest(name, STRATEGIES)}")
+    if name != "ddp" and precision == "fp16":
+        raise UserError(
+            f"{where}: {name!r} does not go with precision 'fp16', whose loss scaling only the "
+            "strategy 'ddp' has; use 'bf16' or 'fp32'"
+        )
 
 
 @dataclass(frozen=True)
@@ -40,6 +64,8 @@ class Recipe:
         ema_decay: decay of the exponential moving average of the weights, per step.
         clip_norm: largest gradient norm; 0 switches clipping off. Never "auto".
         precision: arithmetic of forward and backward passes.
+        strategy: how a step is spread over processes, see `benchmarks.strategy`: "ddp", or
+            DeepSpeed's "zero1" or "zero2". The number of processes is no part of a run's identity.
         eval_every: epochs between evaluations on the test images; the last is always evaluated.
         evaluate: weights that are evaluated. The reported rule "last" needs "ema" only; "both" adds
             the raw weights to the "oracle" rule, as the CAP family does.
@@ -60,6 +86,7 @@ class Recipe:
     ema_decay: float = 0.9997
     clip_norm: float = 0.0
     precision: Literal["fp32", "fp16", "bf16"] = "fp32"
+    strategy: str = "ddp"
     eval_every: int = 1
     evaluate: Literal["ema", "both"] = "ema"
     eval_batch: int = 256
@@ -82,12 +109,13 @@ class Recipe:
             )
         if not 0.0 <= self.ema_decay < 1.0:
             raise UserError(f"recipe.ema_decay is {self.ema_decay}; it must lie in [0, 1)")
+        check_strategy(self.strategy, self.precision, "recipe.strategy")
         if not 0.0 <= self.val_share < 1.0:
             raise UserError(f"recipe.val_share is {self.val_share}; it must lie in [0, 1)")
 
     def relevant(self, kind: Kind) -> dict[str, Any]:
         """The fields that can change the number of a method of this kind."""
-        values = dataclasses.asdict(self)
+        values = _without_defaults(dataclasses.asdict(self))
         del values["eval_batch"]  # batching of a forward pass without gradients
         if kind == "fit":
             return {name: values[name] for name in ("resolution", "precision", "val_share")}
@@ -103,7 +131,20 @@ class Recipe:
         """The fields that the shared warm-up depends on."""
         names = ("resolution", "warmup_epochs", "batch_warmup", "warmup_view", "ema_decay",
                  "clip_norm", "precision", "val_share")  # fmt: skip
-        return {name: getattr(self, name) for name in names}
+        return _without_defaults({name: getattr(self, name) for name in (*names, *LATER_FIELDS)})
+
+
+LATER_FIELDS: dict[str, Any] = {"strategy": "ddp"}
+"""Fields that came after the first results, with the value that those were made with. There they
+are left out of the identity, so that it stays what it was."""
+
+
+def _without_defaults(values: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: value
+        for name, value in values.items()
+        if name not in LATER_FIELDS or value != LATER_FIELDS[name]
+    }
 
 
 def checked(cls: type, values: dict[str, Any], where: str) -> Any:

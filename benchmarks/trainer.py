@@ -9,24 +9,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from benchmarks.checkpoint import Checkpoints
-from benchmarks.data.cache import Prepared
 from benchmarks.data.rng import uniforms
 from benchmarks.data.sampler import SemiSampler
 from benchmarks.data.views import make_view
 from benchmarks.ema import Ema
-from benchmarks.evaluation import Scorer
+from benchmarks.evaluation import Scorer, memory_advice
 from benchmarks.probe import PseudoLabelProbe
+from benchmarks.schedule import Outcome, Schedule, TrainData, build_optimizer
 from benchmarks.spec import Recipe
+from benchmarks.strategy import Strategy
 from methods.base import Batch, Pool, StepMethod
-from methods.errors import UserError
+
+GO_ON, SAVE, STOP = range(3)
+"""What a process wishes after a step; the largest wish of all is done."""
 
 
 class Diverged(RuntimeError):  # noqa: N818 - it is an outcome of a run before it is an error
@@ -35,114 +36,6 @@ class Diverged(RuntimeError):  # noqa: N818 - it is an outcome of a run before i
 
 class Interrupted(BaseException):
     """The process was asked to stop; the state has been saved."""
-
-
-@dataclass(frozen=True)
-class TrainData:
-    """The images of a run and the labels a method may see.
-
-    Attributes:
-        prepared: the resized images.
-        labelled: (n_l,) int64 positions in the training images.
-        unlabelled: (n_u,) int64 positions in the training images; empty for labelled-only methods.
-        targets: (n_l, K) float32 labels of the labelled images.
-        held_out: (n_v,) int64 positions of the labelled images kept for the "val" rule.
-    """
-
-    prepared: Prepared
-    labelled: Tensor
-    unlabelled: Tensor
-    targets: Tensor
-    held_out: Tensor
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How long a training runs and what its steps are made of.
-
-    Attributes:
-        epochs: epochs to run.
-        schedule_epochs: epochs over which the learning rate is laid out.
-        batch_labelled: labelled images per step, over all processes.
-        batch_unlabelled: unlabelled images per step, over all processes; 0 for none.
-        labelled_view: the strong view of the labelled images.
-        evaluate: whether to score the test images along the way.
-    """
-
-    epochs: int
-    schedule_epochs: int
-    batch_labelled: int
-    batch_unlabelled: int
-    labelled_view: str
-    evaluate: bool
-
-    @classmethod
-    def semi_supervised(cls, recipe: Recipe) -> Schedule:
-        """The semi-supervised part of a run."""
-        return cls(recipe.epochs, recipe.schedule_epochs or recipe.epochs, recipe.batch_labelled,
-                   recipe.batch_unlabelled, "strong", True)  # fmt: skip
-
-    @classmethod
-    def labelled_only(cls, recipe: Recipe) -> Schedule:
-        """A method that reads nothing but the labelled images."""
-        return cls(recipe.labelled_epochs, recipe.labelled_epochs, recipe.batch_warmup, 0,
-                   recipe.warmup_view, True)  # fmt: skip
-
-    @classmethod
-    def warmup(cls, recipe: Recipe) -> Schedule:
-        """The shared warm-up; it never sees the test images."""
-        return cls(recipe.warmup_epochs, recipe.warmup_epochs, recipe.batch_warmup, 0,
-                   recipe.warmup_view, False)  # fmt: skip
-
-
-@dataclass
-class Outcome:
-    """What a finished training leaves.
-
-    Attributes:
-        scores: (n_test, K) float32 of the last epoch's EMA weights; None when not evaluated.
-        oracle: summary of the best evaluation on test, with "epoch" and "weights"; None likewise.
-        val: summary under the held-out rule, or None when nothing was held out.
-        images_seen: views that went through a training step.
-        seconds: training time, over all attempts.
-    """
-
-    scores: Tensor | None
-    oracle: dict[str, Any] | None
-    val: dict[str, Any] | None
-    images_seen: int
-    seconds: float
-
-
-def build_optimizer(method: StepMethod, schedule: Schedule, steps_per_epoch: int) -> tuple[
-    torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler
-]:  # fmt: skip
-    """The optimiser and the per-step schedule that the method's hyper-parameters name."""
-    groups = method.param_groups()
-    if not groups or not any(group["params"] for group in groups):
-        raise UserError(f"method {method.name!r} has no trainable parameter")
-    optimizer: torch.optim.Optimizer
-    if method.optimizer == "adamw":
-        optimizer = torch.optim.AdamW(groups, lr=1e-4)
-    elif method.optimizer == "sgd":
-        optimizer = torch.optim.SGD(groups, lr=1e-3, momentum=0.9)
-    else:
-        raise UserError(f"method {method.name!r} asks for optimiser {method.optimizer!r}; "
-                        "use 'adamw' or 'sgd'")  # fmt: skip
-    total = schedule.schedule_epochs * steps_per_epoch
-    scheduler: torch.optim.lr_scheduler.LRScheduler
-    if method.schedule == "onecycle":
-        scheduler = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, max_lr=[group["lr"] for group in groups], total_steps=total, pct_start=0.2
-        )
-    elif method.schedule == "cosine":
-        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=total)
-    elif method.schedule == "constant":
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
-    else:
-        raise UserError(f"method {method.name!r} asks for schedule {method.schedule!r}; "
-                        "use 'onecycle', 'cosine' or 'constant'")  # fmt: skip
-    return optimizer, scheduler
 
 
 class Trainer:
@@ -154,7 +47,7 @@ class Trainer:
         recipe: the shared recipe.
         schedule: which part of the recipe this training is.
         seed: seed of batches and views.
-        accelerator: device, processes and precision.
+        strategy: device, processes and precision.
         probe: scores the pseudo-labels against the hidden labels; None without a pool.
         summarise: (N, K) test scores to a JSON-able summary with the key "mAP".
         summarise_val: the same for the held-out labelled images.
@@ -171,7 +64,7 @@ class Trainer:
         schedule: Schedule,
         seed: int,
         *,
-        accelerator: Accelerator,
+        strategy: Strategy,
         checkpoints: Checkpoints,
         summarise: Callable[[Tensor], dict[str, Any]],
         summarise_val: Callable[[Tensor], dict[str, Any]],
@@ -180,10 +73,12 @@ class Trainer:
         should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self.data, self.recipe, self.schedule, self.seed = data, recipe, schedule, seed
-        self.accelerator, self.checkpoints, self.probe = accelerator, checkpoints, probe
+        self.strategy, self.group = strategy, strategy.group
+        self.accelerator = strategy.accelerator
+        self.checkpoints, self.probe = checkpoints, probe
         self.summarise, self.summarise_val = summarise, summarise_val
         self.on_epoch, self.should_stop = on_epoch, should_stop
-        device = accelerator.device
+        device = self.accelerator.device
         method.to(device)
         self.sampler = SemiSampler(
             len(data.labelled), len(data.unlabelled) if schedule.batch_unlabelled else 0,
@@ -191,53 +86,68 @@ class Trainer:
         )  # fmt: skip
         optimizer, self.scheduler = build_optimizer(method, schedule, self.sampler.steps_per_epoch)
         self.ema = Ema(method, recipe.ema_decay)
-        self.model, self.optimizer = accelerator.prepare(method, optimizer)
-        self.method: StepMethod = accelerator.unwrap_model(self.model)
+        self.model, self.optimizer = strategy.prepare(
+            method, optimizer, batch=self.sampler.batch_labelled + self.sampler.batch_unlabelled,
+            clip=recipe.clip_norm,
+        )  # fmt: skip
+        self.method: StepMethod = self.accelerator.unwrap_model(self.model)
         self.targets = data.targets.to(device)
-        self.scorer = Scorer(data.prepared, accelerator, recipe.eval_batch, seed)
+        self.scorer = Scorer(data.prepared, strategy, recipe.eval_batch, seed)
         self.epoch, self.step, self.images_seen, self.seconds = 0, 0, 0, 0.0
         self.oracle: dict[str, Any] | None = None
         self.val: dict[str, Any] | None = None
-        self.losses: dict[str, float] = {}
+        self.losses: dict[str, float] = {}  # sums over this process's part of the epoch
+        self._unread: tuple[int, Tensor, Tensor, list[str], Tensor] | None = None
 
     # -- state ---------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
-        """Everything that a continued run needs: tensors and plain values only."""
+        """Everything that a continued run needs: tensors and plain values only.
+
+        Called by all processes together, because sums are taken over them.
+        """
         scaler = self.accelerator.scaler
         return {
             "model": self.method.training_state(),
             "ema": self.ema.module.training_state(),
-            "optimizer": self.optimizer.state_dict(),
+            **self.strategy.optimizer_state(self.optimizer),
             "scheduler": self.scheduler.state_dict(),
             "scaler": scaler.state_dict() if scaler is not None else {},
-            "probe": self.probe.state() if self.probe else {},
+            "counts": self.probe.state() if self.probe else {},
             "progress": {
                 "epoch": self.epoch, "step": self.step, "images_seen": self.images_seen,
-                "seconds": self.seconds, "losses": dict(self.losses),
+                "seconds": self.seconds, "losses": self._total_losses(),
                 "oracle": self.oracle, "val": self.val,
             },
         }  # fmt: skip
 
     def resume(self) -> bool:
-        """Continue from the newest sound checkpoint, if there is one."""
-        state = self.checkpoints.load(map_location=self.accelerator.device)
-        if state is None:
+        """Continue from the newest sound checkpoint, if there is one.
+
+        It may have been written by another number of processes.
+        """
+        found = self.checkpoints.newest() if self.group.is_main else None
+        epoch, step = self.group.told(*(found or (-1, -1)))
+        if epoch < 0:
             return False
+        device = self.accelerator.device
+        # accelerate's "cpu:0" is no place that torch.load knows.
+        place = device if device.type != "cpu" else "cpu"
+        state = self.checkpoints.load(epoch, step, map_location=place)
         self.method.load_training_state(state["model"])
         self.ema.module.load_training_state(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.strategy.load_optimizer(self.optimizer, state)
         self.scheduler.load_state_dict(state["scheduler"])
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
-        if self.probe:
-            self.probe.load(state["probe"])
         progress = state["progress"]
         self.epoch, self.step = progress["epoch"], progress["step"]
         self.images_seen, self.seconds = progress["images_seen"], progress["seconds"]
-        self.losses, self.oracle, self.val = (
-            dict(progress["losses"]), progress["oracle"], progress["val"]
-        )  # fmt: skip
+        self.oracle, self.val = progress["oracle"], progress["val"]
+        if self.group.is_main:  # sums over all processes: one of them goes on with them
+            self.losses = dict(progress["losses"])
+            if self.probe:
+                self.probe.load(state["counts"])
         return True
 
     # -- the loop ------------------------------------------------------------------------------
@@ -265,39 +175,45 @@ class Trainer:
         while self.step < total:
             self._train_step()
             self.step += 1
-            stop = self.should_stop()
-            if stop or (self.step < total and self.checkpoints.due()):
+            self.group.at("agreement")
+            wish = self.group.agree(self._wish(self.step < total))
+            if wish:
                 self.seconds += time.monotonic() - started
                 started = time.monotonic()
                 self._save()
-            if stop:
+            if wish == STOP:
                 raise Interrupted
+        self._read_losses()
         self.seconds += time.monotonic() - started
 
+    def _wish(self, inside: bool) -> int:
+        """What this process would do after a step: go on, save (inside an epoch), or stop."""
+        if self.should_stop():
+            return STOP
+        return SAVE if inside and self.checkpoints.due() else GO_ON
+
     def _train_step(self) -> None:
+        self.group.at(f"epoch {self.epoch} step {self.step}, views")
         batch = self._batch(self.epoch, self.step)
         # Dropout and the like draw from torch's generator: seeding it per step keeps a continued
         # run on the same draws without storing generator states.
         torch.manual_seed(self._step_seed())
-        output = self.model(batch)
-        total = torch.stack([loss.float() for loss in output.losses.values()]).sum()
-        # Losses are sums over this process's samples and gradients are averaged over processes:
-        # the factor makes the step follow the gradient of the sum over the global batch.
-        self.accelerator.backward(total * self.accelerator.num_processes)
-        losses = torch.stack([loss.detach().float() for loss in output.losses.values()]).tolist()
-        values = dict(zip(output.losses, losses, strict=True))
-        if not all(map(_finite, values.values())):
-            raise Diverged(
-                f"loss not finite at epoch {self.epoch} step {self.step}: "
-                + ", ".join(f"{name}={value:g}" for name, value in values.items())
-                + f"; labelled images {self.data.labelled[batch.labelled.cpu()].tolist()[:8]}"
-                + (f", unlabelled {self.data.unlabelled[batch.unlabelled.cpu()].tolist()[:8]}"
-                   if len(batch.unlabelled) else "")
-            )  # fmt: skip
-        for name, value in values.items():
-            self.losses[name] = self.losses.get(name, 0.0) + value
+        self.group.at(f"epoch {self.epoch} step {self.step}, forward pass")
+        with memory_advice(self._batch_knob()):
+            with self.strategy.autocast():
+                output = self.model(batch)
+            total = torch.stack([loss.float() for loss in output.losses.values()]).sum()
+            self.group.at(f"epoch {self.epoch} step {self.step}, backward pass")
+            # Losses are sums over this process's samples and gradients are averaged over
+            # processes: the factor makes the step follow the gradient of the sum over the global
+            # batch.
+            self.accelerator.backward(total * self.group.world)
+        # Reading a loss waits for the device: the last step's are read while it computes this one.
+        self._read_losses()
+        losses = torch.stack([loss.detach().float() for loss in output.losses.values()])
+        self._unread = (self.step, batch.labelled, batch.unlabelled, list(output.losses), losses)
         if self.recipe.clip_norm:
-            self.accelerator.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
+            self.strategy.clip(self.model.parameters(), self.recipe.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.scheduler.step()
@@ -306,12 +222,45 @@ class Trainer:
             self.probe.update(batch.unlabelled, output.pseudo_labels)
         self.images_seen += batch.global_labelled + batch.global_unlabelled
 
+    def _read_losses(self) -> None:
+        """Add up the losses of the last step; stop the run if one is not finite."""
+        if self._unread is None:
+            return
+        step, labelled, unlabelled, names, losses = self._unread
+        self._unread = None
+        values = dict(zip(names, losses.tolist(), strict=True))
+        if not all(map(_finite, values.values())):
+            raise Diverged(
+                f"loss of {self.method.name} not finite at epoch {self.epoch} step {step}: "
+                + ", ".join(f"{name}={value:g}" for name, value in values.items())
+                + f"; labelled images {self.data.labelled[labelled.cpu()].tolist()}"
+                + (f", unlabelled {self.data.unlabelled[unlabelled.cpu()].tolist()}"
+                   if len(unlabelled) else "")
+            )  # fmt: skip
+        for name, value in values.items():
+            self.losses[name] = self.losses.get(name, 0.0) + value
+
+    def _total_losses(self) -> dict[str, float]:
+        """The epoch's losses so far, summed over processes; they go on from the first one's."""
+        self._read_losses()
+        if self.group.world == 1 or not self.losses:
+            return dict(self.losses)
+        device = self.accelerator.device
+        own = torch.tensor(list(self.losses.values()), dtype=torch.float64, device=device)
+        return dict(zip(self.losses, self.accelerator.reduce(own).tolist(), strict=True))
+
+    def _batch_knob(self) -> str:
+        schedule = self.schedule
+        name = "recipe.batch_unlabelled" if schedule.batch_unlabelled else "recipe.batch_warmup"
+        size = schedule.batch_unlabelled or schedule.batch_labelled
+        return f"{name} = {size} over {self.group.world} processes"
+
     def _step_seed(self) -> int:
         draw = uniforms(self.seed, self.epoch, torch.tensor([self.step]).numpy(), "torch", 1)
-        return int(draw[0, 0] * 2**52) + self.accelerator.process_index
+        return int(draw[0, 0] * 2**52) + self.group.rank
 
     def _batch(self, epoch: int, step: int) -> Batch:
-        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        rank, world = self.group.rank, self.group.world
         positions, pool = self.sampler.batch(epoch, step)
         # A labelled image can come up more than once in an epoch: its draws are numbered by the
         # pass over the labelled images, so that each time is another view.
@@ -367,7 +316,7 @@ class Trainer:
         epoch, steps = self.epoch, self.sampler.steps_per_epoch
         row: dict[str, Any] = {
             "epoch": epoch, "lr": [float(group["lr"]) for group in self.optimizer.param_groups],
-            "losses": {name: value / steps for name, value in self.losses.items()},
+            "losses": {name: value / steps for name, value in self._total_losses().items()},
             "mAP_ema": None, "mAP_model": None,
             "pseudo_labels": self.probe.summary() if self.probe else None,
         }  # fmt: skip
@@ -405,10 +354,45 @@ class Trainer:
         return scores
 
     def _save(self) -> None:
+        self.group.at("checkpoint")
+        state = self.state()
+        self._check_agreement(state)
+        place = (self.epoch, self.step)
+        if self.group.is_main:
+            self.checkpoints.stage(*place)
+            self.checkpoints.write(state, *place)
+        if self.strategy.sharded and self.group.world > 1:
+            self.accelerator.wait_for_everyone()
+            if not self.group.is_main:
+                self.checkpoints.write(self.strategy.optimizer_state(self.optimizer), *place)
+            self.accelerator.wait_for_everyone()
+        if self.group.is_main:
+            self.checkpoints.seal(*place)
         self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            self.checkpoints.save(self.state(), self.epoch, self.step)
-        self.accelerator.wait_for_everyone()
+
+    def _check_agreement(self, state: dict[str, Any]) -> None:
+        """Weights, buffers and moving average are the same on every process, to the last bit."""
+        if self.group.world == 1:
+            return
+        names = [f"{part}.{name}" for part in ("model", "ema") for name in state[part]]
+        values = [value for part in ("model", "ema") for value in state[part].values()]
+        differing = self.group.differing(fingerprints(values))
+        if differing:
+            rank, k = differing[0]
+            raise RuntimeError(
+                f"rank {rank} has another {names[k]} than rank 0 at epoch {self.epoch} step "
+                f"{self.step} ({len(differing)} tensors differ): the processes have come apart"
+            )
+
+
+def fingerprints(values: list[Tensor]) -> Tensor:
+    """(n,) int64 on the CPU, one per tensor: the sum of its bytes, four at a time."""
+    sums = []
+    for value in values:
+        flat = value.detach().contiguous().flatten().view(torch.uint8)
+        words = flat.view(torch.int32) if len(flat) % 4 == 0 else flat
+        sums.append(words.sum(dtype=torch.int64))
+    return torch.stack(sums).cpu() if sums else torch.zeros(0, dtype=torch.int64)
 
 
 def _finite(value: float) -> bool:

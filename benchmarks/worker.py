@@ -2,6 +2,9 @@
 
 Workers share nothing but the file system. Each walks the same list and takes what no living process
 holds, so a worker that dies leaves work for the others and two launchers never run one run twice.
+
+A worker is one process or a group of them, see `benchmarks.group`. In a group the first process
+walks the list and the others follow it.
 """
 
 from __future__ import annotations
@@ -17,21 +20,31 @@ from typing import Any
 
 import torch
 
-from benchmarks.grid import load
+from benchmarks.grid import load, with_strategy
+from benchmarks.group import Group, lost_peer
 from benchmarks.plan import Job, Stage, resolve
 from benchmarks.provenance import code_state
-from benchmarks.runner import Execution, Options, fail_dependent, stage_done
+from benchmarks.runner import (
+    EXIT_LOST,
+    Execution,
+    GroupBroken,
+    Options,
+    fail_dependent,
+    stage_done,
+)
+from benchmarks.signals import EXIT_STOPPED, STOP_SIGNALS
+from benchmarks.strategy import make
 from benchmarks.trainer import Interrupted
 from benchmarks.workspace import Workspace
+from methods.errors import UserError
 
 POLL_SECONDS = 0.3
-EXIT_INTERRUPTED = 75
 _stop = False
 
 
-def _stopping(launcher: int) -> bool:
+def _stopping(launcher: int | None) -> bool:
     """Asked to stop, or the launcher that would have asked is gone."""
-    return _stop or os.getppid() != launcher
+    return _stop or (launcher is not None and os.getppid() != launcher)
 
 
 def _report(line: str) -> None:
@@ -77,29 +90,52 @@ class Worker:
     """Walks a plan; see the module's docstring."""
 
     def __init__(self, jobs: list[Job], workspace: Workspace, execution: Execution) -> None:
-        self.workspace, self.execution = workspace, execution
+        self.workspace, self.execution, self.group = workspace, execution, execution.group
         self.launch = execution.options.launch
-        self.pending = order(jobs)
+        self.tasks = order(jobs)
 
     def work(self) -> None:
         """Until nothing is left to do, or a signal came."""
-        while self.pending:
+        if not self.group.is_main:
+            return self._follow()
+        pending = list(enumerate(self.tasks))
+        while pending:
             progressed = False
-            for task in list(self.pending):
+            for entry in list(pending):
                 if self.execution.options.should_stop():
+                    self._dismiss()
                     raise Interrupted
-                if self._take(*task):
-                    self.pending.remove(task)
+                number, (stage, job) = entry
+                if self._take(stage, job, number):
+                    pending.remove(entry)
                     progressed = True
             if not progressed:
                 time.sleep(POLL_SECONDS)
+        return self._dismiss()
 
-    def _take(self, stage: Stage | None, job: Job) -> bool:
+    def _follow(self) -> None:
+        while True:
+            try:
+                number, generation = self.group.told(-1, -1)
+            except RuntimeError as error:
+                if not lost_peer(error):
+                    raise
+                raise GroupBroken(EXIT_LOST) from None
+            if number < 0:
+                return
+            stage, job = self.tasks[number]
+            self.execution.join(stage, job, generation)
+
+    def _dismiss(self) -> None:
+        """Tell the other processes that nothing follows."""
+        self.group.told(-1, -1)
+
+    def _take(self, stage: Stage | None, job: Job, number: int) -> bool:
         """Do a task if it can be done now; True when it needs no more attention."""
         if stage is not None:
             if failed_in(stage.directory(self.workspace), self.launch):
                 return True
-            return self.execution.stage(stage, job) != "busy"
+            return self.execution.stage(stage, job, number) != "busy"
         directory = job.directory(self.workspace)
         if failed_in(directory, self.launch):
             return True
@@ -113,39 +149,73 @@ class Worker:
                     self.workspace, job.spec, directory, f"{needed.kind} failed: {why}", self.launch
                 )
                 return True
-        return self.execution.run(job) != "busy"
+        return self.execution.run(job, number) != "busy"
+
+
+def work(plan: dict[str, Any], launcher: int | None) -> int:
+    """Work on a plan as one process of the group that the environment describes.
+
+    Args:
+        plan: see `benchmarks.local.plan_of`.
+        launcher: process id of the parent without which this process stops; None for none.
+
+    Returns:
+        0, or `EXIT_STOPPED` when it was asked to stop.
+
+    Raises:
+        UserError: the grid has changed, or the environment does not fit.
+        GroupBroken: a process of the group failed; the cause is recorded.
+    """
+    code_state()  # read now: the working copy may change while these imports are at work
+    for number in STOP_SIGNALS:
+        signal.signal(number, _on_signal)
+    if plan["threads"]:
+        torch.set_num_threads(plan["threads"])
+    os.environ["SSMLL_COMMAND"] = plan["command"]
+    workspace = Workspace(Path(plan["data"]), Path(plan["runs"]))
+    wanted = set(plan["run_ids"])
+    grid = with_strategy(load(plan["grid"]), plan["strategy"])
+    jobs = resolve(grid, workspace, progress=lambda title: lambda done, total: None, workers=1)
+    jobs = [job for job in jobs if job.spec.run_id in wanted]
+    missing = wanted - {job.spec.run_id for job in jobs}
+    if missing:
+        raise UserError(
+            f"the grid changed while it was running: {len(missing)} runs are no longer in it"
+        )
+    group = Group.join()
+    options = Options(
+        checkpoint_seconds=plan["checkpoint_seconds"], launch=plan["launch"],
+        report=_report,
+        should_stop=lambda: _stopping(launcher), hang_seconds=plan["hang_seconds"],
+    )  # fmt: skip
+    # accelerate keeps precision and strategy in process-wide state: runs of one kind at a time.
+    kinds = {(job.cell.recipe.precision, job.cell.recipe.strategy) for job in jobs}
+    ((precision, strategy),) = kinds
+    try:
+        Worker(
+            jobs, workspace, Execution(workspace, make(strategy, precision, group), options)
+        ).work()
+    except (Interrupted, KeyboardInterrupt):
+        return EXIT_STOPPED
+    group.leave()
+    return 0
 
 
 def main() -> int:
     """Entry point of `python -m benchmarks.worker PLAN`."""
-    code_state()  # read now: the working copy may change while these imports are at work
     plan: dict[str, Any] = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    launcher = os.getppid()
-    signal.signal(signal.SIGINT, _on_signal)
-    signal.signal(signal.SIGTERM, _on_signal)
-    torch.set_num_threads(plan["threads"])
-    os.environ["SSMLL_COMMAND"] = plan["command"]
-    workspace = Workspace(Path(plan["data"]), Path(plan["runs"]))
-    wanted = set(plan["run_ids"])
-    jobs = resolve(
-        load(plan["grid"]), workspace, progress=lambda title: lambda done, total: None, workers=1
-    )
-    jobs = [job for job in jobs if job.spec.run_id in wanted]
-    missing = wanted - {job.spec.run_id for job in jobs}
-    if missing:
-        print(f"the grid changed while it was running: {len(missing)} runs are no longer in it",
-              file=sys.stderr)  # fmt: skip
-        return 2
-    options = Options(
-        checkpoint_seconds=plan["checkpoint_seconds"], launch=plan["launch"],
-        report=_report, should_stop=lambda: _stopping(launcher),
-    )  # fmt: skip
-    # accelerate keeps its precision in process-wide state: runs of one precision at a time.
     try:
-        Worker(jobs, workspace, Execution(workspace, plan["precision"], options)).work()
-    except (Interrupted, KeyboardInterrupt):
-        return EXIT_INTERRUPTED
-    return 0
+        code = work(plan, os.getppid())
+    except UserError as error:
+        _report(f"error: {error}")
+        code = 2
+    except GroupBroken as broken:
+        code = broken.code
+    if code:
+        sys.stdout.flush()
+        # At a normal end, what is left of a group's communication may wait for ever, or abort.
+        os._exit(code)
+    return code
 
 
 if __name__ == "__main__":

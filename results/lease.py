@@ -73,6 +73,29 @@ class LeaseRecord:
         return ""
 
 
+@dataclass(frozen=True)
+class Share:
+    """The part that a further process of a group has in the lease of the group's first one.
+
+    It may record why the attempt failed, as long as nobody has taken the run over.
+
+    Attributes:
+        directory: the run's directory.
+        generation: number of the attempt.
+    """
+
+    directory: Path
+    generation: int
+
+    def require(self) -> None:
+        """Raise `LeaseLostError` if the run was taken over since."""
+        latest = read_latest(self.directory)
+        if latest is None or latest.generation != self.generation:
+            raise LeaseLostError(
+                f"{self.directory}: lease {self.generation} was taken over; nothing was written"
+            )
+
+
 def read_latest(directory: Path) -> LeaseRecord | None:
     """The lease of the highest generation in a directory.
 

@@ -35,6 +35,7 @@ from results.files import (
 from results.lease import (
     DEFAULT_TTL,
     Lease,
+    Share,
     acquire,
     filesystem_now,
     generation_of,
@@ -234,8 +235,11 @@ class RunStore:
         self._require(directory, lease)
         atomic_write_bytes(directory / "result.json", text.encode())
 
-    def write_failure(self, directory: Path, lease: Lease, error: dict[str, Any]) -> None:
+    def write_failure(self, directory: Path, lease: Lease | Share, error: dict[str, Any]) -> None:
         """Record why an attempt failed; the run can be claimed again once the lease is released.
+
+        The first error of an attempt is its cause and stays: what the other processes of a group
+        run into afterwards is not written.
 
         Args:
             directory: the run's directory.
@@ -249,6 +253,9 @@ class RunStore:
         if not {"type", "message"} <= error.keys():
             raise StoreError(f"{directory}: an error needs 'type' and 'message', not {set(error)}")
         self._require(directory, lease)
+        first = self._failure(directory)
+        if first is not None and first.get("generation") == lease.generation:
+            return
         record = {
             "signature": error_signature(error["type"], error["message"]),
             "host": socket.gethostname(),
@@ -360,7 +367,7 @@ class RunStore:
             self._read(directory, "failure.json") if (directory / "failure.json").exists() else None
         )
 
-    def _require(self, directory: Path, lease: Lease) -> None:
+    def _require(self, directory: Path, lease: Lease | Share) -> None:
         if lease.directory != directory:
             raise StoreError(f"{directory}: the lease is for {lease.directory}")
         lease.require()

@@ -1,6 +1,7 @@
 """The trainer's parts on their own: checkpoints, moving average, probe."""
 
 import logging
+import pickle
 
 import numpy as np
 import pytest
@@ -15,31 +16,76 @@ from benchmarks.probe import PseudoLabelProbe
 from methods.base import PseudoLabels
 
 
-def test_the_newest_sound_checkpoint_is_used_and_two_are_kept(tmp_path, caplog):
+def state(step: int) -> dict:
+    weights = torch.full((3,), float(step))
+    return {
+        "model": {"a.weight": weights, "tied": weights},  # safetensors knows no shared memory
+        "scheduler": {"last_epoch": step}, "empty": {}, "progress": {"step": step, "best": None},
+    }  # fmt: skip
+
+
+def files_of(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_two_checkpoints_are_kept_and_come_back_as_they_were(tmp_path):
     checkpoints = Checkpoints(tmp_path / "c", 0.0)
-    assert checkpoints.load() is None
+    assert checkpoints.newest() is None
     for step in range(5):
-        checkpoints.save({"step": step, "weights": torch.full((3,), float(step))}, 0, step)
-    files = sorted((tmp_path / "c").iterdir())
-    assert len(files) == 2
-    assert checkpoints.load()["step"] == 4
-    files[-1].write_bytes(files[-1].read_bytes()[:100])
-    with caplog.at_level(logging.WARNING):
-        assert checkpoints.load()["step"] == 3
-    assert files[-1].name in caplog.text
+        checkpoints.save(state(step), 0, step)
+    assert files_of(tmp_path / "c") == ["00000-0000003", "00000-0000004"]
+    assert checkpoints.newest() == (0, 4)
+    loaded = checkpoints.load(0, 4)
+    assert torch.equal(loaded["model"].pop("tied"), loaded["model"]["a.weight"])
+    assert torch.equal(loaded.pop("model")["a.weight"], torch.full((3,), 4.0))
+    assert loaded == {key: value for key, value in state(4).items() if key != "model"}
+    names = files_of(tmp_path / "c" / "00000-0000004")
+    assert names == ["COMPLETE.json", "model.safetensors", "state.pt"]
+    checkpoints.save(state(4), 0, 4)  # continued from it and asked to stop at once
+    assert checkpoints.newest() == (0, 4)
     checkpoints.clear()
     assert not (tmp_path / "c").exists()
 
 
-def test_a_checkpoint_executes_nothing(tmp_path, caplog):
+@pytest.mark.parametrize("name", ["model.safetensors", "state.pt", "COMPLETE.json"])
+@pytest.mark.parametrize("damage", ["cut", "flipped", "gone", "empty"])
+def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path, caplog, name, damage):
+    checkpoints = Checkpoints(tmp_path / "c", 0.0)
+    for step in (1, 2):
+        checkpoints.save(state(step), 7, step)
+    file = tmp_path / "c" / "00007-0000002" / name
+    data = bytearray(file.read_bytes())
+    if damage == "gone":
+        file.unlink()
+    else:
+        if damage == "flipped":
+            data[len(data) // 2] ^= 4
+        file.write_bytes({"cut": data[:-9], "flipped": data, "empty": b""}[damage])
+    with caplog.at_level(logging.WARNING):
+        assert checkpoints.newest() == (7, 1)
+    assert "00007-0000002 is damaged" in caplog.text
+    assert checkpoints.load(7, 1)["progress"]["step"] == 1
+
+
+def test_a_half_written_checkpoint_does_not_count_and_is_swept_away(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "c", 0.0)
+    checkpoints.save(state(1), 0, 1)
+    checkpoints.stage(0, 2)
+    checkpoints.write(state(2), 0, 2)  # killed here: never sealed
+    assert Checkpoints(tmp_path / "c", 0.0).newest() == (0, 1)
+    checkpoints.save(state(3), 0, 3)
+    assert files_of(tmp_path / "c") == ["00000-0000001", "00000-0000003"]
+
+
+def test_a_checkpoint_executes_nothing(tmp_path):
     class Payload:
         def __reduce__(self):
             return (open, (str(tmp_path / "owned"), "w"))
 
-    (tmp_path / "c").mkdir()
-    torch.save({"model": Payload()}, tmp_path / "c" / "00000-0000001.pt")
-    with caplog.at_level(logging.WARNING):
-        assert Checkpoints(tmp_path / "c", 0.0).load() is None
+    checkpoints = Checkpoints(tmp_path / "c", 0.0)
+    checkpoints.save({"progress": Payload()}, 0, 1)
+    with pytest.raises(pickle.UnpicklingError):
+        checkpoints.load(0, 1)
     assert not (tmp_path / "owned").exists()
 
 

@@ -1,9 +1,10 @@
-"""Two gloo processes follow the trajectory of one: losses are those of the global batch."""
+"""Two gloo processes follow the trajectory of one, with DDP and with DeepSpeed, and resume it."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
-import socket
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,67 +13,171 @@ import torch.multiprocessing as mp
 
 from tests.conftest import grid_text
 
+SAVE_AT = 3
+needs_deepspeed = pytest.mark.skipif(
+    importlib.util.find_spec("deepspeed") is None or shutil.which("g++") is None,
+    reason="DeepSpeed or a compiler is missing: pip install -e '.[deepspeed]', apt install g++",
+)
 
-def train(rank: int, world: int, port: int, grid: str, folder: str, method: str) -> None:
-    """Train one method as one of `world` processes; rank 0 saves the test scores."""
-    os.environ |= {
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world),
-        "LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-    }  # fmt: skip
+
+def be_rank(rank: int, world: int, meeting: str) -> None:
+    """Set the variables by which a process finds its group."""
+    if world > 1:
+        os.environ |= {
+            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world),
+            "LOCAL_WORLD_SIZE": str(world), "OMP_NUM_THREADS": "1", "SSMLL_RENDEZVOUS": meeting,
+        }  # fmt: skip
+
+
+def train(rank: int, world: int, grid: str, folder: str, method: str, strategy: str, stop: int):
+    """Train one method as one of `world` processes; rank 0 saves what the test compares."""
+    be_rank(rank, world, f"{folder}/meet-{strategy}-{stop}")
     torch.set_num_threads(1)
     import methods
     from benchmarks.checkpoint import Checkpoints
     from benchmarks.grid import load
+    from benchmarks.group import Group
     from benchmarks.plan import resolve
     from benchmarks.probe import PseudoLabelProbe
     from benchmarks.runner import Execution, Options, summariser, task_of
-    from benchmarks.trainer import Schedule, Trainer
+    from benchmarks.schedule import Schedule
+    from benchmarks.strategy import make
+    from benchmarks.trainer import Interrupted, Trainer
     from benchmarks.workspace import Workspace
 
     workspace = Workspace(Path(folder) / "data", Path(folder) / "runs")
     jobs = resolve(load(grid), workspace, progress=lambda title: lambda d, n: None, workers=1)
     (job,) = [job for job in jobs if job.spec.method == method]
-    execution = Execution(workspace, "fp32", Options())
+    execution = Execution(workspace, make(strategy, "fp32", Group.join()), Options())
     # Without cpu=True accelerate would report one process on both ranks and test nothing.
     assert execution.accelerator.num_processes == world
-    pool = job.split.unlabelled
+    semi = job.cell.kind == "semi"
+    pool = job.split.unlabelled if semi else job.split.unlabelled[:0]
     built = methods.create(
         method, backbone=execution._backbone(job), task=task_of(job, len(pool)), **job.spec.hyper
     )
     hidden = torch.from_numpy(job.prepared.dataset.train.labels[pool])
+    recipe = job.cell.recipe
+    schedule = Schedule.semi_supervised(recipe) if semi else Schedule.labelled_only(recipe)
+    steps = []
     trainer = Trainer(
-        built, execution._data(job, pool), job.cell.recipe,
-        Schedule.semi_supervised(job.cell.recipe), 1, accelerator=execution.accelerator,
-        checkpoints=Checkpoints(Path(folder) / f"checkpoints-{world}", 1e9),
-        probe=PseudoLabelProbe(hidden, execution.accelerator),
+        built, execution._data(job, pool), recipe, schedule, 1, strategy=execution.strategy,
+        checkpoints=Checkpoints(Path(folder) / f"checkpoints-{strategy}", 1e9),
+        probe=PseudoLabelProbe(hidden, execution.accelerator) if semi else None,
         summarise=summariser(job), summarise_val=summariser(job),
+        # Only one rank is asked to stop; both have to.
+        should_stop=lambda: steps.append(0) or (len(steps) == stop and rank == world - 1),
     )  # fmt: skip
-    outcome = trainer.fit()
-    state = {name: value for name, value in trainer.method.state_dict().items() if "mask" in name}
-    quality = trainer.probe.summary() if trainer.probe else None
-    if rank == 0:
-        torch.save((outcome.scores, state, quality), Path(folder) / f"out-{world}.pt")
+    resumed = trainer.resume()
+    assert resumed == (Path(folder) / f"checkpoints-{strategy}").exists()
+    if strategy != "ddp":
+        assert type(trainer.model).__name__ == "DeepSpeedEngine"
+        zero = trainer.optimizer.optimizer
+        share = sum(part.numel() for part in zero.single_partition_of_fp32_groups)
+        whole = sum(value.numel() for value in built.parameters() if value.requires_grad)
+        # Each rank holds its share of the optimiser state, up to a few values of padding.
+        assert abs(share - whole / world) <= 4 * len(zero.single_partition_of_fp32_groups)
+    try:
+        outcome = trainer.fit()
+    except Interrupted:
+        assert len(steps) == stop
     else:
         assert outcome.scores is not None  # every process ends with all scores
-    if world > 1:
-        torch.distributed.destroy_process_group()
+        masks = {key: v for key, v in trainer.method.state_dict().items() if "mask" in key}
+        quality = trainer.probe.summary() if trainer.probe else None
+        state = trainer.state()
+        if rank == 0:
+            kept = (outcome.scores, masks, quality, state["model"], state["ema"])
+            torch.save(kept, Path(folder) / "out.pt")
+    execution.group.leave()
 
 
-@pytest.mark.parametrize("method", ["fixmatch", "csaa"])
-def test_two_processes_end_where_one_does(tmp_path, voc_root, method):
-    grid = tmp_path / "grid.toml"
-    # 45 unlabelled images: neither the batches nor the pool divide by two.
-    grid.write_text(grid_text(voc_root, f'["{method}"]', batch_labelled=5, batch_unlabelled=13))
-    for world in (1, 2):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        mp.spawn(train, args=(world, port, str(grid), str(tmp_path), method), nprocs=world)
-    (one, masks_one, quality_one), (two, masks_two, quality_two) = (
-        torch.load(tmp_path / f"out-{world}.pt", weights_only=False) for world in (1, 2)
-    )
-    torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-3)
-    assert one.std() > 0.01
-    for name, mask in masks_one.items():
-        assert torch.equal(mask, masks_two[name]), name
-    assert quality_one == quality_two
+def outcome(
+    world: int, grid: Path, folder: Path, method: str, strategy: str = "ddp", stop: int = 0
+):
+    for used in folder.glob("meet-*"):
+        used.unlink()
+    mp.spawn(train, args=(world, str(grid), str(folder), method, strategy, stop), nprocs=world)
+    file = folder / "out.pt"
+    if stop:
+        assert not file.exists()
+        return None
+    shutil.rmtree(folder / f"checkpoints-{strategy}")
+    found = torch.load(file, weights_only=False)
+    file.unlink()
+    return found
+
+
+@pytest.fixture
+def grid(tmp_path, voc_root):
+    """45 unlabelled images: neither the batches nor the pool divide by two."""
+
+    def write(method: str) -> Path:
+        path = tmp_path / "grid.toml"
+        text = grid_text(voc_root, f'["{method}"]', batch_labelled=5, batch_unlabelled=13,
+                         clip_norm=20.0)  # fmt: skip
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def assert_alike(one, two):
+    torch.testing.assert_close(one[0], two[0], rtol=1e-3, atol=1e-3)
+    assert one[0].std() > 0.01
+    assert one[1].keys() == two[1].keys()
+    for name, mask in one[1].items():
+        assert torch.equal(mask, two[1][name]), name
+    assert one[2] == two[2]
+
+
+@pytest.mark.parametrize("method", ["supervised", "fixmatch", "dualcoop", "csaa"])
+def test_two_processes_end_where_one_does(tmp_path, grid, method):
+    one, two = (outcome(world, grid(method), tmp_path, method) for world in (1, 2))
+    assert_alike(one, two)
+
+
+@pytest.mark.parametrize(("first", "then"), [(2, 1), (1, 2)])
+def test_a_run_goes_on_with_another_number_of_processes(tmp_path, grid, first, then):
+    calm = outcome(1, grid("csaa"), tmp_path, "csaa")
+    outcome(first, grid("csaa"), tmp_path, "csaa", stop=SAVE_AT)
+    assert_alike(calm, outcome(then, grid("csaa"), tmp_path, "csaa"))
+
+
+@needs_deepspeed
+@pytest.mark.parametrize("strategy", ["zero1", "zero2"])
+def test_deepspeed_ends_where_ddp_does(tmp_path, grid, strategy):
+    ddp = outcome(2, grid("csaa"), tmp_path, "csaa")
+    assert_alike(ddp, outcome(2, grid("csaa"), tmp_path, "csaa", strategy))
+
+
+@needs_deepspeed
+@pytest.mark.parametrize(("first", "then"), [(2, 1), (1, 2), (2, 2)])
+def test_a_deepspeed_run_is_continued(tmp_path, grid, first, then):
+    calm = outcome(2, grid("csaa"), tmp_path, "csaa", "zero2")
+    outcome(first, grid("csaa"), tmp_path, "csaa", "zero2", stop=SAVE_AT)
+    again = outcome(then, grid("csaa"), tmp_path, "csaa", "zero2")
+    assert_alike(calm, again)
+    if first == then == 2:
+        assert torch.equal(calm[0], again[0])  # the same sums in the same order
+
+
+def come_apart(rank: int, folder: str) -> None:
+    be_rank(rank, 2, f"{folder}/meet")
+    from benchmarks.group import Group
+    from benchmarks.trainer import fingerprints
+
+    group = Group.join()
+    assert group.agree(rank) == 1
+    assert group.told(7 + rank, rank) == (7, 0)
+    values = [torch.ones(3, 5), torch.ones(7, dtype=torch.bool), torch.ones(2, dtype=torch.int64)]
+    assert group.differing(fingerprints(values)) == []
+    for k, changed in enumerate(values):
+        if rank == 1:
+            changed.view(-1)[-1] = 0
+        assert group.differing(fingerprints(values)) == [(1, n) for n in range(k + 1)]
+    group.leave()
+
+
+def test_processes_that_come_apart_are_found(tmp_path):
+    mp.spawn(come_apart, args=(str(tmp_path),), nprocs=2)

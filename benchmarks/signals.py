@@ -1,0 +1,35 @@
+"""Being asked to stop: Ctrl-C, SIGTERM, and SIGUSR2, which SLURM sends where it is told to."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+EXIT_STOPPED = 75
+"""Exit code of a process that was asked to stop and has saved its state (EX_TEMPFAIL)."""
+
+
+class Stopped(BaseException):
+    """A launcher was asked to stop by SIGTERM or SIGUSR2."""
+
+
+@contextmanager
+def stopped_by(*numbers: int) -> Iterator[None]:
+    """Turn signals into `Stopped` for the length of a block."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Stopped
+
+    if threading.current_thread() is not threading.main_thread():  # signals are the main one's
+        yield
+        return
+    before = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
