@@ -139,6 +139,7 @@ def resolve(
     *,
     progress: Callable[[str], Callable[[int, int], None]],
     workers: int,
+    announce: Callable[[str], None] = lambda line: None,
 ) -> list[Job]:
     """Open and prepare the data of a grid and give every run its identity.
 
@@ -147,6 +148,7 @@ def resolve(
         workspace: where data and runs lie.
         progress: makes a (done, total) callback from a title.
         workers: processes that prepare images.
+        announce: called with one-line remarks on the preparation.
 
     Raises:
         UserError: datasets are absent (all of them named, with the commands), or a weights file is;
@@ -162,8 +164,8 @@ def resolve(
             continue
         for size in sizes:
             prepared[spec, size] = prepare(
-                dataset, size, workspace.cache, workers=workers,
-                progress=progress(f"prepare {dataset.name} at {size} px"),
+                dataset, size, workspace.cache, workers=workers, skip_bad=spec.skip_bad,
+                progress=progress(f"prepare {dataset.name} at {size} px"), announce=announce,
             )  # fmt: skip
     if problems:
         raise UserError("\n".join(problems))
@@ -219,6 +221,26 @@ def jobs(grid: Grid, prepared: dict[tuple[DatasetSpec, int], Prepared]) -> list[
         stages = _stages(cell, images, split, backbone)
         found.append(Job(spec, cell, images, split, tuple(stages)))
     return found
+
+
+def remarks(found: Sequence[Job]) -> list[str]:
+    """What a reader of a grid's numbers should know of its data and splits, a line each."""
+    lines: dict[str, None] = {}
+    for job in found:
+        dataset, split = job.prepared.dataset, job.split
+        where = f"{dataset.name} p={job.spec.ratio:g} seed={job.spec.seed}"
+        for note in dataset.notes:
+            lines[note] = None
+        if job.prepared.skipped:
+            count = len(job.prepared.skipped)
+            lines[f"{dataset.name}: {count} unreadable images are left out"] = None
+        for note in split.notes:
+            lines[f"{where}: {note}"] = None
+        if split.absent:
+            names = ", ".join(split.absent[:5]) + (" …" if len(split.absent) > 5 else "")
+            lines[f"{where}: no labelled image to train on of {len(split.absent)} classes: {names}"
+                  " (split = 'stratified' keeps every class)"] = None  # fmt: skip
+    return list(lines)
 
 
 def states(found: Sequence[Job], workspace: Workspace) -> dict[str, list[Job]]:

@@ -2,7 +2,8 @@
 
     python benchmarks/run.py --grid demo            run what is missing of a grid, print its table
     python benchmarks/run.py list                   grids, methods, datasets
-    python benchmarks/run.py prepare DATASET        check and cache a dataset
+    python benchmarks/run.py prepare DATASET        check, bring and cache a dataset
+    python benchmarks/run.py splits verify          are the labelled subsets what they should be?
     python benchmarks/run.py plan --grid NAME       what would run
     python benchmarks/run.py status --grid NAME     where the grid stands
     python benchmarks/run.py tables --grid NAME     write and print its tables
@@ -31,6 +32,7 @@ if __package__ in (None, ""):  # called as a file: the packages lie beside this 
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     sys.path = [entry for entry in sys.path if entry != str(Path(__file__).resolve().parent)]
 
+from benchmarks.data import commands_prepare, commands_splits
 from benchmarks.progress import Progress
 from benchmarks.signals import EXIT_STOPPED, Stopped
 from benchmarks.workspace import Workspace
@@ -42,7 +44,6 @@ if TYPE_CHECKING:
     from benchmarks.local import Local
     from benchmarks.plan import Job
 
-VERBS = ("run", "list", "prepare", "plan", "status", "tables", "plots", "why")
 RULES = ("last", "val", "oracle")
 
 
@@ -90,16 +91,8 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--no-plots", action="store_true", help="leave the figures out")
     listing = verbs.add_parser("list", help="grids, recipes, methods, datasets")
     listing.add_argument("pattern", nargs="?", default="*", help="wildcard, such as '*coop*'")
-    prepare = verbs.add_parser("prepare", parents=[place], help="check and cache datasets")
-    prepare.add_argument("datasets", nargs="+", metavar="DATASET")
-    prepare.add_argument("--root", default=None, help="where the dataset lies, if not under --data")
-    prepare.add_argument("--size", type=_positive, default=224, help="pixels a side (default 224)")
-    prepare.add_argument("--cache", type=Path, default=None, help="where the cache goes")
-    prepare.add_argument(
-        "--allow-counts",
-        action="store_true",
-        help="accept a copy whose image counts differ from the classic ones",
-    )
+    commands_prepare.add(verbs, {"place": place})
+    commands_splits.add(verbs, {"place": place})
     verbs.add_parser("plan", parents=[place, grid], help="what would run, without running it")
     verbs.add_parser("status", parents=[place, grid], help="where a grid stands")
     verbs.add_parser("tables", parents=[place, grid, rule], help="write and print a grid's tables")
@@ -121,12 +114,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
-        if words and not words[0].startswith("-") and words[0] not in VERBS:
-            raise UserError(f"no command {words[0]!r}{nearest(words[0], VERBS)}")
+        if words and not words[0].startswith("-") and words[0] not in COMMANDS:
+            raise UserError(f"no command {words[0]!r}{nearest(words[0], COMMANDS)}")
         if words and words[0].startswith("-") and words[0] not in ("-h", "--help"):
             words = ["run", *words]  # `--grid NAME` is the main door
         chosen = parser().parse_args(words)
-        return globals()[f"_{chosen.verb}"](chosen)
+        return COMMANDS[chosen.verb](chosen)
     except (UserError, StoreError) as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
@@ -146,7 +139,9 @@ def _workspace(chosen: argparse.Namespace) -> Workspace:
 
 
 def _resolved(
-    chosen: argparse.Namespace, counter: Callable[[str], Callable[[int, int], None]]
+    chosen: argparse.Namespace,
+    counter: Callable[[str], Callable[[int, int], None]],
+    announce: Callable[[str], None] = lambda line: None,
 ) -> tuple[Grid, list[Job]]:
     from benchmarks.grid import load, restrict, with_strategy
     from benchmarks.plan import resolve
@@ -154,16 +149,18 @@ def _resolved(
     grid = restrict(load(chosen.grid), chosen.ratios, chosen.seeds, chosen.methods)
     grid = with_strategy(grid, chosen.strategy)
     workers = chosen.workers or min(os.cpu_count() or 1, 8)
-    return grid, resolve(grid, _workspace(chosen), progress=counter, workers=workers)
+    return grid, resolve(
+        grid, _workspace(chosen), progress=counter, workers=workers, announce=announce
+    )
 
 
 def _run(chosen: argparse.Namespace) -> int:
-    from benchmarks.plan import states
+    from benchmarks.plan import remarks, states
 
     if int(os.environ.get("WORLD_SIZE") or 1) > 1:
         return _run_in_group(chosen)
     progress, workspace = Progress(), _workspace(chosen)
-    grid, jobs = _resolved(chosen, progress.counter)
+    grid, jobs = _resolved(chosen, progress.counter, progress.line)
     before = states(jobs, workspace)
     missing = [job for kind, group in before.items() if kind != "done" for job in group]
     if chosen.dry_run:
@@ -171,6 +168,8 @@ def _run(chosen: argparse.Namespace) -> int:
         return 0
     if missing:
         progress.line(_overview(grid, jobs, workspace))
+        for remark in remarks(jobs):
+            progress.line(remark)
         local = _local(chosen)
         each = f"{local.processes} processes of " if local.processes > 1 else ""
         progress.line(
@@ -261,33 +260,15 @@ def _list(chosen: argparse.Namespace) -> int:
     return 0
 
 
-def _prepare(chosen: argparse.Namespace) -> int:
-    from benchmarks.data.cache import prepare
-    from benchmarks.data.registry import DatasetSpec, open_dataset
-
-    progress = Progress()
-    for name in chosen.datasets:
-        spec = DatasetSpec(name=name, root=chosen.root, allow_counts=chosen.allow_counts)
-        dataset = open_dataset(spec, chosen.data, progress=progress.counter(f"render {name}"))
-        for note in dataset.notes:
-            progress.line(note)
-        ready = prepare(
-            dataset, chosen.size, chosen.cache or _workspace(chosen).cache,
-            workers=chosen.workers or min(os.cpu_count() or 1, 8),
-            progress=progress.counter(f"prepare {name} at {chosen.size} px"),
-        )  # fmt: skip
-        print(
-            f"{name}: {len(dataset.train)} training and {len(dataset.test)} test images, "
-            f"{len(dataset.classes)} classes, {chosen.size} px, digest {ready.digest[:16]}"
-        )
-    return 0
-
-
 def _plan(chosen: argparse.Namespace) -> int:
+    from benchmarks.plan import remarks
+
     progress = Progress()
     grid, jobs = _resolved(chosen, progress.counter)
     workspace = _workspace(chosen)
     print(_overview(grid, jobs, workspace))
+    for remark in remarks(jobs):
+        print(remark)
     for job in jobs:
         state = workspace.store.state(job.directory(workspace)).kind
         print(f"{state:12} {job.spec.title}")
@@ -331,6 +312,13 @@ def _why(chosen: argparse.Namespace) -> int:
 
     print(why(_workspace(chosen).store, chosen.run))
     return 0
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "run": _run, "list": _list, "prepare": commands_prepare.execute,
+    "splits": commands_splits.execute, "plan": _plan, "status": _status, "tables": _tables,
+    "plots": _plots, "why": _why,
+}  # fmt: skip
 
 
 if __name__ == "__main__":
