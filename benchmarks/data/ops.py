@@ -1,7 +1,9 @@
-"""The fifteen operations of the CAP protocol's RandAugment, and its cutout, on batches.
+"""The operations of the CAP protocol's RandAugment and of SCPNet's, on batches, for accelerators.
 
 Every operation takes uint8 images (n, 3, H, W) and one row of parameters per image, and gives what
-Pillow gives for each image alone, computed for the whole group at once on the images' device.
+Pillow gives for each image alone, computed for the whole group at once on the images' device. The
+CPU does the same image by image (`imageops`), with equal results.
+
 Reference: xiemk/SSMLL-CAP; the PyPI package `randaugment` 1.0.2 and ASL's `CutoutPIL`, whose
 behaviour (not code) is reproduced here:
 
@@ -9,6 +11,10 @@ behaviour (not code) is reproduced here:
   outside the image is grey 128;
 * colour, contrast, brightness and sharpness are `PIL.ImageEnhance` with factors 1 ± magnitude;
 * the package's own cutout fills with (125, 122, 113), not with 128.
+
+jameslahm/SCPNet (`randaugment.py`) shares the operations on levels; its shear takes the nearest
+pixel, what comes from outside is black, and its cutout is up to half as wide as the image and
+(125, 123, 114).
 
 All equal Pillow's result on every pixel, except shear: where the interpolated value is an integer,
 rounding errors in the last digit decide whether truncation keeps it, and ours (float32, one
@@ -19,6 +25,7 @@ level off.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -26,6 +33,7 @@ from torch.nn import functional as F
 
 GREY = 128
 CUTOUT_FILL = (125, 122, 113)
+WIDE_CUTOUT_FILL = (125, 123, 114)
 
 
 def hflip(images: Tensor) -> Tensor:
@@ -75,6 +83,21 @@ def cutout(images: Tensor, params: Tensor) -> Tensor:
     return fill_rectangle_(images.clone(), box, colour)
 
 
+def wide_cutout(images: Tensor, params: Tensor) -> Tensor:
+    """SCPNet's cutout: a square cut off at the upper and left edges before its side is laid out.
+
+    Args:
+        images: (n, 3, H, W) uint8.
+        params: (n, 3) float64 rows (side in pixels, centre row, centre column); 0: none.
+    """
+    side = params[:, :1]
+    first = torch.floor((params[:, 1:] - side / 2).clamp(min=0))
+    end = torch.where(side > 0, torch.floor(first + side) + 1, first)  # the last pixel included
+    box = torch.stack((first[:, 0], end[:, 0], first[:, 1], end[:, 1]), dim=1)
+    colour = torch.tensor([WIDE_CUTOUT_FILL], dtype=torch.uint8, device=images.device)
+    return fill_rectangle_(images.clone(), box, colour)
+
+
 def posterize(images: Tensor, params: Tensor) -> Tensor:
     """`PIL.ImageOps.posterize`; params (n, 3) holds the number of bits kept, 1 to 8."""
     mask = (256 - torch.exp2(8 - params[:, 0])).to(torch.uint8)
@@ -82,8 +105,8 @@ def posterize(images: Tensor, params: Tensor) -> Tensor:
 
 
 def solarize(images: Tensor, params: Tensor) -> Tensor:
-    """`PIL.ImageOps.solarize`; params (n, 3) holds the threshold, a real number in [0, 255]."""
-    threshold = torch.ceil(params[:, 0]).to(torch.uint8)
+    """`PIL.ImageOps.solarize`; params (n, 3) holds the threshold, a real number in [0, 256]."""
+    threshold = torch.ceil(params[:, 0]).to(torch.int16)
     return images ^ _bits(images >= threshold[:, None, None, None])
 
 
@@ -147,20 +170,20 @@ def sharpness(images: Tensor, params: Tensor) -> Tensor:
     return result
 
 
-def translate_x(images: Tensor, params: Tensor) -> Tensor:
+def translate_x(images: Tensor, params: Tensor, fill: int = GREY) -> Tensor:
     """Nearest-pixel shift; params (n, 3) holds the pixels, > 0 moves the picture to the left."""
     n, _, height, width = images.shape
     # Pillow samples at pixel centres: floor(x + 0.5 + t) = x + floor(t + 0.5).
     shift = torch.floor(params[:, :1] + 0.5).long()
     source = torch.arange(width, device=images.device) + shift
     source = torch.where((source >= 0) & (source < width), source, width)
-    padded = F.pad(images, (0, 1), value=GREY)
+    padded = F.pad(images, (0, 1), value=fill)
     return padded.gather(3, source[:, None, None, :].expand(n, 3, height, width))
 
 
-def translate_y(images: Tensor, params: Tensor) -> Tensor:
+def translate_y(images: Tensor, params: Tensor, fill: int = GREY) -> Tensor:
     """Nearest-pixel shift; params (n, 3) holds the pixels, > 0 moves the picture upwards."""
-    return translate_x(images.transpose(2, 3), params).transpose(2, 3)
+    return translate_x(images.transpose(2, 3), params, fill).transpose(2, 3)
 
 
 def shear_x(images: Tensor, params: Tensor) -> Tensor:
@@ -196,29 +219,53 @@ def shear_y(images: Tensor, params: Tensor) -> Tensor:
     return shear_x(images.transpose(2, 3), params).transpose(2, 3)
 
 
-def rotate(images: Tensor, params: Tensor) -> Tensor:
-    """Nearest-pixel rotation about the centre; params (n, 3): degrees counter-clockwise.
-
-    Coordinates are 16.16 fixed-point numbers, as in Pillow.
-    """
-    n, _, height, width = images.shape
-    angle = -torch.deg2rad(params[:, 0])
+def rotate(images: Tensor, params: Tensor, fill: int = GREY) -> Tensor:
+    """Nearest-pixel rotation about the centre; params (n, 3): degrees counter-clockwise."""
+    height, width = images.shape[-2:]
+    angle = -torch.deg2rad(params[:, 0] % 360)
     cos, sin = torch.cos(angle), torch.sin(angle)
-    # Source x and y as (per column, per row, at pixel (0, 0)); pixels are sampled at their centres.
     half_x, half_y = (width - 1) / 2, (height - 1) / 2
     start_x = width / 2 - cos * half_x - sin * half_y
     start_y = height / 2 + sin * half_x - cos * half_y
-    matrix = torch.stack((cos, sin, start_x, -sin, cos, start_y), dim=1)
+    return _nearest(images, torch.stack((cos, sin, start_x, -sin, cos, start_y), dim=1), fill)
+
+
+def nearest_shear_x(images: Tensor, params: Tensor) -> Tensor:
+    """Nearest-pixel shear about the upper left corner on black; params (n, 3): columns per row."""
+    slope = params[:, 0]
+    one, zero, half = (torch.full_like(slope, value) for value in (1.0, 0.0, 0.5))
+    matrix = torch.stack((one, slope, 0.5 + slope / 2, zero, one, half), dim=1)
+    return _nearest(images, matrix, 0)
+
+
+def nearest_shear_y(images: Tensor, params: Tensor) -> Tensor:
+    """Nearest-pixel shear about the upper left corner on black; params (n, 3): rows per column."""
+    slope = params[:, 0]
+    one, zero, half = (torch.full_like(slope, value) for value in (1.0, 0.0, 0.5))
+    matrix = torch.stack((one, zero, half, slope, one, 0.5 + slope / 2), dim=1)
+    return _nearest(images, matrix, 0)
+
+
+def _nearest(images: Tensor, matrix: Tensor, fill: int) -> Tensor:
+    """Nearest-pixel affine maps with 16.16 fixed-point coordinates, as in Pillow.
+
+    Args:
+        images: (n, 3, H, W) uint8.
+        matrix: (n, 6) float64 source x and then y, each as (per column, per row, at pixel (0, 0));
+            pixels are sampled at their centres.
+        fill: level of what comes from outside.
+    """
+    n, _, height, width = images.shape
     fixed = torch.floor(matrix * 65536.0 + 0.5).to(torch.int32)[:, :, None, None]
     rows = torch.arange(height, dtype=torch.int32, device=images.device)[:, None]
     columns = torch.arange(width, dtype=torch.int32, device=images.device)
     x = (fixed[:, 2] + fixed[:, 1] * rows) + fixed[:, 0] * columns
     y = (fixed[:, 5] + fixed[:, 4] * rows) + fixed[:, 3] * columns
-    # A frame of one grey pixel takes everything that comes from outside.
+    # A frame of one pixel takes everything that comes from outside.
     x = (x >> 16).clamp_(-1, width).add_(1)
     y = (y >> 16).clamp_(-1, height).add_(1)
     source = y.mul_(width + 2).add_(x).long().view(n, 1, height * width)
-    framed = F.pad(images, (1, 1, 1, 1), value=GREY).flatten(2)
+    framed = F.pad(images, (1, 1, 1, 1), value=fill).flatten(2)
     return framed.gather(2, source.expand(n, 3, height * width)).view(images.shape)
 
 
@@ -238,8 +285,14 @@ OPERATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "Color": color,
     "Solarize": solarize,
     "Brightness": brightness,
+    "NearestShearX": nearest_shear_x,
+    "NearestShearY": nearest_shear_y,
+    "BlackTranslateX": partial(translate_x, fill=0),
+    "BlackTranslateY": partial(translate_y, fill=0),
+    "BlackRotate": partial(rotate, fill=0),
+    "WideCutout": wide_cutout,
 }
-"""Operation by name, in the package's order."""
+"""Operation by name: the fifteen of the package in its order, then those only SCPNet has."""
 
 
 def _bits(condition: Tensor) -> Tensor:

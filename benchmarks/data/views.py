@@ -1,115 +1,84 @@
 """Weak, strong and test views of a batch of images, on the device the images are on.
 
 A view's draws are a pure function of (seed, epoch, index, stream), so an image looks the same
-whatever batch, process or resumed run it comes up in. Samples are grouped by operation and each
-operation runs once per group; no image is touched by Python on its own.
+whatever batch, process or resumed run it comes up in. Accelerators work on groups: samples with the
+same operation go through it together. The CPU works image by image unless images are tiny, because
+an image fits into a core's cache and a batch does not; both give the same bytes.
 
-Source of the semantics: the transforms of CAP (xiemk/SSMLL-CAP) and its relatives. Images come in
-already resized; flipping before or after the resize is the same up to rounding.
+Images come in already resized; mirroring before or after the resize is the same up to rounding.
+Views are in [0, 1] without mean and deviation: the CAP family feeds them so, and a backbone that
+was trained on normalised images normalises them itself (`methods.backbones`).
 """
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache, partial
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from benchmarks.data.crop import plan, resized_crop, resized_crop_of_one
+from benchmarks.data.draws import (
+    OPERATION_NAMES,
+    Draws,
+    draw_nothing,
+    draw_scpnet_strong,
+    draw_scpnet_weak,
+    draw_strong,
+    draw_weak,
+)
+from benchmarks.data.imageops import IMAGE_OPERATIONS
+from benchmarks.data.imageops import fill_rectangle_ as fill_rectangle_of_one_
+from benchmarks.data.imageops import hflip as hflip_of_one
 from benchmarks.data.ops import OPERATIONS, fill_rectangle_, hflip
-from benchmarks.data.rng import uniforms
 from methods.errors import UserError, nearest
 
-POLICIES: tuple[str, ...] = ("test", "weak", "strong", "strong-no-cutout")
-
-OPERATION_NAMES = tuple(OPERATIONS)
-SLOTS = 2
-"""RandAugment operations per strong view, in order, with replacement."""
-APPLY = 0.5
-"""Probability that a drawn operation is applied: a quarter of the strong views get none."""
-CUTOUT = 0.5
-"""Side of the cutout rectangle as a share of the image's side."""
-
-_GRID = np.linspace(0.0, 1.0, 10)
-_SHIFT = 150 / 331
-_SIGNED = frozenset(
-    ("ShearX", "ShearY", "TranslateX", "TranslateY", "Sharpness", "Contrast", "Color", "Brightness")
-)
-_ENHANCE = frozenset(("Sharpness", "Contrast", "Color", "Brightness"))
-_MAGNITUDES: dict[str, NDArray[np.float64]] = {
-    "Cutout": np.round(20 * _GRID),  # side in pixels
-    "Posterize": np.round(8 - 4 * _GRID),  # bits
-    "Solarize": 256 - 256 * _GRID,  # threshold
-    "Rotate": 30 * _GRID,  # degrees, one direction only
-    "ShearX": 0.3 * _GRID,
-    "ShearY": 0.3 * _GRID,
-    "TranslateX": _SHIFT * _GRID,  # share of the width
-    "TranslateY": _SHIFT * _GRID,  # share of the height
-    **dict.fromkeys(_ENHANCE, 0.9 * _GRID),  # the factor is 1 ± this
+_POLICIES: dict[str, Callable[..., Draws]] = {
+    "test": draw_nothing,
+    "weak": draw_weak,
+    "strong": draw_strong,
+    "strong-no-cutout": partial(draw_strong, cutout=False),
+    "dualcoop": partial(draw_strong, mirrored=False),
+    "scpnet-weak": draw_scpnet_weak,
+    "scpnet-strong": draw_scpnet_strong,
 }
+POLICIES: tuple[str, ...] = tuple(_POLICIES)
 
-
-def magnitudes(name: str) -> NDArray[np.float64]:
-    """The operation's 10-point grid, index 0 … 9; draws use 1 … 9. Zeros where it has none."""
-    return _MAGNITUDES.get(name, np.zeros(10))
+ONE_BY_ONE = 80 * 80
+"""Pixels of an image from which the CPU takes images one by one. Strong views of 224 pixels a side
+are then made in 56 % of the time; at 64 pixels the calls outweigh the gain."""
 
 
 @dataclass(frozen=True)
-class StrongDraws:
-    """What is random in the strong views of B images of H × W pixels.
+class Views:
+    """The views of a protocol, by the names of their policies.
 
     Attributes:
-        flip: (B,) bool.
-        box: (B, 4) float64 (top, bottom, left, right) of the cutout, ends exclusive, not clipped.
-        colour: (B, 3) uint8 of the cutout.
-        operation: (B, 2) int64, number in `OPERATION_NAMES`.
-        applied: (B, 2) bool.
-        level: (B, 2) int64 in 1 … 9.
-        params: (B, 2, 3) float64, what the operation is given: its magnitude with sign (pixels for
-            translations, a factor for the enhancements), then a random pixel (row, column).
+        weak: view that is scored for pseudo-labels.
+        strong: view of unlabelled images that is trained on.
+        labelled: view of labelled images that is trained on beside unlabelled ones.
+        warmup: view of labelled images where nothing else is trained on.
     """
 
-    flip: NDArray[np.bool_]
-    box: NDArray[np.float64]
-    colour: NDArray[np.uint8]
-    operation: NDArray[np.int64]
-    applied: NDArray[np.bool_]
-    level: NDArray[np.int64]
-    params: NDArray[np.float64]
+    weak: str
+    strong: str
+    labelled: str
+    warmup: str
 
 
-def draw_flip(indices: ArrayLike, *, seed: int, epoch: int) -> NDArray[np.bool_]:
-    """Which weak views are mirrored, (B,) bool."""
-    return uniforms(seed, epoch, indices, "weak", 1)[:, 0] < 0.5
-
-
-def draw_strong(
-    indices: ArrayLike, height: int, width: int, *, seed: int, epoch: int
-) -> StrongDraws:
-    """Draw the strong views of some images; row b depends on `indices[b]` only."""
-    u = uniforms(seed, epoch, indices, "strong", 6 + 6 * SLOTS)
-    slots = u[:, 6:].reshape(-1, SLOTS, 6)
-    operation = (slots[..., 0] * len(OPERATION_NAMES)).astype(np.int64)
-    level = 1 + (slots[..., 1] * 9).astype(np.int64)
-    sign = np.where(slots[..., 3] < 0.5, -1.0, 1.0)
-    params = np.empty((*operation.shape, 3))
-    params[..., 0] = _STRENGTH[operation, level]
-    params[..., 0] *= np.where(_IS_SIGNED[operation], sign, 1.0)
-    params[..., 0] *= np.where(operation == OPERATION_NAMES.index("TranslateX"), width, 1)
-    params[..., 0] *= np.where(operation == OPERATION_NAMES.index("TranslateY"), height, 1)
-    params[..., 0] += _IS_ENHANCE[operation]
-    params[..., 1] = np.floor(slots[..., 4] * height)
-    params[..., 2] = np.floor(slots[..., 5] * width)
-    return StrongDraws(
-        flip=u[:, 0] < 0.5,
-        box=np.concatenate((_extent(u[:, 1], height), _extent(u[:, 2], width)), axis=1),
-        colour=np.floor(u[:, 3:6] * 256).astype(np.uint8),
-        operation=operation,
-        applied=slots[..., 2] < APPLY,
-        level=level,
-        params=params,
-    )
+FAMILIES: dict[str, Views] = {
+    "cap": Views("weak", "strong", "strong", "strong-no-cutout"),
+    "dualcoop": Views("test", "dualcoop", "dualcoop", "dualcoop"),
+    "scpnet": Views("scpnet-weak", "scpnet-strong", "scpnet-weak", "scpnet-weak"),
+}
+"""Views by protocol. DualCoOp has one view, and is scored on the image as it is; SCPNet takes the
+loss of labelled images on the weak view."""
 
 
 def make_view(
@@ -122,7 +91,9 @@ def make_view(
         indices: (B,) integers that number the draws, such as positions in the training set.
         policy: "test": as it is. "weak": mirrored with probability 0.5. "strong": mirrored,
             cutout, RandAugment. "strong-no-cutout": the same draws without the cutout (warm-up).
-            The weak and the strong view of an image are mirrored independently.
+            "dualcoop": the draws of "strong", never mirrored. "scpnet-weak": mirrored, random
+            resized crop. "scpnet-strong": three operations, cutout, then as "scpnet-weak".
+            The weak and the strong view of an image are drawn independently.
         seed: seed of the run.
         epoch: epoch, so that every epoch sees another view.
 
@@ -133,7 +104,7 @@ def make_view(
         UserError: unknown policy.
         ValueError: images or indices of the wrong type or shape.
     """
-    if policy not in POLICIES:
+    if policy not in _POLICIES:
         raise UserError(f"no view policy {policy!r}{nearest(policy, POLICIES)}")
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(
@@ -142,25 +113,56 @@ def make_view(
     counters = np.asarray(indices)
     if counters.shape != (len(images),):
         raise ValueError(f"{len(images)} images, but indices of shape {counters.shape}")
-    if policy == "weak":
-        views, place = _flip(images, draw_flip(counters, seed=seed, epoch=epoch))
-        images = _rows(views, _inverse(place))
-    elif policy != "test":
-        height, width = images.shape[-2:]
-        draws = draw_strong(counters, height, width, seed=seed, epoch=epoch)
-        images = apply_strong(images, draws, cutout=policy == "strong")
-    return images.to(torch.float32, memory_format=torch.contiguous_format).mul_(1 / 255)
+    height, width = images.shape[-2:]
+    draws = _POLICIES[policy](counters, height, width, seed=seed, epoch=epoch)
+    if images.device.type != "cpu":
+        return apply_in_groups(images, draws)
+    few = height * width < ONE_BY_ONE
+    return _on_one_core(apply_in_groups if few else apply_one_by_one, images, draws)
 
 
-def apply_strong(images: Tensor, draws: StrongDraws, *, cutout: bool) -> Tensor:
-    """Apply strong draws to uint8 images (B, 3, H, W); a new uint8 tensor."""
+def apply_one_by_one(images: Tensor, draws: Draws) -> Tensor:
+    """Apply draws to uint8 images (B, 3, H, W) on the CPU; float32 in [0, 1]."""
+    views = torch.empty(images.shape, dtype=torch.float32)
+    codes = np.where(draws.applied, draws.operation, -1).tolist()
+    params = draws.params.tolist()
+    boxes = None if draws.box is None else draws.box.tolist()
+    colours = None if draws.colour is None else draws.colour.tolist()
+    crops = None if draws.crop is None else plan(draws.crop, *images.shape[-2:])
+    everything = zip(images.unbind(), views.unbind(), draws.flip.tolist(), strict=True)
+    for k, (image, view, mirrored) in enumerate(everything):
+        if mirrored and not crops:
+            image = image.flip(-1)
+        elif boxes:
+            image = image.clone()
+        pixels = image.numpy()
+        if boxes and colours:
+            fill_rectangle_of_one_(pixels, boxes[k], colours[k])
+        for code, values in zip(codes[k], params[k], strict=True):
+            if code >= 0:
+                pixels = IMAGE_OPERATIONS[OPERATION_NAMES[code]](pixels, values)
+        if crops:
+            pixels = hflip_of_one(pixels) if mirrored else pixels
+            pixels = resized_crop_of_one(pixels, crops[0].of(k), crops[1].of(k))
+        view.copy_(torch.from_numpy(pixels)).mul_(1 / 255)  # the second pass finds it in the cache
+    return views
+
+
+def apply_in_groups(images: Tensor, draws: Draws) -> Tensor:
+    """Apply draws to uint8 images (B, 3, H, W) on any device; float32 in [0, 1].
+
+    The batch is sorted so that each operation meets a contiguous slice of it.
+    """
     device = images.device
     params = torch.from_numpy(draws.params).to(device)
-    views, place = _flip(images, draws.flip)  # `place`: which image each row of `views` holds
-    if cutout:
+    if draws.crop is None:
+        views, place = _flip(images, draws.flip)  # `place`: which image each row of `views` holds
+    else:
+        views, place = images.clone(), np.arange(len(images))
+    if draws.box is not None and draws.colour is not None:
         box, colour = torch.from_numpy(draws.box[place]), torch.from_numpy(draws.colour[place])
         fill_rectangle_(views, box.to(device), colour.to(device))
-    for slot in range(SLOTS):
+    for slot in range(draws.operation.shape[1]):
         code = np.where(draws.applied[:, slot], draws.operation[:, slot], -1)
         order = np.argsort(code, kind="stable")
         views = _rows(views, _inverse(place)[order])
@@ -170,7 +172,36 @@ def apply_strong(images: Tensor, draws: StrongDraws, *, cutout: bool) -> Tensor:
         for name, start, stop in zip(OPERATION_NAMES, ends[:-1], ends[1:], strict=True):
             if start < stop:
                 views[start:stop] = OPERATIONS[name](views[start:stop], ordered[start:stop])
-    return _rows(views, _inverse(place))
+    if draws.crop is not None:
+        views, place = _flip(_rows(views, _inverse(place)), draws.flip)
+        views = resized_crop(views, draws.crop[place])
+    views = _rows(views, _inverse(place))
+    return views.to(torch.float32, memory_format=torch.contiguous_format).mul_(1 / 255)
+
+
+def _on_one_core(apply: Callable[[Tensor, Draws], Tensor], images: Tensor, draws: Draws) -> Tensor:
+    """Call something in a thread in which torch does not split operations.
+
+    One on an image takes some ten microseconds, less than handing out its parts; and where other
+    processes want the cores too, all wait for the part that has none, and views take 15 times as
+    long. Threads that share the images do not help either, since most of them wait for Python's
+    lock: with two, 1.07 times the rate of one at 224 pixels and 0.66 times at 128. Processes side
+    by side scale.
+    """
+    if torch.get_num_threads() == 1:
+        return apply(images, draws)
+    return _lone_thread(os.getpid()).submit(apply, images, draws).result()
+
+
+@cache
+def _lone_thread(process: int) -> ThreadPoolExecutor:
+    """The thread; one for each process, because a fork leaves threads behind."""
+    before = torch.get_num_threads()
+    pool = ThreadPoolExecutor(1, "views")
+    pool.submit(torch.set_num_threads, 1).result()
+    pool.submit(torch.get_num_threads).result()  # a thread's number is fixed when it is first read
+    torch.set_num_threads(before)  # what the first call has set is for threads yet to come as well
+    return pool
 
 
 def _flip(images: Tensor, flip: NDArray[np.bool_]) -> tuple[Tensor, NDArray[np.int64]]:
@@ -183,11 +214,7 @@ def _flip(images: Tensor, flip: NDArray[np.bool_]) -> tuple[Tensor, NDArray[np.i
 
 
 def _rows(values: Tensor, order: NDArray[np.int64]) -> Tensor:
-    """A copy with the rows in another order.
-
-    Sorting the batch so that each operation meets a contiguous slice is several times faster on a
-    CPU than scattering the results back.
-    """
+    """A copy with the rows in another order."""
     return values.index_select(0, torch.from_numpy(order).to(values.device))
 
 
@@ -195,17 +222,3 @@ def _inverse(order: NDArray[np.int64]) -> NDArray[np.int64]:
     inverse = np.empty_like(order)
     inverse[order] = np.arange(len(order))
     return inverse
-
-
-def _extent(u: NDArray[np.float64], size: int) -> NDArray[np.float64]:
-    """First and one past the last pixel of a cutout side, (B, 2), not clipped.
-
-    `CutoutPIL` draws its rectangle with the last pixel included, hence the odd length.
-    """
-    centre, half = np.floor(u * size), int(CUTOUT * size + 0.5) // 2
-    return np.stack((centre - half, centre + half + 1), axis=1)
-
-
-_STRENGTH = np.stack([magnitudes(name) for name in OPERATION_NAMES])
-_IS_SIGNED = np.array([name in _SIGNED for name in OPERATION_NAMES])
-_IS_ENHANCE = np.array([name in _ENHANCE for name in OPERATION_NAMES])

@@ -1,0 +1,209 @@
+"""Hands batches of cached images to the device, reading ahead.
+
+On the CPU there is no thread: the cores are busy with views and training, and the kernel can read
+ahead by itself when it is told what comes next. Measured with weak and strong views of 64 images
+at 224 pixels, one core of two: from a cold page cache 2,800 pairs a second with the hint, 1,600
+with a reading thread, 1,700 with neither; from a warm one 3,400, 2,800 and 3,500.
+
+On a CUDA device a thread gathers into pinned buffers, from where a stream of its own copies while
+the device computes.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from benchmarks.data.cache import Prepared
+
+AHEAD = 2
+"""Batches that are on their way to a CUDA device before they are asked for."""
+
+Positions = NDArray[np.int64]
+
+
+class Loader:
+    """Batches of a prepared dataset on a device.
+
+    Args:
+        prepared: the cached images.
+        device: where batches are wanted.
+    """
+
+    def __init__(self, prepared: Prepared, device: torch.device | str) -> None:
+        self.prepared, self.device = prepared, torch.device(device)
+
+    def stream(self, split: str, batches: Iterable[Tensor | Positions]) -> Iterator[Tensor]:
+        """Gather batches in their order.
+
+        Args:
+            split: "train" or "test".
+            batches: (B,) int64 positions in the split, on the CPU; B may change. For a CUDA device
+                they are drawn in a thread. They are drawn one to three batches early.
+
+        Yields:
+            (B, 3, S, S) uint8 on the device, one for each of `batches`; not written to again.
+
+        Raises:
+            IndexError: a position outside the split. This and what `batches` raises comes after
+                the batches before it have been handed over.
+        """
+        if split not in ("train", "test"):
+            raise ValueError(f"no split {split!r}; there are 'train' and 'test'")
+        pixels = self.prepared.train if split == "train" else self.prepared.test
+        announced = _announced(pixels, batches)
+        if self.device.type == "cuda":
+            return carried(pixels, announced, CudaLane(self.device))
+        return (torch.from_numpy(_gather(pixels, some)).to(self.device) for some in announced)
+
+
+class Lane(Protocol):
+    """A way for batches from the CPU to a device that works beside both."""
+
+    def buffer(self, shape: tuple[int, ...]) -> Tensor:
+        """Memory of the CPU that the lane can copy from, uint8."""
+
+    def start(self, host: Tensor) -> tuple[Tensor, Any]:
+        """Begin to copy; gives the copy and an event with `synchronize` that ends it."""
+
+    def arrive(self, there: Tensor, done: Any) -> None:
+        """Let the calling thread's work on the device wait for the copy."""
+
+
+class CudaLane:
+    """Pinned memory and a stream of its own for the copies to a CUDA device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.stream = torch.cuda.Stream(device)
+
+    def buffer(self, shape: tuple[int, ...]) -> Tensor:
+        """Pinned memory, without which a copy would block."""
+        return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+
+    def start(self, host: Tensor) -> tuple[Tensor, torch.cuda.Event]:
+        """Copy on the lane's stream."""
+        with torch.cuda.stream(self.stream):
+            there = host.to(self.device, non_blocking=True)
+            done = torch.cuda.Event()
+            done.record(self.stream)
+        return there, done
+
+    def arrive(self, there: Tensor, done: torch.cuda.Event) -> None:
+        """Wait on the consumer's stream, not on the CPU."""
+        current = torch.cuda.current_stream(self.device)
+        current.wait_event(done)
+        # The memory belongs to the lane's stream: without this it could be given to the next copy
+        # while the consumer's kernels still read it.
+        there.record_stream(current)
+
+
+def carried(
+    pixels: NDArray[np.uint8], batches: Iterable[Positions], lane: Lane
+) -> Iterator[Tensor]:  # fmt: skip
+    """Gather batches in a thread and carry them over a lane, `AHEAD` of the consumer.
+
+    Closing the iterator ends the thread; what is raised in the thread is raised here.
+    """
+    ready: queue.SimpleQueue[tuple[Tensor, Any] | Exception | None] = queue.SimpleQueue()
+    room = threading.Semaphore(AHEAD)
+    stop = threading.Event()
+
+    def work() -> None:
+        buffers: list[tuple[Tensor, Any] | None] = [None] * AHEAD
+        try:
+            for number, positions in enumerate(batches):
+                room.acquire()
+                if stop.is_set():
+                    return
+                last, host = buffers[number % AHEAD], None
+                if last:
+                    host, done = last
+                    done.synchronize()  # its copy must have ended before it is filled again
+                if host is None or len(host) < len(positions):
+                    host = lane.buffer((len(positions), *pixels.shape[1:]))
+                filled = host[: len(positions)]
+                _gather(pixels, positions, filled.numpy())
+                there, done = lane.start(filled)
+                buffers[number % AHEAD] = host, done
+                ready.put((there, done))
+            ready.put(None)
+        except Exception as error:  # whatever it is, it belongs to the consumer
+            ready.put(error)
+
+    thread = threading.Thread(target=work, name="loader", daemon=True)
+    thread.start()
+    try:
+        while (item := ready.get()) is not None:
+            if isinstance(item, Exception):
+                raise item
+            lane.arrive(*item)
+            room.release()
+            yield item[0]
+    finally:
+        stop.set()
+        room.release()
+        thread.join()
+
+
+def _announced(
+    pixels: np.memmap, batches: Iterable[Tensor | Positions]
+) -> Iterator[Positions]:  # fmt: skip
+    """The batches as arrays, each after the kernel has been told to read the one that follows."""
+    image, waiting, failure = pixels[:1].nbytes, None, None
+    upcoming = iter(batches)
+    with open(str(pixels.filename), "rb") as file:
+        while True:
+            try:
+                positions = _checked(next(upcoming), len(pixels))
+            except StopIteration:
+                break
+            except Exception as error:  # raised below, once the batch before it is out
+                failure = error
+                break
+            _will_need(file.fileno(), positions, image)
+            if waiting is not None:
+                yield waiting
+            waiting = positions
+        if waiting is not None:
+            yield waiting
+        if failure is not None:
+            raise failure
+
+
+def _checked(batch: Tensor | Positions, count: int) -> Positions:
+    positions = np.asarray(batch, dtype=np.int64)
+    outside = positions[(positions < 0) | (positions >= count)]
+    if len(outside):
+        raise IndexError(f"position {outside[0]} of {count} images")
+    return positions
+
+
+def _will_need(descriptor: int, positions: Positions, image: int) -> None:
+    """Ask the kernel to read images into the page cache, one call for each run of neighbours.
+
+    Four to seven microseconds an image of 224 pixels when they are there already.
+    """
+    if not hasattr(os, "posix_fadvise"):  # macOS and Windows: nothing is read ahead
+        return
+    images = np.unique(positions)
+    first = np.diff(images, prepend=-2) != 1
+    starts = images[first]
+    counts = np.diff(np.flatnonzero(first), append=len(images))
+    for start, count in zip((starts * image).tolist(), (counts * image).tolist(), strict=True):
+        os.posix_fadvise(descriptor, start, count, os.POSIX_FADV_WILLNEED)
+
+
+def _gather(
+    pixels: NDArray[np.uint8], positions: Positions, out: NDArray[np.uint8] | None = None
+) -> NDArray[np.uint8]:
+    # Positions have been checked; "clip" spares a second check and, with `out`, a copy.
+    return np.asarray(pixels).take(positions, axis=0, out=out, mode="clip")

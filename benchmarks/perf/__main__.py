@@ -1,0 +1,37 @@
+"""Command line of the measurements: `python -m benchmarks.perf NAME [options]`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+
+from methods.errors import UserError
+
+MEASUREMENTS = {
+    "input": "pairs of views per second, against per-image Pillow transforms in a DataLoader",
+}
+"""Module of this package by name, and what it measures. A module has `add_arguments(parser)` and
+`run(options) -> int`."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one measurement; the exit code."""
+    parser = argparse.ArgumentParser("python -m benchmarks.perf", description=__doc__)
+    names = parser.add_subparsers(dest="measurement", metavar="NAME", required=True)
+    for name, what in MEASUREMENTS.items():
+        module = importlib.import_module(f"benchmarks.perf.{name}")
+        one = names.add_parser(name, help=what, description=module.__doc__,
+                               formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+        module.add_arguments(one)
+        one.set_defaults(run=module.run)
+    chosen = parser.parse_args(arguments)
+    try:
+        return chosen.run(chosen)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
