@@ -13,6 +13,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 from types import FrameType
@@ -39,12 +40,26 @@ from benchmarks.workspace import Workspace
 from methods.errors import UserError
 
 POLL_SECONDS = 0.3
+ORPHAN_SECONDS = 60.0
+"""Time that a process has to end by itself after its launcher has died."""
 _stop = False
 
 
 def _stopping(launcher: int | None) -> bool:
     """Asked to stop, or the launcher that would have asked is gone."""
     return _stop or (launcher is not None and os.getppid() != launcher)
+
+
+def _end_without(launcher: int) -> None:
+    """End this process some time after its launcher is gone, wherever it waits.
+
+    A process in training saves and ends by itself; one that waits for another of its group, which
+    may be gone too, would wait for ever.
+    """
+    while os.getppid() == launcher:
+        time.sleep(ORPHAN_SECONDS / 10)
+    time.sleep(ORPHAN_SECONDS)
+    os._exit(EXIT_LOST)
 
 
 def _report(line: str) -> None:
@@ -166,6 +181,8 @@ def work(plan: dict[str, Any], launcher: int | None) -> int:
         UserError: the grid has changed, or the environment does not fit.
         GroupBroken: a process of the group failed; the cause is recorded.
     """
+    if launcher is not None:
+        threading.Thread(target=_end_without, args=(launcher,), daemon=True).start()
     code_state()  # read now: the working copy may change while these imports are at work
     for number in STOP_SIGNALS:
         signal.signal(number, _on_signal)
