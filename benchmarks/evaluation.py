@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.data.cache import Prepared
+from benchmarks.data.loader import Loader
 from benchmarks.data.views import make_view
 from benchmarks.strategy import Strategy
 
@@ -71,13 +72,12 @@ class Scorer:
         rank, world = group.rank, group.world
         group.at(f"scoring of {len(indices)} {split} images")
         mine = torch.arange(len(indices))[rank::world]
+        chunks = mine.split(self.batch)
         rows = []
-        for some in mine.split(self.batch):
-            images = self.prepared.images(split, indices[some])
-            view = make_view(
-                images.to(self.accelerator.device, non_blocking=True), indices[some],
-                policy=policy, seed=self.seed, epoch=epoch,
-            )  # fmt: skip
+        loader = Loader(self.prepared, self.accelerator.device)
+        stream = loader.stream(split, (indices[some] for some in chunks))
+        for some, images in zip(chunks, stream, strict=True):
+            view = make_view(images, indices[some], policy=policy, seed=self.seed, epoch=epoch)
             with self.strategy.autocast(), memory_advice(f"recipe.eval_batch = {self.batch}"):
                 rows.append(forward(view).float())
             group.busy()

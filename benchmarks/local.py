@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.failures import EXIT_BROKEN, EXIT_LOST
 from benchmarks.grid import Grid
 from benchmarks.group import RENDEZVOUS
 from benchmarks.plan import Job
-from benchmarks.runner import EXIT_BROKEN, EXIT_LOST
 from benchmarks.signals import Stopped, stopped_by
 from benchmarks.workspace import Workspace
 from methods.errors import UserError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import os
 import platform
@@ -99,3 +100,8 @@ def provenance(device: torch.device, processes: int, strategy: str) -> dict[str,
             name: value for name, value in sorted(os.environ.items()) if name.startswith(PREFIXES)
         },
     }
+
+
+def now() -> str:
+    """The present moment, UTC, ISO 8601."""
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")

@@ -196,8 +196,8 @@ def _silent(title: str) -> Callable[[int, int], None]:
 
 def _run_in_group(chosen: argparse.Namespace) -> int:
     """Work as one of the processes that torchrun, accelerate or srun has started."""
+    from benchmarks.failures import GroupBroken
     from benchmarks.local import kinds, plan_of
-    from benchmarks.runner import GroupBroken
     from benchmarks.worker import work
 
     main = os.environ.get("RANK", "0") == "0"

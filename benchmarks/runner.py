@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import hashlib
 import io
 import os
 import time
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +20,19 @@ from torch import Tensor
 import methods
 from benchmarks.checkpoint import Checkpoints
 from benchmarks.evaluation import Scorer
+from benchmarks.failures import (
+    EXIT_BROKEN,
+    EXIT_LOST,
+    GroupBroken,
+    GroupHung,
+    failure,
+)
 from benchmarks.group import lost_peer
 from benchmarks.metrics import summary
 from benchmarks.plan import Job, Stage, warmup
 from benchmarks.probe import PseudoLabelProbe
-from benchmarks.provenance import device_name, provenance
+from benchmarks.provenance import device_name, now, provenance
 from benchmarks.schedule import Outcome, Schedule, TrainData
-from benchmarks.spec import RunSpec
 from benchmarks.strategy import Strategy
 from benchmarks.trainer import Trainer
 from benchmarks.workspace import Workspace
@@ -38,11 +42,6 @@ from results.errors import LeaseLostError
 from results.files import atomic_write_bytes, atomic_write_json
 from results.lease import Share
 from results.store import Lease
-
-EXIT_BROKEN = 76
-"""Exit code of a process whose group cannot go on; the cause is recorded with the run."""
-EXIT_LOST = 77
-"""Exit code of a process that another one of its group left: there is nothing to record."""
 
 
 @dataclass
@@ -62,26 +61,6 @@ class Options:
     launch: str = ""
     report: Callable[[str], None] = lambda line: None
     should_stop: Callable[[], bool] = lambda: False
-
-
-class GroupHung(RuntimeError):  # noqa: N818 - it is an outcome of a run before it is an error
-    """Nothing moved in a group of processes for too long; names the ranks that hold it up."""
-
-
-class GroupBroken(BaseException):
-    """A process of a group failed or is gone; the group's communication is of no use any more.
-
-    Attributes:
-        code: how this process ends.
-    """
-
-    def __init__(self, code: int) -> None:
-        super().__init__(code)
-        self.code = code
-
-
-class StageFailed(RuntimeError):  # noqa: N818
-    """A stage that the run stands on has failed before."""
 
 
 def task_of(job: Job, unlabelled: int) -> Task:
@@ -431,29 +410,3 @@ def save_array(path: Path, values: np.ndarray) -> None:
     buffer = io.BytesIO()
     np.save(buffer, values)
     atomic_write_bytes(path, buffer.getvalue())
-
-
-def now() -> str:
-    """The present moment, UTC, ISO 8601."""
-    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-
-
-def failure(error: BaseException, launch: str, rank: str = "") -> dict[str, Any]:
-    """What is kept of an error: type, message (after the rank it came from), traceback."""
-    return {
-        "launch": launch,
-        "type": type(error).__name__,
-        "message": f"{rank}{error}",
-        "traceback": "".join(traceback.format_exception(error)),
-        "time": now(),
-    }
-
-
-def fail_dependent(
-    workspace: Workspace, spec: RunSpec, directory: Path, why: str, launch: str
-) -> None:
-    """Record a run as failed because a stage that it stands on has failed."""
-    lease = workspace.store.claim(directory, spec.record())
-    if lease is not None:
-        with lease:
-            workspace.store.write_failure(directory, lease, failure(StageFailed(why), launch))

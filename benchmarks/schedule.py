@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.data.cache import Prepared
+from benchmarks.data.views import FAMILIES
 from benchmarks.spec import Recipe
 from methods.base import StepMethod
 from methods.errors import UserError
@@ -42,7 +43,7 @@ class Schedule:
         schedule_epochs: epochs over which the learning rate is laid out.
         batch_labelled: labelled images per step, over all processes.
         batch_unlabelled: unlabelled images per step, over all processes; 0 for none.
-        labelled_view: the strong view of the labelled images.
+        labelled_view: the view of the labelled images whose loss is taken.
         evaluate: whether to score the test images along the way.
     """
 
@@ -57,19 +58,23 @@ class Schedule:
     def semi_supervised(cls, recipe: Recipe) -> Schedule:
         """The semi-supervised part of a run."""
         return cls(recipe.epochs, recipe.schedule_epochs or recipe.epochs, recipe.batch_labelled,
-                   recipe.batch_unlabelled, "strong", True)  # fmt: skip
+                   recipe.batch_unlabelled, FAMILIES[recipe.views].labelled, True)  # fmt: skip
 
     @classmethod
     def labelled_only(cls, recipe: Recipe) -> Schedule:
         """A method that reads nothing but the labelled images."""
         return cls(recipe.labelled_epochs, recipe.labelled_epochs, recipe.batch_warmup, 0,
-                   recipe.warmup_view, True)  # fmt: skip
+                   _warmup_view(recipe), True)  # fmt: skip
 
     @classmethod
     def warmup(cls, recipe: Recipe) -> Schedule:
         """The shared warm-up; it never sees the test images."""
         return cls(recipe.warmup_epochs, recipe.warmup_epochs, recipe.batch_warmup, 0,
-                   recipe.warmup_view, False)  # fmt: skip
+                   _warmup_view(recipe), False)  # fmt: skip
+
+
+def _warmup_view(recipe: Recipe) -> str:
+    return recipe.warmup_view if recipe.views == "cap" else FAMILIES[recipe.views].warmup
 
 
 @dataclass

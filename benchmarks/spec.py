@@ -58,8 +58,9 @@ class Recipe:
         batch_labelled: labelled images of a semi-supervised step, over all processes.
         batch_unlabelled: unlabelled images of a semi-supervised step, over all processes.
         batch_warmup: images of a labelled-only step, over all processes.
-        warmup_view: view whose loss is taken when only labels are used; CAP warms up with cutout
-            off.
+        views: family of views, see `benchmarks.data.views.FAMILIES`.
+        warmup_view: view of the "cap" family whose loss is taken when only labels are used; CAP
+            warms up with cutout off. The other families name theirs.
         warmup_weights: which weights of the warm-up the semi-supervised part starts from.
         ema_decay: decay of the exponential moving average of the weights, per step.
         clip_norm: largest gradient norm; 0 switches clipping off. Never "auto".
@@ -81,6 +82,7 @@ class Recipe:
     batch_labelled: int = 4
     batch_unlabelled: int = 60
     batch_warmup: int = 16
+    views: Literal["cap", "dualcoop", "scpnet"] = "cap"
     warmup_view: Literal["weak", "strong", "strong-no-cutout"] = "strong-no-cutout"
     warmup_weights: Literal["model", "ema"] = "model"
     ema_decay: float = 0.9997
@@ -109,6 +111,11 @@ class Recipe:
             )
         if not 0.0 <= self.ema_decay < 1.0:
             raise UserError(f"recipe.ema_decay is {self.ema_decay}; it must lie in [0, 1)")
+        if self.views != "cap" and self.warmup_view != "strong-no-cutout":
+            raise UserError(
+                f"recipe.warmup_view = {self.warmup_view!r} belongs to views = 'cap'; the views "
+                f"{self.views!r} have their own: leave it out"
+            )
         check_strategy(self.strategy, self.precision, "recipe.strategy")
         if not 0.0 <= self.val_share < 1.0:
             raise UserError(f"recipe.val_share is {self.val_share}; it must lie in [0, 1)")
@@ -134,7 +141,7 @@ class Recipe:
         return _without_defaults({name: getattr(self, name) for name in (*names, *LATER_FIELDS)})
 
 
-LATER_FIELDS: dict[str, Any] = {"strategy": "ddp"}
+LATER_FIELDS: dict[str, Any] = {"strategy": "ddp", "views": "cap"}
 """Fields that came after the first results, with the value that those were made with. There they
 are left out of the identity, so that it stays what it was."""
 

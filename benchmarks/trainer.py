@@ -8,16 +8,20 @@ is a pure function of (seed, epoch, sample), so continuing after an interruption
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from benchmarks.checkpoint import Checkpoints
+from benchmarks.data.loader import Loader
 from benchmarks.data.rng import uniforms
 from benchmarks.data.sampler import SemiSampler
-from benchmarks.data.views import make_view
+from benchmarks.data.views import FAMILIES, make_view
 from benchmarks.ema import Ema
 from benchmarks.evaluation import Scorer, memory_advice
 from benchmarks.probe import PseudoLabelProbe
@@ -36,6 +40,25 @@ class Diverged(RuntimeError):  # noqa: N818 - it is an outcome of a run before i
 
 class Interrupted(BaseException):
     """The process was asked to stop; the state has been saved."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """This process's share of a step's batch, before its images are there.
+
+    Attributes:
+        labelled: (b_l,) int64 positions in the labelled set.
+        passes: (b_l,) int64, which pass over the labelled images each belongs to.
+        unlabelled: (b_u,) int64 positions in the pool.
+        global_labelled: labelled images of the step over all processes.
+        global_unlabelled: unlabelled images likewise.
+    """
+
+    labelled: Tensor
+    passes: Tensor
+    unlabelled: Tensor
+    global_labelled: int
+    global_unlabelled: int
 
 
 class Trainer:
@@ -92,6 +115,9 @@ class Trainer:
         )  # fmt: skip
         self.method: StepMethod = self.accelerator.unwrap_model(self.model)
         self.targets = data.targets.to(device)
+        self.views = FAMILIES[recipe.views]
+        self.loader = Loader(data.prepared, device)
+        self._drawn: deque[Drawn] = deque()
         self.scorer = Scorer(data.prepared, strategy, recipe.eval_batch, seed)
         self.epoch, self.step, self.images_seen, self.seconds = 0, 0, 0, 0.0
         self.oracle: dict[str, Any] | None = None
@@ -172,8 +198,15 @@ class Trainer:
                 self._refresh()
         self.model.train()
         total = self.sampler.steps_per_epoch
+        self._drawn.clear()
+        images = self.loader.stream("train", self._positions(self.epoch, self.step, total))
+        with closing(images):  # type: ignore[type-var] # an iterator, always with `close` here
+            self._train_steps(images, total, started)
+        self._read_losses()
+
+    def _train_steps(self, images: Iterator[Tensor], total: int, started: float) -> None:
         while self.step < total:
-            self._train_step()
+            self._train_step(next(images))
             self.step += 1
             self.group.at("agreement")
             wish = self.group.agree(self._wish(self.step < total))
@@ -183,7 +216,6 @@ class Trainer:
                 self._save()
             if wish == STOP:
                 raise Interrupted
-        self._read_losses()
         self.seconds += time.monotonic() - started
 
     def _wish(self, inside: bool) -> int:
@@ -192,9 +224,9 @@ class Trainer:
             return STOP
         return SAVE if inside and self.checkpoints.due() else GO_ON
 
-    def _train_step(self) -> None:
+    def _train_step(self, images: Tensor) -> None:
         self.group.at(f"epoch {self.epoch} step {self.step}, views")
-        batch = self._batch(self.epoch, self.step)
+        batch = self._batch(images, self._drawn.popleft())
         # Dropout and the like draw from torch's generator: seeding it per step keeps a continued
         # run on the same draws without storing generator states.
         torch.manual_seed(self._step_seed())
@@ -259,51 +291,54 @@ class Trainer:
         draw = uniforms(self.seed, self.epoch, torch.tensor([self.step]).numpy(), "torch", 1)
         return int(draw[0, 0] * 2**52) + self.group.rank
 
-    def _batch(self, epoch: int, step: int) -> Batch:
+    def _positions(self, epoch: int, first: int, total: int) -> Iterator[Tensor]:
+        """The images of the steps ahead, labelled before unlabelled, for the loader.
+
+        What was drawn for each step is left in `_drawn`, because the loader runs ahead.
+        """
         rank, world = self.group.rank, self.group.world
-        positions, pool = self.sampler.batch(epoch, step)
-        # A labelled image can come up more than once in an epoch: its draws are numbered by the
-        # pass over the labelled images, so that each time is another view.
-        passes = torch.from_numpy(self.sampler.passes(epoch, step))
-        mine, my_pool = map(torch.from_numpy, (
-            self.sampler.shard(positions, rank, world), self.sampler.shard(pool, rank, world)
-        ))  # fmt: skip
-        my_passes = passes[rank::world]
-        device = self.accelerator.device
-        weak_l, strong_l = self._views(
-            self.data.labelled[mine], my_passes, 0, self.schedule.labelled_view
+        for step in range(first, total):
+            positions, pool = self.sampler.batch(epoch, step)
+            # A labelled image can come up more than once in an epoch: its draws are numbered by
+            # the pass over the labelled images, so that each time is another view.
+            passes = self.sampler.passes(epoch, step)
+            mine, my_pool, my_passes = (
+                torch.from_numpy(self.sampler.shard(part, rank, world))
+                for part in (positions, pool, passes)
+            )
+            self._drawn.append(Drawn(mine, my_passes, my_pool, len(positions), len(pool)))
+            yield torch.cat((self.data.labelled[mine], self.data.unlabelled[my_pool]))
+
+    def _batch(self, images: Tensor, drawn: Drawn) -> Batch:
+        device, count = self.accelerator.device, len(drawn.labelled)
+        labelled = self.data.labelled[drawn.labelled]
+        counters = labelled + drawn.passes * len(self.data.prepared.train)
+        weak_l, strong_l = (
+            make_view(images[:count], counters, policy=policy, seed=self.seed, epoch=0)
+            for policy in (self.views.weak, self.schedule.labelled_view)
         )
         if self.schedule.batch_unlabelled:
-            weak_u, strong_u = self._views(
-                self.data.unlabelled[my_pool], torch.zeros_like(my_pool), epoch, "strong"
+            counters = self.data.unlabelled[drawn.unlabelled]
+            weak_u, strong_u = (
+                make_view(images[count:], counters, policy=policy, seed=self.seed, epoch=self.epoch)
+                for policy in (self.views.weak, self.views.strong)
             )
         else:
             weak_u, strong_u = weak_l[:0], strong_l[:0]
+        mine = drawn.labelled.to(device)
         return Batch(
-            epoch=epoch, step=step, labelled=mine.to(device), weak_labelled=weak_l,
-            strong_labelled=strong_l, targets=self.targets[mine.to(device)],
-            unlabelled=my_pool.to(device), weak_unlabelled=weak_u, strong_unlabelled=strong_u,
-            global_labelled=len(positions), global_unlabelled=len(pool),
+            epoch=self.epoch, step=self.step, labelled=mine, weak_labelled=weak_l,
+            strong_labelled=strong_l, targets=self.targets[mine],
+            unlabelled=drawn.unlabelled.to(device), weak_unlabelled=weak_u,
+            strong_unlabelled=strong_u, global_labelled=drawn.global_labelled,
+            global_unlabelled=drawn.global_unlabelled,
         )  # fmt: skip
-
-    def _views(
-        self, indices: Tensor, passes: Tensor, epoch: int, strong: str
-    ) -> tuple[Tensor, Tensor]:
-        images = self.data.prepared.images("train", indices).to(
-            self.accelerator.device, non_blocking=True
-        )
-        counters = indices + passes * len(self.data.prepared.train)
-        weak, hard = (
-            make_view(images, counters, policy=policy, seed=self.seed, epoch=epoch)
-            for policy in ("weak", strong)
-        )
-        return weak, hard
 
     # -- between epochs ------------------------------------------------------------------------
 
     def _refresh(self) -> None:
         scores = self.scorer.scores(
-            self.ema.module.score_pool, "train", self.data.unlabelled, "weak", self.epoch
+            self.ema.module.score_pool, "train", self.data.unlabelled, self.views.weak, self.epoch
         ).to(self.accelerator.device)
         classes = self.targets.shape[1]
         self.method.refresh(Pool(self.epoch, scores[:, :classes], scores[:, classes:]))

@@ -21,18 +21,13 @@ from typing import Any
 
 import torch
 
+from benchmarks.data.memory import keep_large_blocks
+from benchmarks.failures import EXIT_LOST, GroupBroken, fail_dependent
 from benchmarks.grid import load, with_strategy
 from benchmarks.group import Group, lost_peer
 from benchmarks.plan import Job, Stage, resolve
 from benchmarks.provenance import code_state
-from benchmarks.runner import (
-    EXIT_LOST,
-    Execution,
-    GroupBroken,
-    Options,
-    fail_dependent,
-    stage_done,
-)
+from benchmarks.runner import Execution, Options, stage_done
 from benchmarks.signals import EXIT_STOPPED, STOP_SIGNALS
 from benchmarks.strategy import make
 from benchmarks.trainer import Interrupted
@@ -40,7 +35,7 @@ from benchmarks.workspace import Workspace
 from methods.errors import UserError
 
 POLL_SECONDS = 0.3
-ORPHAN_SECONDS = 60.0
+ORPHAN_SECONDS = 30.0
 """Time that a process has to end by itself after its launcher has died."""
 _stop = False
 
@@ -183,6 +178,7 @@ def work(plan: dict[str, Any], launcher: int | None) -> int:
     """
     if launcher is not None:
         threading.Thread(target=_end_without, args=(launcher,), daemon=True).start()
+    keep_large_blocks()
     code_state()  # read now: the working copy may change while these imports are at work
     for number in STOP_SIGNALS:
         signal.signal(number, _on_signal)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -182,7 +183,10 @@ def test_a_diverging_run_is_recorded_and_the_others_go_on(command, tmp_path, voc
     grid.write_text(grid_text(voc_root, methods))
     out, err = command("--grid", str(grid), "--no-plots", code=1)
     assert "failed: diverges" in err
-    assert "Diverged: loss not finite at epoch" in err
+    assert re.search(
+        r"Diverged: loss of supervised not finite at epoch \d+ step \d+: labelled=nan", err
+    )
+    assert re.search(r"labelled images \[\d+, \d+,", err)
     assert "failed: stands on it" in err
     assert "warmup failed: Diverged" in err
     assert "1 failed" in out

@@ -1,4 +1,4 @@
-"""A user's own folder of images with a CSV: prepared, run and put into a table by three commands."""
+"""A user's own folder of images with a CSV: prepared, run, put into a table by three commands."""
 
 from __future__ import annotations
 
