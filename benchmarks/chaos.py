@@ -106,6 +106,8 @@ class Chaos:
         numbers = list(range(1, seeds + 1))
         self.grid.write_text(GRID.format(root=json.dumps(str(scenes)), seeds=numbers))
         self.seen = Seen()
+        # Two launchers at once: with more threads they would fight for the cores.
+        self.environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         self.expected = self._calm()
 
     def _command(self, runs: Path) -> list[str]:
@@ -117,7 +119,9 @@ class Chaos:
 
     def _calm(self) -> dict[str, bytes]:
         runs = self.folder / "calm"
-        subprocess.run(self._command(runs), check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            self._command(runs), check=True, stdout=subprocess.DEVNULL, env=self.environment
+        )
         found = {}
         for place in RunStore(runs / "store").scan():
             found[str(place.relative_to(runs))] = (place / "predictions.npz").read_bytes()
@@ -136,7 +140,12 @@ class Chaos:
             launchers = [process for process in launchers if process.poll() is None]
             while len(launchers) < LAUNCHERS and len(first) < len(self.expected):
                 launchers.append(
-                    subprocess.Popen(self._command(runs), stdout=log, stderr=subprocess.STDOUT)
+                    subprocess.Popen(
+                        self._command(runs),
+                        stdout=log,
+                        stderr=subprocess.STDOUT,
+                        env=self.environment,
+                    )
                 )
             if left and time.monotonic() >= next_kill:
                 left -= self._kill(launchers)

@@ -67,7 +67,8 @@ class Local:
         if gpus and processes > gpus:
             raise UserError(f"--processes {processes}: this machine has {gpus} GPUs")
         count = workers or max(1, (gpus or min(cores, 8)) // processes)
-        threads = max(1, cores // (count * processes))
+        asked = os.environ.get("OMP_NUM_THREADS", "")  # who sets it shares the machine with others
+        threads = int(asked) if asked.isdecimal() else max(1, cores // (count * processes))
         return cls(count, processes, threads, checkpoint_seconds, hang_seconds, strategy)
 
     def execute(
@@ -123,7 +124,7 @@ def plan_of(grid: Grid, jobs: Sequence[Job], workspace: Workspace, local: Local)
         "runs": str(workspace.runs.resolve()), "run_ids": [job.spec.run_id for job in jobs],
         "strategy": local.strategy, "threads": local.threads,
         "checkpoint_seconds": local.checkpoint_seconds, "hang_seconds": local.hang_seconds,
-        "launch": uuid.uuid4().hex, "command": shlex.join(sys.argv),
+        "launch": uuid.uuid4().hex, "command": shlex.join(sys.argv), "launcher": os.getpid(),
     }  # fmt: skip
 
 

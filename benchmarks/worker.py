@@ -218,7 +218,8 @@ def main() -> int:
     """Entry point of `python -m benchmarks.worker PLAN`."""
     plan: dict[str, Any] = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     try:
-        code = work(plan, os.getppid())
+        # Not the parent as it is now: the launcher may be gone already.
+        code = work(plan, plan["launcher"])
     except UserError as error:
         _report(f"error: {error}")
         code = 2
