@@ -179,16 +179,20 @@ class Group:
         self, directory: Path, generation: int, limit: float, hung: Callable[[str], None],
         over: threading.Event,
     ) -> None:  # fmt: skip
+        self._beat(directory, generation, 0.0)  # at once: it may be stopped before the next
         while not over.wait(limit / _BEATS_PER_LIMIT):
             idle = time.monotonic() - self._moved
-            with suppress(OSError):  # a hiccup of a network disk: the next beat is soon
-                _write(directory, generation, self.rank, self._position, self._place, idle)
+            self._beat(directory, generation, idle)
             if idle < limit:
                 continue
             beats = [_read(directory, generation, rank) for rank in range(self.world)]
             if all(beat is None or beat.idle + _missed(beat, limit) >= limit for beat in beats):
                 hung(diagnosis(beats, limit))
                 return
+
+    def _beat(self, directory: Path, generation: int, idle: float) -> None:
+        with suppress(OSError):  # a hiccup of a network disk: the next beat is soon
+            _write(directory, generation, self.rank, self._position, self._place, idle)
 
 
 def lost_peer(error: BaseException) -> bool:

@@ -169,10 +169,9 @@ class Execution:
         rank = "" if known else f"rank {self.group.rank}: "
         line = f"{rank}{type(error).__name__}: {error}"
         try:
-            self.workspace.store.write_failure(
-                directory, lease, failure(error, self.options.launch, rank)
-            )
-            self.options.report(f"failed: {title}: {line}")
+            record = failure(error, self.options.launch, rank)
+            if self.workspace.store.write_failure(directory, lease, record):
+                self.options.report(f"failed: {title}: {line}")
         except LeaseLostError:
             self.options.report(f"given up, another process took it over: {title}: {line}")
 
@@ -180,6 +179,7 @@ class Execution:
         self, title: str, directory: Path, lease: Lease | Share
     ) -> Callable[[str], None]:  # fmt: skip
         def hung(line: str) -> None:
+            time.sleep(self.group.rank)  # all ranks see it at once; one of them tells
             self._record(title, directory, lease, GroupHung(line))
             # The main thread may wait in a collective for ever: only the process can end it.
             os._exit(EXIT_BROKEN)

@@ -235,7 +235,7 @@ class RunStore:
         self._require(directory, lease)
         atomic_write_bytes(directory / "result.json", text.encode())
 
-    def write_failure(self, directory: Path, lease: Lease | Share, error: dict[str, Any]) -> None:
+    def write_failure(self, directory: Path, lease: Lease | Share, error: dict[str, Any]) -> bool:
         """Record why an attempt failed; the run can be claimed again once the lease is released.
 
         The first error of an attempt is its cause and stays: what the other processes of a group
@@ -246,6 +246,9 @@ class RunStore:
             lease: this process's lease on it.
             error: type and message (strings) and anything else, a traceback say.
 
+        Returns:
+            Whether it was written.
+
         Raises:
             LeaseLostError: the run was taken over; nothing was written.
             StoreError: type or message is missing.
@@ -255,7 +258,7 @@ class RunStore:
         self._require(directory, lease)
         first = self._failure(directory)
         if first is not None and first.get("generation") == lease.generation:
-            return
+            return False
         record = {
             "signature": error_signature(error["type"], error["message"]),
             "host": socket.gethostname(),
@@ -264,6 +267,7 @@ class RunStore:
             "generation": lease.generation,
         }
         atomic_write_json(directory / "failure.json", record)
+        return True
 
     def append_epoch(self, directory: Path, row: dict[str, Any]) -> None:
         """Add one line to epochs.jsonl; a torn last line of a killed writer is cut off first.

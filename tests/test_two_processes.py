@@ -145,14 +145,17 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path, grid, first, t
 
 
 @needs_deepspeed
-@pytest.mark.parametrize("strategy", ["zero1", "zero2"])
+@pytest.mark.parametrize("strategy", [pytest.param("zero1", marks=pytest.mark.slow), "zero2"])
 def test_deepspeed_ends_where_ddp_does(tmp_path, grid, strategy):
     ddp = outcome(2, grid("csaa"), tmp_path, "csaa")
     assert_alike(ddp, outcome(2, grid("csaa"), tmp_path, "csaa", strategy))
 
 
 @needs_deepspeed
-@pytest.mark.parametrize(("first", "then"), [(2, 1), (1, 2), (2, 2)])
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [(2, 1), *(pytest.param(*pair, marks=pytest.mark.slow) for pair in ((1, 2), (2, 2)))],
+)
 def test_a_deepspeed_run_is_continued(tmp_path, grid, first, then):
     calm = outcome(2, grid("csaa"), tmp_path, "csaa", "zero2")
     outcome(first, grid("csaa"), tmp_path, "csaa", "zero2", stop=SAVE_AT)
