@@ -105,7 +105,7 @@ def build_optimizer(method: StepMethod, schedule: Schedule, steps_per_epoch: int
         raise UserError(f"method {method.name!r} has no trainable parameter")
     optimizer: torch.optim.Optimizer
     if method.optimizer == "adamw":
-        optimizer = torch.optim.AdamW(groups, lr=1e-4)
+        optimizer = torch.optim.AdamW(groups, lr=1e-4, foreach=True)
     elif method.optimizer == "sgd":
         optimizer = torch.optim.SGD(groups, lr=1e-3, momentum=0.9)
     else:

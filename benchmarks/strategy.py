@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor
 
 from benchmarks.group import Group
@@ -60,7 +60,10 @@ class Strategy:
         self.precision, self.group = precision, group
         mixed = {"fp32": "no", "fp16": "fp16", "bf16": "bf16"}[precision]
         # Without cpu=True accelerate counts one process per rank on machines without a GPU.
-        self.accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=mixed)
+        ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
+        self.accelerator = Accelerator(
+            cpu=not torch.cuda.is_available(), mixed_precision=mixed, kwargs_handlers=[ddp]
+        )
         scaler = self.accelerator.scaler
         self._fresh_scaler = scaler.state_dict() if scaler is not None else None
 
@@ -78,7 +81,13 @@ class Strategy:
         self.accelerator.free_memory()  # it would keep every model that it has ever wrapped
         if self._fresh_scaler is not None:  # one scaler serves all runs of this process
             self.accelerator.scaler.load_state_dict(self._fresh_scaler)
-        return self.accelerator.prepare(method, optimizer)
+        check_statistics(method, self.group.world)
+        model, optimizer = self.accelerator.prepare(method, optimizer)
+        if self.group.world > 1:
+            # Buffers are the same on every rank without being sent at each step: methods derive
+            # them from gathered scores. Checkpoints verify it.
+            model.broadcast_buffers = False
+        return model, optimizer
 
     def autocast(self) -> Any:
         """Context of a forward pass."""
@@ -158,6 +167,7 @@ class Zero(Strategy):
         settings["train_micro_batch_size_per_gpu"] = share
         settings["train_batch_size"] = share * self.group.world
         settings["gradient_clipping"] = float(clip)
+        check_statistics(method, self.group.world)
         self.accelerator.free_memory()  # it would go on with the engine of the run before
         with _first_broadcast():
             return self.accelerator.prepare(method, optimizer)
@@ -206,6 +216,23 @@ class Zero(Strategy):
             zero.optimizer.state[part] = entries
         for ours, saved in zip(zero.optimizer.param_groups, state["groups"], strict=True):
             ours.update(saved)
+
+
+def check_statistics(method: torch.nn.Module, world: int) -> None:
+    """Refuse batch statistics over the share of one process: they would depend on the number.
+
+    Raises:
+        UserError: a batch normalisation is trained with its own statistics by several processes.
+    """
+    method.train()
+    if world > 1 and any(
+        isinstance(part, torch.nn.modules.batchnorm._BatchNorm) and part.training
+        for part in method.modules()
+    ):
+        raise UserError(
+            f"batch normalisation with batch statistics (freeze_bn = false) would depend on the "
+            f"{world} processes; use freeze_bn = true or one process"
+        )
 
 
 @contextmanager

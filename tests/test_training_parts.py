@@ -13,7 +13,9 @@ from torch import nn
 from benchmarks.checkpoint import Checkpoints
 from benchmarks.ema import Ema
 from benchmarks.probe import PseudoLabelProbe
+from benchmarks.strategy import check_statistics
 from methods.base import PseudoLabels
+from methods.errors import UserError
 
 
 def state(step: int) -> dict:
@@ -151,3 +153,13 @@ def test_probe_against_scikit_learn_over_batches():
     other = PseudoLabelProbe(torch.from_numpy(hidden), Accelerator(cpu=True))
     other.load(probe.state())
     assert other.summary() == found
+
+
+def test_batch_statistics_of_a_part_of_the_batch_are_refused():
+    net = Net()
+    check_statistics(net, 1)
+    with pytest.raises(UserError, match=r"freeze_bn = false\) would depend on the 2 processes"):
+        check_statistics(net, 2)
+    net.train = lambda mode=True: net  # as a backbone with frozen statistics does
+    net.norm.eval()
+    check_statistics(net, 2)

@@ -10,6 +10,8 @@ from methods.errors import UserError
 
 MEASUREMENTS = {
     "input": "pairs of views per second, against per-image Pillow transforms in a DataLoader",
+    "scaling": "images trained on per second by two processes, against one",
+    "trainer": "a step of the training loop, against a bare loop with the same batches",
 }
 """Module of this package by name, and what it measures. A module has `add_arguments(parser)` and
 `run(options) -> int`."""
