@@ -18,6 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from benchmarks.signals import STOP_SIGNALS
+
 RESIZE = "PIL bilinear, antialiased"
 
 Place = tuple[Path, int]
@@ -157,10 +159,11 @@ def chunks_of(
 def serve() -> None:
     """Decode chunks that come pickled on standard input until it ends; what `pool.decode` starts.
 
-    It ends when the parent ends, however that happens: the pipe is then closed. Ctrl-C is the
-    parent's business.
+    It ends when the parent ends, however that happens: the pipe is then closed. Being
+    asked to stop is the parent's business.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in STOP_SIGNALS:  # SLURM sends them to every process of a step
+        signal.signal(number, signal.SIG_IGN)
     orders, answers = os.fdopen(0, "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # nothing that a library prints may get between the answers
     while True:
