@@ -34,6 +34,7 @@ RENDEZVOUS = "SSMLL_RENDEZVOUS"
 # The watch ends a group that hangs; the back-end's own time limit must not come first, because it
 # cannot tell which rank is late, and waiting for work may take days.
 _FOREVER = datetime.timedelta(days=30)
+_MEETING = datetime.timedelta(minutes=10)
 _BEATS_PER_LIMIT = 8
 
 
@@ -86,10 +87,11 @@ class Group:
         if torch.cuda.is_available():
             torch.cuda.set_device(_integer("LOCAL_RANK", 0) % torch.cuda.device_count())
             backend = "nccl"
-        dist.init_process_group(
-            backend, init_method=f"file://{file}" if file else "env://", rank=rank,
-            world_size=world, timeout=_FOREVER,
-        )  # fmt: skip
+        # Meeting has a limit of its own: who does not come within minutes does not come.
+        place = f"file://{file}" if file else "env://"
+        store, _, _ = next(dist.rendezvous(place, rank, world, timeout=_MEETING))
+        store.set_timeout(_MEETING)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=_FOREVER)
         group = cls(rank, world)
         if backend != "gloo":
             group._control = dist.new_group(backend="gloo", timeout=_FOREVER)

@@ -213,7 +213,7 @@ def _run_in_group(chosen: argparse.Namespace) -> int:
         )
     plan = plan_of(grid, jobs, workspace, _local(chosen))
     try:
-        code = work({**plan, "threads": 0}, None)
+        code = work({**plan, "threads": 0}, None, Progress().line)
     except GroupBroken as broken:
         sys.stdout.flush()
         os._exit(broken.code)  # the group's communication may wait for ever at a normal end

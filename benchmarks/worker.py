@@ -15,6 +15,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -162,12 +163,15 @@ class Worker:
         return self.execution.run(job, number) != "busy"
 
 
-def work(plan: dict[str, Any], launcher: int | None) -> int:
+def work(
+    plan: dict[str, Any], launcher: int | None, report: Callable[[str], None] = _report
+) -> int:
     """Work on a plan as one process of the group that the environment describes.
 
     Args:
         plan: see `benchmarks.local.plan_of`.
         launcher: process id of the parent without which this process stops; None for none.
+        report: called with one line of progress.
 
     Returns:
         0, or `EXIT_STOPPED` when it was asked to stop.
@@ -198,7 +202,7 @@ def work(plan: dict[str, Any], launcher: int | None) -> int:
     group = Group.join()
     options = Options(
         checkpoint_seconds=plan["checkpoint_seconds"], launch=plan["launch"],
-        report=_report,
+        report=report,
         should_stop=lambda: _stopping(launcher), hang_seconds=plan["hang_seconds"],
     )  # fmt: skip
     # accelerate keeps precision and strategy in process-wide state: runs of one kind at a time.

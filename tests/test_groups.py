@@ -202,7 +202,7 @@ def test_one_rank_that_is_told_to_stop_stops_them_all(tmp_path, calm):
 @pytest.mark.parametrize(
     "launcher",
     [
-        ["torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"],
+        ["torch.distributed.run", "--nproc-per-node", "2", "--standalone"],
         pytest.param(
             ["accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
              "--main_process_port", "0", "--mixed_precision", "no", "--dynamo_backend", "no"],
