@@ -88,3 +88,8 @@ def _duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def silent(title: str) -> Callable[[int, int], None]:
+    """In the place of `Progress.counter`, where nobody wants to see how far something is."""
+    return lambda done, total: None

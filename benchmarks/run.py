@@ -33,7 +33,7 @@ if __package__ in (None, ""):  # called as a file: the packages lie beside this 
     sys.path = [entry for entry in sys.path if entry != str(Path(__file__).resolve().parent)]
 
 from benchmarks.data import commands_prepare, commands_splits
-from benchmarks.progress import Progress
+from benchmarks.progress import Progress, silent
 from benchmarks.signals import EXIT_STOPPED, Stopped
 from benchmarks.workspace import Workspace
 from methods.errors import UserError, nearest
@@ -190,10 +190,6 @@ def _local(chosen: argparse.Namespace) -> Local:
     )  # fmt: skip
 
 
-def _silent(title: str) -> Callable[[int, int], None]:
-    return lambda done, total: None
-
-
 def _run_in_group(chosen: argparse.Namespace) -> int:
     """Work as one of the processes that torchrun, accelerate or srun has started."""
     from benchmarks.failures import GroupBroken
@@ -201,7 +197,7 @@ def _run_in_group(chosen: argparse.Namespace) -> int:
     from benchmarks.worker import work
 
     main = os.environ.get("RANK", "0") == "0"
-    grid, jobs = _resolved(chosen, Progress().counter if main else _silent)
+    grid, jobs = _resolved(chosen, Progress().counter if main else silent)
     workspace = _workspace(chosen)
     if chosen.dry_run:
         raise UserError("--dry-run shows a plan: call it without torchrun")

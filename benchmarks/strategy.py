@@ -59,8 +59,10 @@ class Strategy:
     def __init__(self, precision: str, group: Group) -> None:
         self.precision, self.group = precision, group
         mixed = {"fp32": "no", "fp16": "fp16", "bf16": "bf16"}[precision]
+        # Every step uses every trained parameter (torch refuses another step otherwise), so the
+        # graph of the first step holds for all, and need not be walked again.
+        ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True, static_graph=True)
         # Without cpu=True accelerate counts one process per rank on machines without a GPU.
-        ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
         self.accelerator = Accelerator(
             cpu=not torch.cuda.is_available(), mixed_precision=mixed, kwargs_handlers=[ddp]
         )

@@ -113,7 +113,7 @@ class Trainer:
             method, optimizer, batch=self.sampler.batch_labelled + self.sampler.batch_unlabelled,
             clip=recipe.clip_norm,
         )  # fmt: skip
-        self.method: StepMethod = self.accelerator.unwrap_model(self.model)
+        self.method = method  # what `model` wraps
         self.targets = data.targets.to(device)
         self.views = FAMILIES[recipe.views]
         self.loader = Loader(data.prepared, device)
@@ -399,7 +399,8 @@ class Trainer:
         if self.strategy.sharded and self.group.world > 1:
             self.accelerator.wait_for_everyone()
             if not self.group.is_main:
-                self.checkpoints.write(self.strategy.optimizer_state(self.optimizer), *place)
+                share = {name: value for name, value in state.items() if name.startswith("share.")}
+                self.checkpoints.write(share, *place)
             self.accelerator.wait_for_everyone()
         if self.group.is_main:
             self.checkpoints.seal(*place)

@@ -26,7 +26,9 @@ from benchmarks.data.memory import keep_large_blocks
 from benchmarks.failures import EXIT_LOST, GroupBroken, fail_dependent
 from benchmarks.grid import load, with_strategy
 from benchmarks.group import Group, lost_peer
+from benchmarks.local import kinds
 from benchmarks.plan import Job, Stage, resolve
+from benchmarks.progress import silent
 from benchmarks.provenance import code_state
 from benchmarks.runner import Execution, Options, stage_done
 from benchmarks.signals import EXIT_STOPPED, STOP_SIGNALS
@@ -192,7 +194,7 @@ def work(
     workspace = Workspace(Path(plan["data"]), Path(plan["runs"]))
     wanted = set(plan["run_ids"])
     grid = with_strategy(load(plan["grid"]), plan["strategy"])
-    jobs = resolve(grid, workspace, progress=lambda title: lambda done, total: None, workers=1)
+    jobs = resolve(grid, workspace, progress=silent, workers=1)
     jobs = [job for job in jobs if job.spec.run_id in wanted]
     missing = wanted - {job.spec.run_id for job in jobs}
     if missing:
@@ -206,8 +208,7 @@ def work(
         should_stop=lambda: _stopping(launcher), hang_seconds=plan["hang_seconds"],
     )  # fmt: skip
     # accelerate keeps precision and strategy in process-wide state: runs of one kind at a time.
-    kinds = {(job.cell.recipe.precision, job.cell.recipe.strategy) for job in jobs}
-    ((precision, strategy),) = kinds
+    ((precision, strategy),) = kinds(jobs)
     try:
         Worker(
             jobs, workspace, Execution(workspace, make(strategy, precision, group), options)

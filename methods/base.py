@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -113,9 +113,11 @@ class PseudoLabels:
         return PseudoLabels(self.targets[index], self.mask[index])
 
 
-@dataclass
-class StepOutput:
+class StepOutput(NamedTuple):
     """What `StepMethod.training_step` returns.
+
+    A tuple, because DistributedDataParallel has to find the losses in what it wraps: in any other
+    object it does not see them, and leaves the exchange of the first gradients out.
 
     Attributes:
         losses: named scalars, each a SUM over this process's samples (the reduction of CAP and

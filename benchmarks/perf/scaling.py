@@ -41,6 +41,7 @@ from benchmarks.data.memory import keep_large_blocks
 from benchmarks.group import RENDEZVOUS, Group
 from benchmarks.perf import training
 from benchmarks.perf.training import advance, build, check_steps, find_job, say
+from benchmarks.progress import silent
 from benchmarks.trainer import Trainer
 from methods.errors import UserError
 
@@ -292,7 +293,7 @@ def _serve(pipe: Connection, asked: Asked, times: int) -> None:
     keep_large_blocks()
     group = Group.join()
     try:
-        job = find_job(asked.method, asked.grid, Path(asked.data), training.silent)
+        job = find_job(asked.method, asked.grid, Path(asked.data), silent)
         trainer = build(job, group, Path(asked.folder), times)
     except UserError as error:
         pipe.send(error)

@@ -207,11 +207,6 @@ def progress() -> Callable[[str], Callable[[int, int], None]]:
     return Progress().counter
 
 
-def silent(title: str) -> Callable[[int, int], None]:
-    """Progress that nobody sees."""
-    return lambda done, total: None
-
-
 def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
