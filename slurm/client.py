@@ -1,0 +1,166 @@
+"""SLURM's commands, and their answers as values."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from methods.errors import UserError
+
+COMMANDS = ("sbatch", "squeue", "scancel", "scontrol", "srun", "sinfo")
+SECONDS = 60
+# What people most often see of sbatch, and what helps.
+_HINTS = (
+    ("invalid partition", "partition", "`sinfo -s` lists the partitions"),
+    ("invalid account", "account", "`sacctmgr show associations user=$USER` lists yours"),
+    ("invalid qos", "qos", "`sacctmgr show associations user=$USER format=qos` lists yours"),
+    ("qosmaxsubmitjob", "parallel", "too many jobs are queued: submit fewer bundles, or wait"),
+    ("assocmaxsubmitjob", "parallel", "too many jobs are queued: submit fewer bundles, or wait"),
+    ("job array", "array_size", "make the arrays smaller"),
+    ("time limit", "minutes", "`scontrol show partition` shows MaxTime"),
+    ("gres", "gpus", "`sinfo -o '%P %G'` shows what nodes offer"),
+    ("feature", "constraint", "`sinfo -o '%P %f'` shows the features of nodes"),
+    ("node configuration is not available", "gpus, cpus or memory_gb",
+     "no node of the partition has as much"),
+    ("memory specification", "memory_gb", "`sinfo -o '%P %m'` shows the memory of nodes"),
+)  # fmt: skip
+
+
+class SlurmError(UserError):
+    """A command of SLURM failed; the message has its own words and what to do."""
+
+
+@dataclass(frozen=True)
+class Queued:
+    """A job that waits or works.
+
+    Attributes:
+        job: its number, "123" or "123_4".
+        state: PENDING, RUNNING, COMPLETING and so on.
+        reason: why it waits.
+        used: time used, as SLURM prints it.
+        nodes: where it works.
+    """
+
+    job: str
+    state: str
+    reason: str
+    used: str
+    nodes: str
+
+    @property
+    def waits(self) -> bool:
+        """Whether it has no nodes."""
+        return self.state in ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT")
+
+
+def available() -> bool:
+    """Whether jobs can be submitted from here."""
+    return shutil.which("sbatch") is not None
+
+
+def require() -> None:
+    """Raise `SlurmError` unless SLURM's commands are here."""
+    absent = [name for name in COMMANDS if shutil.which(name) is None]
+    if absent:
+        raise SlurmError(
+            f"SLURM's commands are not on the PATH ({', '.join(absent)}): call this on a login "
+            "node, leave --launcher slurm out, or try the throwaway cluster of slurm/cluster/up"
+        )
+
+
+def call(*words: str) -> str:
+    """Run a command of SLURM and return what it prints.
+
+    Raises:
+        SlurmError: it is not there, fails, or does not answer within a minute.
+    """
+    try:
+        done = subprocess.run(
+            list(words), capture_output=True, text=True, timeout=SECONDS, check=False,
+            env=outside(),
+        )  # fmt: skip
+    except FileNotFoundError:
+        require()
+        raise SlurmError(f"{words[0]} is not on the PATH") from None
+    except subprocess.TimeoutExpired:
+        raise SlurmError(
+            f"{words[0]} did not answer within {SECONDS} s: is the controller up? (scontrol ping)"
+        ) from None
+    if done.returncode:
+        raise SlurmError(explained(words[0], done.stderr or done.stdout))
+    return done.stdout
+
+
+def outside() -> dict[str, str]:
+    """The environment without what a job's own SLURM variables would change in a command.
+
+    Called from inside a job, sbatch and srun take `SLURM_*` and `SBATCH_*` for options.
+    """
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name in ("SLURM_CONF", "SLURM_CLUSTERS")
+        or not name.startswith(("SLURM_", "SLURMD_", "SRUN_", "SBATCH_", "SUBMITIT_"))
+    }
+
+
+def explained(command: str, text: str) -> str:
+    """One line: what SLURM said, which field of the profile it is about, and what helps."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    told = next((line for line in lines if "error" in line.lower()), lines[0] if lines else "")
+    told = told.removeprefix(f"{command}: ").removeprefix("error: ")
+    whole = text.lower()
+    for words, field, hint in _HINTS:
+        if words in whole:
+            return f"{command} refused: {told} (profile: {field}; {hint})"
+    return f"{command} failed: {told or 'without a word'}"
+
+
+def queue(names: Iterable[str]) -> dict[str, Queued]:
+    """The jobs of some names that wait or work, by number; elements of arrays one by one."""
+    wanted = sorted(set(names))
+    if not wanted:
+        return {}
+    found = {}
+    out = call(
+        "squeue", "--noheader", "--array", "--all", f"--name={','.join(wanted)}",
+        "--format=%i|%T|%r|%M|%N",
+    )  # fmt: skip
+    for line in out.splitlines():
+        job, state, reason, used, nodes = line.strip().split("|", 4)
+        found[job] = Queued(job, state, reason, used, nodes)
+    return found
+
+
+def ended(jobs: Iterable[str]) -> dict[str, str]:
+    """How jobs ended, by number, from the accounting; empty where a cluster keeps none."""
+    wanted = sorted(set(jobs))
+    if not wanted or shutil.which("sacct") is None:
+        return {}
+    found: dict[str, str] = {}
+    for first in range(0, len(wanted), 500):
+        part = ",".join(wanted[first : first + 500])
+        try:
+            out = call(
+                "sacct", "--noheader", "--allocations", "--parsable2", f"--jobs={part}",
+                "--format=JobID,State",
+            )  # fmt: skip
+        except SlurmError:  # no accounting: the run store knows what was finished
+            return found
+        for line in out.splitlines():
+            job, _, state = line.partition("|")
+            found[job] = state.split(" ")[0]
+    return found
+
+
+def setting(name: str, default: str = "") -> str:
+    """One value of `scontrol show config`; the default where it has none."""
+    for line in call("scontrol", "show", "config").splitlines():
+        key, equals, value = line.partition("=")
+        if equals and key.strip() == name:
+            return value.strip()
+    return default

@@ -1,0 +1,140 @@
+"""What was submitted: one folder per launch, readable without SLURM.
+
+<runs>/slurm/launches/<time>-<grid>-<4 characters>/
+    plan.json       what the jobs are told; bundles of runs, estimates, profile, code
+    jobs.jsonl      one line per array that was submitted: which job does which bundle
+    jobs/           what submitit keeps: scripts, and the jobs' logs
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from methods.errors import UserError
+from results.files import atomic_write_json, canonical_json
+from slurm.client import Queued
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One call that submitted jobs.
+
+    Attributes:
+        folder: where it is recorded.
+    """
+
+    folder: Path
+
+    @cached_property
+    def plan(self) -> dict[str, Any]:
+        """What the jobs are told.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        path = self.folder / "plan.json"
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} is damaged ({error}); remove the folder") from None
+
+    @property
+    def job_name(self) -> str:
+        """The name that all its jobs have in the queue."""
+        return self.plan["job_name"]
+
+    @property
+    def log_folder(self) -> Path:
+        """Where submitit keeps scripts and logs."""
+        return self.folder / "jobs"
+
+    def record(self, jobs: Mapping[int, str]) -> None:
+        """Note which job does which bundle; called after each array that was submitted."""
+        line = canonical_json({"time": time.time(), "jobs": {str(k): v for k, v in jobs.items()}})
+        with open(self.folder / "jobs.jsonl", "a", encoding="utf-8") as file:
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def jobs(self) -> dict[int, str]:
+        """Bundle to job, as far as they were submitted."""
+        found: dict[int, str] = {}
+        try:
+            lines = (self.folder / "jobs.jsonl").read_text(encoding="utf-8").splitlines()
+        except FileNotFoundError:
+            return {}
+        for line in lines:
+            try:
+                found |= {int(k): job for k, job in json.loads(line)["jobs"].items()}
+            except (ValueError, KeyError):  # the last line of a call that was killed
+                continue
+        return found
+
+    def log(self, job: str, task: int = 0) -> Path:
+        """The log of one task of a job; it need not exist yet."""
+        return self.log_folder / f"{job}_{task}_log.out"
+
+
+class Launches:
+    """All launches of a folder of runs.
+
+    Args:
+        runs: the folder of the run store.
+    """
+
+    def __init__(self, runs: Path) -> None:
+        self.root = runs / "slurm" / "launches"
+
+    def __iter__(self) -> Iterator[Launch]:
+        """The newest first; folders without a plan, of calls that were killed, are left out."""
+        if self.root.is_dir():
+            for name in sorted(os.listdir(self.root), reverse=True):
+                if (self.root / name / "plan.json").is_file():
+                    yield Launch(self.root / name)
+
+    def create(self, grid: str, plan: dict[str, Any]) -> Launch:
+        """A new launch.
+
+        Args:
+            grid: the grid's name.
+            plan: what its jobs are told; JSON-able.
+        """
+        stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
+        folder = self.root / f"{stamp}-{grid}-{secrets.token_hex(2)}"
+        folder.mkdir(parents=True)
+        atomic_write_json(folder / "plan.json", plan)
+        return Launch(folder)
+
+    def names(self) -> set[str]:
+        """Under which names jobs may be in the queue."""
+        return {launch.job_name for launch in self}
+
+
+def assigned(
+    launches: Sequence[Launch], live: Mapping[str, Queued]
+) -> dict[str, tuple[Launch, Queued]]:
+    """Which runs have a job that waits or works.
+
+    Args:
+        launches: the newest first.
+        live: what `client.queue` found.
+
+    Returns:
+        Run id to its launch and job; of several the newest.
+    """
+    found: dict[str, tuple[Launch, Queued]] = {}
+    numbers = {job.partition("_")[0] for job in live}
+    for launch in launches:
+        for bundle, job in launch.jobs().items():
+            if job.partition("_")[0] in numbers and job in live:
+                for run_id in launch.plan["bundles"][bundle]["run_ids"]:
+                    found.setdefault(run_id, (launch, live[job]))
+    return found

@@ -1,0 +1,123 @@
+"""Submission of bundles as job arrays, through submitit.
+
+submitit's raw `SlurmExecutor` is used: `AutoExecutor` writes a wckey that some clusters refuse. It
+does not split arrays, so they are cut here; MaxArraySize limits the highest index, and each part
+starts at 0 again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from methods.errors import UserError
+from slurm import client
+from slurm.profile import Profile
+from slurm.task import Bundle
+
+
+@dataclass(frozen=True)
+class Array:
+    """Bundles that ask the cluster for the same and wait for the same.
+
+    Attributes:
+        bundles: numbers of the bundles.
+        nodes: nodes of each job.
+        each: tasks on each node.
+        after: jobs that have to end before, well or badly.
+    """
+
+    bundles: tuple[int, ...]
+    nodes: int = 1
+    each: int = 1
+    after: tuple[str, ...] = ()
+
+
+def largest_array(profile: Profile) -> int:
+    """Elements that an array may have: the profile's number, and the cluster's MaxArraySize."""
+    limit = client.setting("MaxArraySize", "1001")
+    return max(1, min(profile.array_size, int(limit) if limit.isdecimal() else 1001))
+
+
+def submit(
+    array: Array, folder: Path, name: str, profile: Profile, work: Sequence[Bundle],
+    pythonpath: Path, size: int,
+) -> list[tuple[int, str]]:  # fmt: skip
+    """Submit an array, in parts where it is too large.
+
+    Args:
+        array: the bundles.
+        folder: where submitit keeps scripts and logs; shared with the nodes.
+        name: the jobs' name in the queue.
+        profile: what to ask for.
+        work: what each bundle's job does.
+        pythonpath: where the code lies that jobs run.
+        size: see `largest_array`.
+
+    Returns:
+        (bundle, job) of each element. Parts that were submitted before one was refused go on; the
+        error carries them as `submitted`.
+
+    Raises:
+        SlurmError: SLURM refused.
+        UserError: submitit cannot take a flag.
+    """
+    import submitit
+
+    done: list[tuple[int, str]] = []
+    flags = profile.flags(array.nodes, array.each)
+    flags["job_name"] = name
+    # The environment of whoever submits, but this code first, wherever it was installed from.
+    flags["setup"] = [f'export PYTHONPATH={quoted(pythonpath)}"${{PYTHONPATH:+:$PYTHONPATH}}"',
+                      *flags["setup"]]  # fmt: skip
+    if array.after:
+        flags["dependency"] = "afterany:" + ":".join(array.after)
+    logging.getLogger("submitit").setLevel(logging.ERROR)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _outside():
+        for first in range(0, len(array.bundles), size):
+            part = range(first, min(first + size, len(array.bundles)))
+            try:
+                executor = submitit.SlurmExecutor(
+                    str(folder), max_num_timeout=profile.max_requeues,
+                    python=profile.python or None,
+                )  # fmt: skip
+                executor.update_parameters(**flags)
+                jobs = executor.map_array(_call, [work[k] for k in part])
+            except submitit.core.utils.FailedJobError as error:
+                failed = client.SlurmError(client.explained("sbatch", str(error)))
+                failed.submitted = done  # type: ignore[attr-defined]
+                raise failed from None
+            except (TypeError, ValueError) as error:
+                raise UserError(f"profile: {error}".splitlines()[0]) from None
+            done += [(array.bundles[k], job.job_id) for k, job in zip(part, jobs, strict=True)]
+    return done
+
+
+def _call(work: Bundle) -> int:
+    return work()
+
+
+def quoted(path: Path | str) -> str:
+    """A path for a shell."""
+    import shlex
+
+    return shlex.quote(str(path))
+
+
+@contextmanager
+def _outside() -> Any:
+    """Submit as from a login node: inside a job, sbatch takes the job's variables for options."""
+    kept = dict(os.environ)
+    clean = client.outside()
+    for name in set(kept) - set(clean):
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.update(kept)
