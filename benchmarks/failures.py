@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import traceback
 from pathlib import Path
 from typing import Any
 
+from benchmarks.progressfile import LOG
 from benchmarks.provenance import now
 from benchmarks.spec import RunSpec
 from benchmarks.workspace import Workspace
@@ -37,13 +39,15 @@ class StageFailed(RuntimeError):  # noqa: N818
 
 
 def failure(error: BaseException, launch: str, rank: str = "") -> dict[str, Any]:
-    """What is kept of an error: type, message (after the rank it came from), traceback."""
+    """What is kept of an error: type, message (after the rank it came from), traceback, log."""
+    log = os.environ.get(LOG)
     return {
         "launch": launch,
         "type": type(error).__name__,
         "message": f"{rank}{error}",
         "traceback": "".join(traceback.format_exception(error)),
         "time": now(),
+        **({"log": log} if log else {}),
     }
 
 

@@ -31,6 +31,7 @@ from benchmarks.group import lost_peer
 from benchmarks.metrics import summary
 from benchmarks.plan import Job, Stage, warmup
 from benchmarks.probe import PseudoLabelProbe
+from benchmarks.progressfile import ProgressFile
 from benchmarks.provenance import device_name, now, provenance
 from benchmarks.schedule import Outcome, Schedule, TrainData
 from benchmarks.strategy import Strategy
@@ -225,12 +226,14 @@ class Execution:
             hidden = torch.from_numpy(job.prepared.dataset.train.labels[pool])
             probe = PseudoLabelProbe(hidden, self.accelerator)
         store = self.workspace.store
+        schedule = Schedule.semi_supervised(recipe) if semi else Schedule.labelled_only(recipe)
+        place = ProgressFile(directory, job.spec.title, schedule.epochs)
         trainer = Trainer(
-            method, data, recipe,
-            Schedule.semi_supervised(recipe) if semi else Schedule.labelled_only(recipe),
+            method, data, recipe, schedule,
             job.spec.seed, strategy=self.strategy, checkpoints=checkpoints, probe=probe,
             summarise=summariser(job), summarise_val=self._val_summariser(job),
             on_epoch=lambda row: self._epoch(job, directory, row),
+            on_step=place if self.group.is_main else _unseen,
             should_stop=self.options.should_stop,
         )  # fmt: skip
         trainer.resume()
@@ -240,6 +243,7 @@ class Execution:
         if isinstance(lease, Lease):
             self._finish(job, lease, outcome, trainer)
             checkpoints.clear()
+            place.clear()
 
     def _start(self, method: StepMethod, job: Job) -> None:
         """Warm-up weights where the method has a warm-up, else its own starting values."""
@@ -322,7 +326,7 @@ class Execution:
             if stage_done(directory):
                 return "done"
             self.group.told(number, lease.generation)
-            title = f"{stage.kind} for {job.spec.dataset} p={job.spec.ratio:g} seed={job.spec.seed}"
+            title = _stage_title(stage.kind, job)
             found = self._guarded(
                 title, directory, lease, lambda: self._stage(stage, directory, job), together=True
             )
@@ -362,10 +366,13 @@ class Execution:
         self._calibrate(method, job)
         checkpoints = Checkpoints(directory / "checkpoints", self.options.checkpoint_seconds)
         recipe = job.cell.recipe
+        schedule = Schedule.warmup(recipe)
+        place = ProgressFile(directory, _stage_title("warmup", job), schedule.epochs)
         trainer = Trainer(
-            method, self._data(job, job.split.unlabelled[:0]), recipe, Schedule.warmup(recipe),
+            method, self._data(job, job.split.unlabelled[:0]), recipe, schedule,
             job.spec.seed, strategy=self.strategy, checkpoints=checkpoints,
             summarise=summariser(job), summarise_val=self._val_summariser(job),
+            on_step=place if self.group.is_main else _unseen,
             should_stop=self.options.should_stop,
         )  # fmt: skip
         trainer.resume()
@@ -378,6 +385,7 @@ class Execution:
             }
             atomic_write_bytes(directory / f"{weights}.safetensors", safetensors.torch.save(state))
         checkpoints.clear()
+        place.clear()
 
     # -- parts ---------------------------------------------------------------------------------
 
@@ -398,6 +406,15 @@ class Execution:
         return lambda scores: summary(
             scores, dataset.train.labels[held], counts, scale=scale, classes=dataset.classes
         )
+
+
+def _stage_title(kind: str, job: Job) -> str:
+    """A stage for people, by the run that it is computed for."""
+    return f"{kind} for {job.spec.dataset} p={job.spec.ratio:g} seed={job.spec.seed}"
+
+
+def _unseen(epoch: int, step: int, steps: int, seconds: float) -> None:
+    """In the place of a `ProgressFile`, in processes that write none."""
 
 
 def stage_done(directory: Path) -> bool:

@@ -76,6 +76,8 @@ class Trainer:
         summarise_val: the same for the held-out labelled images.
         checkpoints: where the state is kept.
         on_epoch: called on the main process with the row of each finished epoch.
+        on_step: called with epoch, step, steps of an epoch and training time in seconds before the
+            first step, after every step and after every epoch; it must take no time.
         should_stop: asked after every step; True makes the loop save and raise `Interrupted`.
     """
 
@@ -93,6 +95,7 @@ class Trainer:
         summarise_val: Callable[[Tensor], dict[str, Any]],
         probe: PseudoLabelProbe | None = None,
         on_epoch: Callable[[dict[str, Any]], None] = lambda row: None,
+        on_step: Callable[[int, int, int, float], None] = lambda epoch, step, steps, seconds: None,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self.data, self.recipe, self.schedule, self.seed = data, recipe, schedule, seed
@@ -100,7 +103,7 @@ class Trainer:
         self.accelerator = strategy.accelerator
         self.checkpoints, self.probe = checkpoints, probe
         self.summarise, self.summarise_val = summarise, summarise_val
-        self.on_epoch, self.should_stop = on_epoch, should_stop
+        self.on_epoch, self.on_step, self.should_stop = on_epoch, on_step, should_stop
         device = self.accelerator.device
         method.to(device)
         self.sampler = SemiSampler(
@@ -181,6 +184,7 @@ class Trainer:
     def fit(self) -> Outcome:
         """Train to the end and return the reported scores."""
         scores = None
+        self.on_step(self.epoch, self.step, self.sampler.steps_per_epoch, self.seconds)
         while self.epoch < self.schedule.epochs:
             self._train_epoch()
             scores = self._finish_epoch()
@@ -208,6 +212,7 @@ class Trainer:
         while self.step < total:
             self._train_step(next(images))
             self.step += 1
+            self.on_step(self.epoch, self.step, total, self.seconds + time.monotonic() - started)
             self.group.at("agreement")
             wish = self.group.agree(self._wish(self.step < total))
             if wish:
@@ -361,6 +366,7 @@ class Trainer:
             scores = self._evaluate(row, epoch)
         row["seconds"] = self.seconds
         self.epoch, self.step = epoch + 1, 0
+        self.on_step(self.epoch, self.step, steps, self.seconds)
         if self.accelerator.is_main_process:
             self.on_epoch(row)
         self._save()

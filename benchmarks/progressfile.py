@@ -1,0 +1,129 @@
+"""How far a training is, in a file beside its checkpoints, for `status` and `logs`.
+
+    <run or stage>/progress.json
+        title, epoch, epochs, step, steps    steps are those of one epoch
+        seconds      training time, over all attempts
+        left         estimated seconds to the end; null until two steps were seen
+        time         when this was written, seconds since the epoch
+        host, pid    of the process that trains
+        job, log     SLURM's number and the file that takes its output, where there are some
+
+Nothing depends on the file: a training goes on when it cannot be written.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from results.files import TEMPORARY_SUFFIX
+
+NAME = "progress.json"
+LOG = "SSMLL_LOG"
+"""Environment variable: the file that takes what this process prints; `slurm.task` sets it."""
+EVERY = 10.0
+"""Seconds between two writes inside an epoch."""
+
+
+class ProgressFile:
+    """Writes the file of one training.
+
+    The time left is (steps left) x (seconds of a step) + (epochs left) x (seconds between epochs),
+    both as this process has seen them. Until an epoch has ended, what the first step took longer
+    than the others stands in for the time between epochs: both score the pool.
+
+    Args:
+        directory: of the run or stage; it exists.
+        title: names it for people.
+        epochs: epochs of the training.
+        every: seconds between two writes inside an epoch.
+    """
+
+    def __init__(self, directory: Path, title: str, epochs: int, every: float = EVERY) -> None:
+        self.path = directory / NAME
+        self.epochs, self.every = epochs, every
+        self._fixed = {
+            "title": title, "epochs": epochs, "host": socket.gethostname(), "pid": os.getpid(),
+            "job": job_number(), "log": os.environ.get(LOG),
+        }  # fmt: skip
+        self._written = self._before = 0.0
+        self._place = (-1, -1)
+        self._first: float | None = None
+        self._steps = self._step_seconds = self._turns = self._turn_seconds = 0.0
+
+    def __call__(self, epoch: int, step: int, steps: int, seconds: float) -> None:
+        """Note that a training has come to a place.
+
+        Called once before the first step, after every step and after the end of every epoch.
+
+        Args:
+            epoch: the epoch, from 0.
+            step: steps of it that are done.
+            steps: steps of an epoch.
+            seconds: training time so far.
+        """
+        now = time.monotonic()
+        begins = self._place[0] < 0
+        if step and not begins:
+            self._learn(epoch, step, now - self._before)
+        if step or begins:  # the end of an epoch belongs to the time between epochs
+            self._before, self._place = now, (epoch, step)
+        if not step or begins or now - self._written >= self.every:
+            self._written = now
+            self._write({
+                "epoch": epoch, "step": step, "steps": steps, "seconds": seconds,
+                "left": self._left(epoch, step, steps), "time": time.time(),
+            })  # fmt: skip
+
+    def clear(self) -> None:
+        """Remove the file: the training is over."""
+        with suppress(OSError):
+            self.path.unlink(missing_ok=True)
+
+    def _learn(self, epoch: int, step: int, took: float) -> None:
+        if self._first is None:  # loading, compiling and the first look at the pool are in it
+            self._first = took
+        elif epoch == self._place[0]:
+            self._steps += step - self._place[1]
+            self._step_seconds += took
+        else:
+            self._turns += 1
+            self._turn_seconds += took
+
+    def _left(self, epoch: int, step: int, steps: int) -> float | None:
+        if not self._steps and not self._turns:
+            return None
+        each = self._step_seconds / self._steps if self._steps else 0.0  # one step an epoch
+        longer = self._turn_seconds / self._turns if self._turns else self._first or 0.0
+        turn = max(0.0, longer - each)
+        turns = self.epochs - epoch
+        return each * (steps * turns - step) + turn * turns
+
+    def _write(self, values: dict[str, Any]) -> None:
+        # Not flushed to the disk, as the store's files are: it costs time, and a lost one is no
+        # harm. The name is one that a new attempt sweeps away.
+        temporary = self.path.with_name(f".{NAME}.{os.getpid()}{TEMPORARY_SUFFIX}")
+        with suppress(OSError):
+            temporary.write_text(json.dumps({**self._fixed, **values}), encoding="utf-8")
+            os.replace(temporary, self.path)
+
+
+def read(directory: Path) -> dict[str, Any] | None:
+    """What the file of a run or stage says; None where there is none that can be read."""
+    try:
+        with open(directory / NAME, encoding="utf-8") as file:
+            found = json.load(file)
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def job_number() -> str | None:
+    """The SLURM job that this process belongs to, as the queue prints it; None without one."""
+    array, element = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{element}" if array and element else os.environ.get("SLURM_JOB_ID")
