@@ -74,7 +74,7 @@ class _Count:
         rate = (self.last - self.first) / max(now - self.start, 1e-9)
         text = f"{rate:.0f}/s" if rate >= 10 else f"{rate:.1f}/s"
         left = self.total - self.last
-        return f"{text}, {_duration(left / rate)} left" if rate and left > 0 else text
+        return f"{text}, {duration(left / rate)} left" if rate and left > 0 else text
 
     def _close(self) -> None:
         if self.bar is not None:
@@ -82,7 +82,7 @@ class _Count:
             self.bar = None
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """A time for a reader: "45 s", "12 min", "3 h 05 min"."""
     if seconds < 90:
         return f"{seconds:.0f} s"

@@ -5,7 +5,8 @@
     python benchmarks/run.py prepare DATASET        check, bring and cache a dataset
     python benchmarks/run.py splits verify          are the labelled subsets what they should be?
     python benchmarks/run.py plan --grid NAME       what would run
-    python benchmarks/run.py status --grid NAME     where the grid stands
+    python benchmarks/run.py status [--grid NAME]   where runs stand; --live, --json
+    python benchmarks/run.py logs RUN               what a run printed; --follow
     python benchmarks/run.py tables --grid NAME     write and print its tables
     python benchmarks/run.py plots --grid NAME      write its figures
     python benchmarks/run.py why RUN                where a number comes from
@@ -32,6 +33,7 @@ if __package__ in (None, ""):  # called as a file: the packages lie beside this 
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     sys.path = [entry for entry in sys.path if entry != str(Path(__file__).resolve().parent)]
 
+from benchmarks import commands_status
 from benchmarks.data import commands_prepare, commands_splits
 from benchmarks.progress import Progress, silent
 from benchmarks.signals import EXIT_STOPPED, Stopped
@@ -94,7 +96,7 @@ def parser() -> argparse.ArgumentParser:
     commands_prepare.add(verbs, {"place": place})
     commands_splits.add(verbs, {"place": place})
     verbs.add_parser("plan", parents=[place, grid], help="what would run, without running it")
-    verbs.add_parser("status", parents=[place, grid], help="where a grid stands")
+    commands_status.add(verbs, {"place": place})
     verbs.add_parser("tables", parents=[place, grid, rule], help="write and print a grid's tables")
     verbs.add_parser("plots", parents=[place, grid, rule], help="write a grid's figures")
     why = verbs.add_parser("why", parents=[place], help="where a number comes from")
@@ -272,18 +274,16 @@ def _plan(chosen: argparse.Namespace) -> int:
 
 
 def _status(chosen: argparse.Namespace) -> int:
-    from benchmarks.plan import states
+    def resolved() -> commands_status.Resolved:
+        grid, jobs = _resolved(chosen, Progress().counter)
+        workspace = _workspace(chosen)
+        return commands_status.Resolved(
+            grid.name,
+            [(job.spec.run_id, job.spec.title, job.directory(workspace)) for job in jobs],
+            {stage.directory(workspace) for job in jobs for stage in job.stages},
+        )
 
-    progress, workspace = Progress(), _workspace(chosen)
-    grid, jobs = _resolved(chosen, progress.counter)
-    grouped = states(jobs, workspace)
-    print(_overview(grid, jobs, workspace))
-    for kind in ("running", "dead", "failed"):
-        for job in grouped.get(kind, []):
-            state = workspace.store.state(job.directory(workspace))
-            age = f", heartbeat {state.heartbeat_age:.0f} s ago" if state.heartbeat_age else ""
-            print(f"{kind:8} {job.spec.title}{age}" + (f": {state.detail}" if state.detail else ""))
-    return 1 if grouped.get("failed") else 0
+    return commands_status.status(chosen, resolved)
 
 
 def _tables(chosen: argparse.Namespace) -> int:
@@ -313,7 +313,7 @@ def _why(chosen: argparse.Namespace) -> int:
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "run": _run, "list": _list, "prepare": commands_prepare.execute,
     "splits": commands_splits.execute, "plan": _plan, "status": _status, "tables": _tables,
-    "plots": _plots, "why": _why,
+    "plots": _plots, "why": _why, "logs": commands_status.logs,
 }  # fmt: skip
 
 

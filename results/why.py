@@ -38,15 +38,25 @@ def why(store: RunStore, query: str) -> str:
     query = query.strip()
     if "/" not in query and _NUMBER.match(query):
         return _by_number(store, query)
-    found = store.find(query.lower()) if _HASH.match(query) else []
-    if not found and ("/" in query or query in _methods(store)):
-        found = _by_path(store, query)
+    found = matching(store, query)
     if not found:
         raise StoreError(
             f"no run matches '{query}' in {store.root}; give the first characters of a run id, "
             "method/dataset/ratio/seed, or a number as the table prints it"
         )
     return _one(store, found[0]) if len(found) == 1 else _several(store, found)
+
+
+def matching(store: RunStore, query: str) -> list[Path]:
+    """Directories of the runs that a run id's start, or method/dataset/ratio/seed, can mean.
+
+    Raises:
+        StoreError: a part of method/dataset/ratio/seed is unknown; the nearest valid one is named.
+    """
+    found = store.find(query.lower()) if _HASH.match(query) else []
+    if not found and ("/" in query or query in _methods(store)):
+        found = _by_path(store, query)
+    return found
 
 
 def _one(store: RunStore, run: Path) -> str:
