@@ -12,12 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 import methods
-from benchmarks.data.cache import Prepared, prepare
-from benchmarks.data.registry import DatasetSpec, open_dataset
+from benchmarks.data.cache import Prepared, is_prepared, prepare
+from benchmarks.data.registry import DatasetSpec, open_dataset, renders
 from benchmarks.data.splitfile import FOLDER, SplitRecord, keep
 from benchmarks.data.splits import RULES, absent_classes, draw, split_digest
 from benchmarks.data.types import Dataset
 from benchmarks.grid import Cell, Grid
+from benchmarks.progress import silent
 from benchmarks.spec import RunSpec, digest
 from benchmarks.workspace import Workspace
 from methods.backbones import BackboneSpec, weights_digest
@@ -171,6 +172,25 @@ def resolve(
         raise UserError("\n".join(problems))
     found = jobs(grid, prepared)
     _keep_splits(found, opened, workspace)
+    return found
+
+
+def uncached(grid: Grid, workspace: Workspace) -> list[str]:
+    """Which of a grid's datasets have no cache yet, by name and size; nothing is prepared.
+
+    Raises:
+        UserError: datasets are absent.
+    """
+    found = []
+    for spec, sizes in grid.datasets.items():
+        if renders(spec, workspace.data):
+            found.append(spec.name)
+            continue
+        dataset = open_dataset(spec, workspace.data, progress=silent("open"))
+        found += [
+            f"{dataset.name} at {size} px" for size in sizes
+            if not is_prepared(dataset, size, workspace.cache, skip_bad=spec.skip_bad)
+        ]  # fmt: skip
     return found
 
 

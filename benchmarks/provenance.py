@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import json
 import os
 import platform
 import shlex
@@ -26,12 +27,16 @@ PREFIXES = (
     "ACCELERATE_", "SLURM_JOB_ID", "SLURM_ARRAY", "OMP_", "MKL_", "CUDA_VISIBLE", "CUBLAS_", "DS_",
     "NCCL_", "GLOO_", "TORCH_", "PYTORCH_", "WORLD_SIZE", "LOCAL_WORLD_SIZE",
 )  # fmt: skip
+CODE_FILE = "CODE.json"
+"""In a copy that was made for jobs: what `code_state` was where it was made."""
 
 
 @cache
 def code_state() -> dict[str, str | None]:
     """Commit and hash of the uncommitted changes of this copy, None where there are none."""
     root = Path(__file__).resolve().parent.parent
+    if (root / CODE_FILE).is_file():
+        return json.loads((root / CODE_FILE).read_text(encoding="utf-8"))
 
     def git(*arguments: str) -> bytes | None:
         try:

@@ -36,8 +36,12 @@ from benchmarks.strategy import make
 from benchmarks.trainer import Interrupted
 from benchmarks.workspace import Workspace
 from methods.errors import UserError
+from results.lease import DEFAULT_TTL
 
 POLL_SECONDS = 0.3
+LEAVE_SECONDS = 2 * DEFAULT_TTL
+"""Time after which a bundle's worker leaves runs to whoever holds them: a dead holder's lease has
+run out by then."""
 ORPHAN_SECONDS = 30.0
 """Time that a process has to end by itself after its launcher has died."""
 _stop = False
@@ -69,7 +73,8 @@ def _report(line: str) -> None:
 
 def _on_signal(number: int, frame: FrameType | None) -> None:
     global _stop
-    if _stop:  # a second signal does not wait for the step to end
+    # A second Ctrl-C does not wait for the step to end; SLURM may well send a signal twice.
+    if _stop and number == signal.SIGINT:
         raise KeyboardInterrupt
     _stop = True
 
@@ -88,6 +93,24 @@ def order(jobs: list[Job]) -> list[tuple[Stage | None, Job]]:
     return tasks + [(None, job) for job in jobs]
 
 
+def chosen(
+    jobs: list[Job], part: dict[str, Any]
+) -> tuple[list[Job], list[tuple[Stage | None, Job]]]:
+    """What a bundle holds: the runs it is about, and the tasks.
+
+    A bundle of runs makes stages that are missing too: their own jobs may have been lost.
+    """
+    stages, runs = set(part["stage_ids"]), set(part["run_ids"])
+    found: dict[str, tuple[Stage | None, Job]] = {}
+    for job in jobs:
+        for stage in job.stages:
+            if stage.stage_id in stages:
+                found.setdefault(stage.stage_id, (stage, job))
+    mine = [job for job in jobs if job.spec.run_id in runs]
+    tasks = list(found.values()) + order(mine)
+    return [job for _, job in tasks], tasks
+
+
 def failed_in(directory: Path, launch: str) -> str | None:
     """The error recorded in a directory during this launch, or None; earlier ones are retried."""
     try:
@@ -100,18 +123,33 @@ def failed_in(directory: Path, launch: str) -> str | None:
 
 
 class Worker:
-    """Walks a plan; see the module's docstring."""
+    """Walks a plan; see the module's docstring.
 
-    def __init__(self, jobs: list[Job], workspace: Workspace, execution: Execution) -> None:
+    Args:
+        tasks: stages and runs, in the order in which they are tried.
+        workspace: where results go.
+        execution: what executes them.
+        leave_after: seconds without progress after which runs that others hold are left to them;
+            None waits for as long as they are held.
+    """
+
+    def __init__(
+        self,
+        tasks: list[tuple[Stage | None, Job]],
+        workspace: Workspace,
+        execution: Execution,
+        leave_after: float | None = None,
+    ) -> None:
         self.workspace, self.execution, self.group = workspace, execution, execution.group
         self.launch = execution.options.launch
-        self.tasks = order(jobs)
+        self.tasks, self.leave_after = tasks, leave_after
 
     def work(self) -> None:
         """Until nothing is left to do, or a signal came."""
         if not self.group.is_main:
             return self._follow()
         pending = list(enumerate(self.tasks))
+        moved = time.monotonic()
         while pending:
             progressed = False
             for entry in list(pending):
@@ -122,9 +160,22 @@ class Worker:
                 if self._take(stage, job, number):
                     pending.remove(entry)
                     progressed = True
-            if not progressed:
+            if progressed:
+                moved = time.monotonic()
+            elif self.leave_after is not None and time.monotonic() - moved > self.leave_after:
+                self._leave(pending)
+                break
+            else:
                 time.sleep(POLL_SECONDS)
         return self._dismiss()
+
+    def _leave(self, pending: list[tuple[int, tuple[Stage | None, Job]]]) -> None:
+        names = [job.spec.title for _, (stage, job) in pending if stage is None]
+        if names:
+            self.execution.options.report(
+                f"left to the processes that hold them: {', '.join(names[:5])}"
+                + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+            )
 
     def _follow(self) -> None:
         while True:
@@ -166,14 +217,16 @@ class Worker:
 
 
 def work(
-    plan: dict[str, Any], launcher: int | None, report: Callable[[str], None] = _report
-) -> int:
+    plan: dict[str, Any], launcher: int | None, report: Callable[[str], None] = _report,
+    bundle: int | None = None,
+) -> int:  # fmt: skip
     """Work on a plan as one process of the group that the environment describes.
 
     Args:
-        plan: see `benchmarks.local.plan_of`.
+        plan: see `benchmarks.local.plan_of`; of a cluster, `benchmarks.bundles`.
         launcher: process id of the parent without which this process stops; None for none.
         report: called with one line of progress.
+        bundle: number of the plan's bundle to work on; None for all runs of a plan without bundles.
 
     Returns:
         0, or `EXIT_STOPPED` when it was asked to stop.
@@ -193,6 +246,7 @@ def work(
     os.environ["SSMLL_COMMAND"] = plan["command"]
     workspace = Workspace(Path(plan["data"]), Path(plan["runs"]))
     wanted = set(plan["run_ids"])
+    part = plan["bundles"][bundle] if bundle is not None else None
     grid = with_strategy(load(plan["grid"]), plan["strategy"])
     jobs = resolve(grid, workspace, progress=silent, workers=1)
     jobs = [job for job in jobs if job.spec.run_id in wanted]
@@ -201,6 +255,10 @@ def work(
         raise UserError(
             f"the grid changed while it was running: {len(missing)} runs are no longer in it"
         )
+    if part is None:
+        tasks = order(jobs)
+    else:
+        jobs, tasks = chosen(jobs, part)
     group = Group.join()
     options = Options(
         checkpoint_seconds=plan["checkpoint_seconds"], launch=plan["launch"],
@@ -210,9 +268,9 @@ def work(
     # accelerate keeps precision and strategy in process-wide state: runs of one kind at a time.
     ((precision, strategy),) = kinds(jobs)
     try:
-        Worker(
-            jobs, workspace, Execution(workspace, make(strategy, precision, group), options)
-        ).work()
+        execution = Execution(workspace, make(strategy, precision, group), options)
+        leave_after = LEAVE_SECONDS if part is not None else None
+        Worker(tasks, workspace, execution, leave_after).work()
     except (Interrupted, KeyboardInterrupt):
         return EXIT_STOPPED
     group.leave()
@@ -220,11 +278,14 @@ def work(
 
 
 def main() -> int:
-    """Entry point of `python -m benchmarks.worker PLAN`."""
+    """Entry point of `python -m benchmarks.worker PLAN [BUNDLE]`."""
     plan: dict[str, Any] = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     try:
-        # Not the parent as it is now: the launcher may be gone already.
-        code = work(plan, plan["launcher"])
+        if len(sys.argv) > 2:
+            code = work(plan, os.getppid(), bundle=int(sys.argv[2]))
+        else:
+            # Not the parent as it is now: the launcher may be gone already.
+            code = work(plan, plan["launcher"])
     except UserError as error:
         _report(f"error: {error}")
         code = 2

@@ -5,32 +5,42 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from methods.errors import UserError
 
 COMMANDS = ("sbatch", "squeue", "scancel", "scontrol", "srun", "sinfo")
 SECONDS = 60
-# What people most often see of sbatch, and what helps.
+# What people most often see of sbatch, and what helps; the first that fits counts.
 _HINTS = (
     ("invalid partition", "partition", "`sinfo -s` lists the partitions"),
     ("invalid account", "account", "`sacctmgr show associations user=$USER` lists yours"),
     ("invalid qos", "qos", "`sacctmgr show associations user=$USER format=qos` lists yours"),
-    ("qosmaxsubmitjob", "parallel", "too many jobs are queued: submit fewer bundles, or wait"),
-    ("assocmaxsubmitjob", "parallel", "too many jobs are queued: submit fewer bundles, or wait"),
+    ("submitjob", "bundle_minutes", "too many jobs are queued: longer bundles are fewer, or wait"),
     ("job array", "array_size", "make the arrays smaller"),
     ("time limit", "minutes", "`scontrol show partition` shows MaxTime"),
-    ("gres", "gpus", "`sinfo -o '%P %G'` shows what nodes offer"),
+    ("(gres)", "gpus", "`sinfo -o '%P %G'` shows what nodes offer"),
     ("feature", "constraint", "`sinfo -o '%P %f'` shows the features of nodes"),
+    ("memory specification", "memory_gb", "`sinfo -o '%P %m'` shows the memory of nodes"),
+    ("node name", "exclude", "`sinfo -N` lists the nodes"),
+    ("reservation", "reservation", "`scontrol show reservation` lists them"),
+    ("unrecognized option", "extra", "`sbatch --help` lists the flags"),
     ("node configuration is not available", "gpus, cpus or memory_gb",
      "no node of the partition has as much"),
-    ("memory specification", "memory_gb", "`sinfo -o '%P %m'` shows the memory of nodes"),
 )  # fmt: skip
 
 
 class SlurmError(UserError):
-    """A command of SLURM failed; the message has its own words and what to do."""
+    """A command of SLURM failed; the message has its own words and what to do.
+
+    Attributes:
+        submitted: (bundle, job) of what an interrupted submission has submitted before.
+    """
+
+    def __init__(self, message: str, submitted: Sequence[tuple[int, str]] = ()) -> None:
+        super().__init__(message)
+        self.submitted = list(submitted)
 
 
 @dataclass(frozen=True)
@@ -96,15 +106,20 @@ def call(*words: str) -> str:
 
 
 def outside() -> dict[str, str]:
-    """The environment without what a job's own SLURM variables would change in a command.
+    """The environment without variables that would change what a command of SLURM does.
 
-    Called from inside a job, sbatch and srun take `SLURM_*` and `SBATCH_*` for options.
+    Called from inside a job, sbatch and srun take `SLURM_*` and `SBATCH_*` for options. A user's
+    own `SQUEUE_STATES` and the like would hide jobs, which would then be submitted again.
     """
+    dropped = (
+        "SLURM_", "SLURMD_", "SRUN_", "SBATCH_", "SUBMITIT_", "SQUEUE_", "SACCT_", "SINFO_",
+    )  # fmt: skip
+    # Where the cluster is, and who asks.
+    kept = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT")
     return {
         name: value
         for name, value in os.environ.items()
-        if name in ("SLURM_CONF", "SLURM_CLUSTERS")
-        or not name.startswith(("SLURM_", "SLURMD_", "SRUN_", "SBATCH_", "SUBMITIT_"))
+        if name in kept or not name.startswith(dropped)
     }
 
 
@@ -131,8 +146,9 @@ def queue(names: Iterable[str]) -> dict[str, Queued]:
         "--format=%i|%T|%r|%M|%N",
     )  # fmt: skip
     for line in out.splitlines():
-        job, state, reason, used, nodes = line.strip().split("|", 4)
-        found[job] = Queued(job, state, reason, used, nodes)
+        if line.count("|") >= 4:
+            job, state, reason, used, nodes = line.strip().split("|", 4)
+            found[job] = Queued(job, state, reason, used, nodes)
     return found
 
 
@@ -152,8 +168,9 @@ def ended(jobs: Iterable[str]) -> dict[str, str]:
         except SlurmError:  # no accounting: the run store knows what was finished
             return found
         for line in out.splitlines():
-            job, _, state = line.partition("|")
-            found[job] = state.split(" ")[0]
+            job, bar, state = line.partition("|")
+            if bar:
+                found[job] = state.split(" ")[0]  # "CANCELLED by 1000"
     return found
 
 

@@ -90,9 +90,7 @@ def submit(
                 executor.update_parameters(**flags)
                 jobs = executor.map_array(_call, [work[k] for k in part])
             except submitit.core.utils.FailedJobError as error:
-                failed = client.SlurmError(client.explained("sbatch", str(error)))
-                failed.submitted = done  # type: ignore[attr-defined]
-                raise failed from None
+                raise client.SlurmError(client.explained("sbatch", str(error)), done) from None
             except (TypeError, ValueError) as error:
                 raise UserError(f"profile: {error}".splitlines()[0]) from None
             done += [(array.bundles[k], job.job_id) for k, job in zip(part, jobs, strict=True)]

@@ -182,6 +182,15 @@ def prepare(
     return dataclasses.replace(ready, skipped=skipped.reasons)
 
 
+def is_prepared(dataset: Dataset, size: int, cache_root: Path, *, skip_bad: bool = False) -> bool:
+    """Whether `prepare` would find everything done."""
+    images = dataset
+    if skip_bad:
+        skipped = Skipped(dataset, cache_root)
+        images = skipped.rest if skipped.is_current() else dataset
+    return (_directory(images, size, cache_root) / "meta.json").is_file()
+
+
 def _without_bad(skipped: Skipped, whole: Callable[..., Prepared]) -> Prepared:
     """Prepare what can be read; what cannot is found on the way and recorded."""
     skipped.read()  # another process may have written it in the meantime

@@ -114,10 +114,7 @@ def open_dataset(
             wrong, its counts are not the classic ones, or a class of `spec.classes` or
             `spec.prompts` is unknown.
     """
-    reader = READERS[spec.name]
-    root = Path(spec.root).expanduser() if spec.root else data_root / spec.name
-    if spec.name == "glyphscenes" and not spec.root:
-        root = data_root
+    reader, root = READERS[spec.name], _root(spec, data_root)
     found = reader.read(Request(spec, root, data_root / "cache" / "index", progress, workers))
     if found is None:
         how = (
@@ -131,6 +128,20 @@ def open_dataset(
     if not spec.classes:
         return dataset
     return dataset.restrict(spec.classes, keep_empty=spec.empty == "keep")
+
+
+def renders(spec: DatasetSpec, data_root: Path) -> bool:
+    """Whether to open it is to render it first: the embedded dataset, before its first use."""
+    annotations = _root(spec, data_root) / "glyphscenes" / "annotations"
+    return spec.name.startswith("glyphscenes") and not all(
+        (annotations / f"instances_{split}.json").is_file() for split in ("train", "test")
+    )
+
+
+def _root(spec: DatasetSpec, data_root: Path) -> Path:
+    if spec.root:
+        return Path(spec.root).expanduser()
+    return data_root if spec.name == "glyphscenes" else data_root / spec.name
 
 
 def _check_counts(spec: DatasetSpec, found: Contents, root: Path) -> tuple[str, ...]:
