@@ -11,6 +11,7 @@ from methods.errors import UserError
 MEASUREMENTS = {
     "input": "pairs of views per second, against per-image Pillow transforms in a DataLoader",
     "scaling": "images trained on per second by two processes, against one",
+    "status": "seconds that `run.py status` takes for thousands of runs",
     "trainer": "a step of the training loop, against a bare loop with the same batches",
 }
 """Module of this package by name, and what it measures. A module has `add_arguments(parser)` and
@@ -21,13 +22,17 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one measurement; the exit code."""
     parser = argparse.ArgumentParser("python -m benchmarks.perf", description=__doc__)
     names = parser.add_subparsers(dest="measurement", metavar="NAME", required=True)
+    words = sys.argv[1:] if arguments is None else arguments
     for name, what in MEASUREMENTS.items():
-        module = importlib.import_module(f"benchmarks.perf.{name}")
-        one = names.add_parser(name, help=what, description=module.__doc__,
+        one = names.add_parser(name, help=what,
                                formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-        module.add_arguments(one)
-        one.set_defaults(run=module.run)
-    chosen = parser.parse_args(arguments)
+        if words[:1] == [name]:
+            # The one alone: some import torch, which takes longer than another one measures.
+            module = importlib.import_module(f"benchmarks.perf.{name}")
+            one.description = module.__doc__
+            module.add_arguments(one)
+            one.set_defaults(run=module.run)
+    chosen = parser.parse_args(words)
     try:
         return chosen.run(chosen)
     except UserError as error:
