@@ -178,9 +178,9 @@ def overview(
         wanted = _everything(workspace.store, launches, submitted)
     cluster = cluster or Cluster()
     live: dict[str, client.Queued] | None = {}
-    if launches:
+    remark = ""
+    if launches:  # asked before the store is read: what ends meanwhile is seen as done
         live, remark = cluster.queue({launch.job_name for launch in launches})
-        found.remarks += [remark] if remark else []
     waiting = {run[:SHORT]: each for run, each in assigned(launches, live or {}).items()}
     for run_id, title, directory in wanted:
         run = _look(workspace.store, run_id, directory)
@@ -188,6 +188,8 @@ def overview(
         if run.kind not in ("done", "running"):
             _queued(run, waiting.get(run_id[:SHORT]), submitted.get(run_id[:SHORT]), live is None)
         found.runs.append(run)
+    if remark and found.of("submitted"):
+        found.remarks.append(remark)
     if live is not None:
         gone = [run for run in found.of("dead", "not started") if run.job]
         ended = cluster.ended({run.job for run in gone if run.job}) if gone else {}

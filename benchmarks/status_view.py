@@ -209,8 +209,10 @@ def _submitted(view: Overview) -> list[str]:
         when = submitted_at(runs[0].launch)
         ago = f", {duration(max(0.0, view.taken - when))} ago" if when else ""
         begun = sum(bool(run.attempts) for run in runs)
-        lines.append(f"{len(runs)} by launch {name}{ago}" + (f"; {begun} begun" if begun else ""))
-    return _section("submitted, and not ended", lines, len(lines)) if lines else []
+        told = f"; {begun} begun" if begun else ""
+        lines.append(f"  {len(runs)} by launch {name}{ago}{told}")
+    count = len(view.of("submitted"))
+    return ["", f"submitted and not done ({count})", *lines] if lines else []
 
 
 def _failed(view: Overview, most: int) -> list[str]:
@@ -225,7 +227,7 @@ def _failed(view: Overview, most: int) -> list[str]:
         lines += [f"  {len(runs)} x {signature}", f"      runs  {names}{more}"]
         waiting = [run for run in runs if run.why]
         if waiting:
-            lines.append(f"      {len(waiting)} of them have a job again")
+            lines.append(f"      {len(waiting)} of them belong to jobs that are queued or at work")
         at = _at(runs[0])
         lines += [f"      at    {at}"] if at else []
         lines.append(f"      log   {_log(runs[0], view.root) or 'not readable here'}")

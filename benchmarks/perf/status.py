@@ -121,7 +121,7 @@ def build(runs: Path, commands: Path, count: int) -> dict[str, int]:
     kinds = [kind for kind, share in SHARES.items() for _ in range(round(share * count))]
     kinds += ["queued"] * (count - len(kinds))
     ids = [hashlib.sha256(str(k).encode()).hexdigest() for k in range(count)]
-    specs = [
+    specs: list[dict[str, Any]] = [
         {"dataset": {"alias": ("voc2007", "coco2014")[k % 2], "digest": "d" * 64},
          "method": f"method{k % 7}", "label": f"method{k % 7}", "ratio": 0.05 * (1 + k % 4),
          "seed": k, "hyper": {f"value_{n}": n / 7 for n in range(20)}}
