@@ -59,8 +59,11 @@ class Launch:
     def record(self, jobs: Mapping[int, str]) -> None:
         """Note which job does which bundle; called after each array that was submitted."""
         line = canonical_json({"time": time.time(), "jobs": {str(k): v for k, v in jobs.items()}})
-        with open(self.folder / "jobs.jsonl", "a", encoding="utf-8") as file:
-            file.write(line)
+        with open(self.folder / "jobs.jsonl", "ab+") as file:
+            # A torn line, of a call that was killed, is not continued.
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
+            torn = file.read() not in (b"", b"\n")
+            file.write((("\n" if torn else "") + line).encode())
             file.flush()
             os.fsync(file.fileno())
 

@@ -91,13 +91,15 @@ class Profile:
 
         Args:
             processes: processes that train it together.
-            nodes: nodes to spread them over; 0 for as few as the profile allows.
+            nodes: nodes to spread them over; 0 for the fewest that the profile allows and that
+                get the same number each.
 
         Raises:
             UserError: the numbers do not fit together.
         """
         most = self.processes_per_node
-        count = nodes or -(-processes // most)
+        fewest = -(-processes // most)
+        count = nodes or next(n for n in range(fewest, processes + 1) if processes % n == 0)
         if processes % count:
             raise UserError(f"{processes} processes cannot be spread evenly over {count} nodes")
         if processes // count > most:
@@ -137,7 +139,9 @@ class Profile:
             # communication between GPUs.
             wanted = f"{kind}{self.gpus * each}"
             more[self.gpu_flag] = f"gpu:{wanted}" if self.gpu_flag == "gres" else wanted
-        found["additional_parameters"] = {**more, **self.extra}
+        # A flag that is false is one that is not given: submitit would write --flag=False.
+        extra = {name: value for name, value in self.extra.items() if value is not False}
+        found["additional_parameters"] = {**more, **extra}
         return found
 
 

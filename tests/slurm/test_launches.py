@@ -1,0 +1,103 @@
+"""What was submitted, read back after calls that were killed half way."""
+
+from __future__ import annotations
+
+import pytest
+
+from methods.errors import UserError
+from slurm import launches as module
+from slurm.client import Queued
+from slurm.launches import Launch, Launches, assigned
+
+
+def plan(*bundles: tuple[str, ...], name: str = "ssmll-demo") -> dict:
+    return {"job_name": name, "bundles": [{"run_ids": list(ids)} for ids in bundles]}
+
+
+def queued(job: str) -> Queued:
+    return Queued(job, "RUNNING", "None", "1:00", "n1")
+
+
+def test_a_launch_is_found_again(tmp_path):
+    made = Launches(tmp_path).create("demo", plan(("a",), ("b",)))
+    made.record({0: "7_0"})
+    made.record({1: "8"})
+    [found] = Launches(tmp_path)
+    assert found.folder == made.folder
+    assert found.jobs() == {0: "7_0", 1: "8"}
+    assert found.job_name == "ssmll-demo"
+    assert found.log("7_0", 1) == made.folder / "jobs" / "7_0_1_log.out"
+    assert Launches(tmp_path).names() == {"ssmll-demo"}
+
+
+def test_no_launches_yet(tmp_path):
+    assert list(Launches(tmp_path)) == []
+    assert Launches(tmp_path).names() == set()
+    assert Launches(tmp_path).create("demo", plan()).jobs() == {}
+
+
+def test_a_torn_last_line_is_left_out(tmp_path):
+    made = Launches(tmp_path).create("demo", plan(("a",), ("b",)))
+    made.record({0: "7_0"})
+    whole = (made.folder / "jobs.jsonl").read_text()
+    for length in range(1, len(whole) - 1):
+        (made.folder / "jobs.jsonl").write_text(whole + whole.replace('"7_0"', '"8"')[:length])
+        assert made.jobs() in ({0: "7_0"}, {0: "8"})
+    (made.folder / "jobs.jsonl").write_text(whole + "\0\0\0")
+    assert made.jobs() == {0: "7_0"}, "as after a loss of power"
+
+
+def test_a_record_after_a_torn_line_is_kept(tmp_path):
+    made = Launches(tmp_path).create("demo", plan(("a",), ("b",)))
+    made.record({0: "7_0"})
+    with open(made.folder / "jobs.jsonl", "a") as file:
+        file.write('{"jobs":{"1":"8')
+    made.record({1: "9"})
+    assert made.jobs() == {0: "7_0", 1: "9"}
+
+
+def test_half_made_folders_are_left_out(tmp_path):
+    made = Launches(tmp_path).create("demo", plan())
+    (made.folder.parent / "29990101-000000-demo-0000").mkdir()
+    (made.folder.parent / ".note").write_text("x")
+    assert [launch.folder for launch in Launches(tmp_path)] == [made.folder]
+
+
+def test_a_damaged_plan_is_named(tmp_path):
+    made = Launches(tmp_path).create("demo", plan())
+    (made.folder / "plan.json").write_text('{"job_')
+    [found] = Launches(tmp_path)
+    with pytest.raises(UserError, match=r"plan\.json is damaged .*remove the folder"):
+        _ = found.job_name
+
+
+def test_the_newest_comes_first(tmp_path, monkeypatch):
+    times = iter(["20260101-000000", "20260102-000000", "20251231-000000"])
+    monkeypatch.setattr(module.time, "strftime", lambda *_: next(times))
+    for grid in ("b", "a", "c"):
+        Launches(tmp_path).create(grid, plan())
+    order = [launch.folder.name.split("-")[2] for launch in Launches(tmp_path)]
+    assert order == ["a", "b", "c"]
+
+
+def launch(folder, jobs: dict[int, str], *bundles: tuple[str, ...]) -> Launch:
+    made = Launches(folder).create("demo", plan(*bundles))
+    made.record(jobs)
+    return made
+
+
+def test_assigned_takes_the_newest(tmp_path):
+    old = launch(tmp_path / "old", {0: "5_0", 1: "5_1"}, ("a", "b"), ("c",))
+    new = launch(tmp_path / "new", {0: "6_0"}, ("b", "d"))
+    live = {job: queued(job) for job in ("5_0", "5_1", "6_0")}
+    found = assigned([new, old], live)
+    assert {run: (where.folder, job.job) for run, (where, job) in found.items()} == {
+        "a": (old.folder, "5_0"), "b": (new.folder, "6_0"), "c": (old.folder, "5_1"),
+        "d": (new.folder, "6_0"),
+    }  # fmt: skip
+
+
+def test_assigned_knows_jobs_that_ended(tmp_path):
+    only = launch(tmp_path, {0: "5_0", 1: "5_1", 2: "9"}, ("a",), ("b",), ("c",))
+    assert set(assigned([only], {"5_1": queued("5_1")})) == {"b"}
+    assert assigned([only], {}) == {}
