@@ -36,7 +36,7 @@ from methods.base import StepMethod
 from methods.errors import UserError
 from results.files import atomic_write_json
 
-READ = 16
+READ = 24
 """Newest results that are read of a (dataset, method) folder."""
 STAGES = 200
 """Newest shared stages that are looked at."""

@@ -6,10 +6,13 @@ import dataclasses
 import json
 import math
 import os
+import time
+from types import SimpleNamespace
 
 import pytest
+import torch
 
-from benchmarks import estimate
+from benchmarks import estimate, steptime, trainer
 from benchmarks.estimate import Estimates, probe
 from benchmarks.grid import load
 from benchmarks.group import Group
@@ -181,6 +184,19 @@ def test_a_warm_up_from_another_then_from_labelled_only_runs(jobs, workspace):
     assert (found.seconds, found.source) == (pytest.approx(2.0), f"1 finished warm-up on {GPU}")
 
 
+@pytest.fixture
+def computing_time(monkeypatch):
+    """Clocks that stand while other processes have the core; one thread is one core's time."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    clock = SimpleNamespace(monotonic=time.process_time)
+    monkeypatch.setattr(steptime, "time", clock)
+    monkeypatch.setattr(trainer, "time", clock)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("computing_time")
 def test_a_probe_foretells_a_run_within_a_factor(jobs, workspace):
     strategy, said = make("ddp", "fp32", Group()), []
     wanted = [jobs["csaa"], jobs["linear_probe"], jobs["supervised"]]
@@ -201,14 +217,14 @@ def test_a_probe_foretells_a_run_within_a_factor(jobs, workspace):
         for stage in job.stages:
             assert before.stage(stage, job).source.startswith("probe on ")
             assert execution.stage(stage, job) == "done"
+        started = time.process_time()
         assert execution.run(job) == "done"
+        whole = time.process_time() - started
         if job.cell.kind == "fit":  # milliseconds
             continue
         cost = workspace.store.load(job.directory(workspace))["cost"]
-        print(job.spec.method, guess.seconds, cost["seconds"])
-        assert abs(math.log(guess.seconds / cost["seconds"])) < math.log(4)
-    after = Estimates(workspace).run(jobs["csaa"])
-    assert after.source.startswith("1 finished run on ")
-    assert (
-        after.seconds >= workspace.store.load(jobs["csaa"].directory(workspace))["cost"]["seconds"]
-    )
+        assert abs(math.log(guess.seconds / whole)) < math.log(3)
+        assert guess.seconds > cost["seconds"] / 3  # a part of it
+        after = Estimates(workspace).run(job)
+        assert after.source.startswith("1 finished run on ")
+        assert after.seconds >= cost["seconds"]
