@@ -71,7 +71,7 @@ def pack(
     groups: dict[tuple[Any, ...], list[Any]] = {}
     for stage, job in stages:
         count = processes if stage.kind == "warmup" else 1
-        key = ("stages", *kind_of(job), job.spec.dataset, count)
+        key: tuple[Any, ...] = ("stages", *kind_of(job), job.spec.dataset, count)
         groups.setdefault(key, []).append((stage.stage_id, of_stage(stage, job), ()))
     for job in jobs:
         count = 1 if job.cell.kind == "fit" else processes

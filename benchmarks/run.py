@@ -4,15 +4,18 @@
     python benchmarks/run.py list                   grids, methods, datasets
     python benchmarks/run.py prepare DATASET        check, bring and cache a dataset
     python benchmarks/run.py splits verify          are the labelled subsets what they should be?
-    python benchmarks/run.py plan --grid NAME       what would run
+    python benchmarks/run.py plan --grid NAME       what would run, and what it would cost
     python benchmarks/run.py status [--grid NAME]   where runs stand; --live, --json
     python benchmarks/run.py logs RUN               what a run printed; --follow
+    python benchmarks/run.py retry --grid NAME      run again what failed
+    python benchmarks/run.py cancel [GRID]          cancel SLURM jobs
+    python benchmarks/run.py doctor                 is the SLURM cluster ready?
     python benchmarks/run.py tables --grid NAME     write and print its tables
     python benchmarks/run.py plots --grid NAME      write its figures
     python benchmarks/run.py why RUN                where a number comes from
 
-`torchrun`, `accelerate launch` and `srun` may call the first form too: their processes then train
-each run together.
+`--launcher slurm` submits runs to a cluster instead. `torchrun`, `accelerate launch` and `srun` may
+call the first form too: their processes then train each run together.
 
 Exit codes: 0 everything done, 1 some runs failed (they are named), 2 bad usage, 75 asked to stop
 (SIGTERM, SIGUSR2), 130 Ctrl-C. After the last two the same command goes on where it stopped.
@@ -33,7 +36,7 @@ if __package__ in (None, ""):  # called as a file: the packages lie beside this 
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     sys.path = [entry for entry in sys.path if entry != str(Path(__file__).resolve().parent)]
 
-from benchmarks import commands_status
+from benchmarks import commands_cluster, commands_status
 from benchmarks.data import commands_prepare, commands_splits
 from benchmarks.progress import Progress, silent
 from benchmarks.signals import EXIT_STOPPED, Stopped
@@ -82,26 +85,48 @@ def parser() -> argparse.ArgumentParser:
     top = _Parser(prog="run.py", description=__doc__.splitlines()[0] if __doc__ else None)
     verbs = top.add_subparsers(dest="verb", required=True, parser_class=_Parser)
     run = verbs.add_parser("run", parents=[place, grid, rule], help="run what is missing of a grid")
-    run.add_argument("--dry-run", action="store_true", help="show the plan and stop")
-    run.add_argument("--checkpoint-seconds", type=float, default=30.0, metavar="S",
-                     help="time between checkpoints inside an epoch (default 30)")  # fmt: skip
-    run.add_argument("--processes", type=_positive, default=1, metavar="N",
-                     help="processes (GPUs) that train each run together (default 1)")  # fmt: skip
-    run.add_argument("--hang-seconds", type=float, default=600.0, metavar="S",
-                     help="a group of processes that does not move for so long ends, the late one "
-                          "is named and the run counts as failed (default 600)")  # fmt: skip
-    run.add_argument("--no-plots", action="store_true", help="leave the figures out")
+    retry = verbs.add_parser("retry", parents=[place, grid, rule],
+                             help="run again what failed, or was begun too often")  # fmt: skip
+    retry.add_argument("--failed", action="store_true",
+                       help="only runs that failed; not those that died")  # fmt: skip
+    for verb in (run, retry):
+        _add_execution(verb)
     listing = verbs.add_parser("list", help="grids, recipes, methods, datasets")
     listing.add_argument("pattern", nargs="?", default="*", help="wildcard, such as '*coop*'")
     commands_prepare.add(verbs, {"place": place})
     commands_splits.add(verbs, {"place": place})
-    verbs.add_parser("plan", parents=[place, grid], help="what would run, without running it")
+    plan = verbs.add_parser("plan", parents=[place, grid], help="what would run, and its cost")
+    plan.add_argument("--processes", type=_positive, default=1, metavar="N",
+                      help="processes (GPUs) that train each run together (default 1)")  # fmt: skip
+    plan.add_argument("--probe", action="store_true",
+                      help="measure a few steps of what was never measured, in jobs")  # fmt: skip
+    plan.add_argument("--save", type=Path, default=None, metavar="FILE",
+                      help="write the bundles for slurm/array.sbatch")  # fmt: skip
+    commands_cluster.add_flags(plan)
+    commands_cluster.add(verbs, {"place": place})
     commands_status.add(verbs, {"place": place})
     verbs.add_parser("tables", parents=[place, grid, rule], help="write and print a grid's tables")
     verbs.add_parser("plots", parents=[place, grid, rule], help="write a grid's figures")
     why = verbs.add_parser("why", parents=[place], help="where a number comes from")
     why.add_argument("run", help="start of a run's identity, or dataset/method/ratio/seed")
     return top
+
+
+def _add_execution(verb: argparse.ArgumentParser) -> None:
+    """The options of the verbs that execute runs."""
+    verb.add_argument("--dry-run", action="store_true", help="show the plan and stop")
+    verb.add_argument("--checkpoint-seconds", type=float, default=30.0, metavar="S",
+                     help="time between checkpoints inside an epoch (default 30)")  # fmt: skip
+    verb.add_argument("--processes", type=_positive, default=1, metavar="N",
+                     help="processes (GPUs) that train each run together (default 1)")  # fmt: skip
+    verb.add_argument("--hang-seconds", type=float, default=600.0, metavar="S",
+                     help="a group of processes that does not move for so long ends, the late one "
+                          "is named and the run counts as failed (default 600)")  # fmt: skip
+    verb.add_argument("--no-plots", action="store_true", help="leave the figures out")
+    verb.add_argument("--yes", action="store_true", help="submit to SLURM without asking")
+    verb.add_argument("--wait", action="store_true",
+                      help="with --launcher slurm: until the jobs have ended")  # fmt: skip
+    commands_cluster.add_flags(verb)
 
 
 def _positive(text: str) -> int:
@@ -145,26 +170,32 @@ def _resolved(
     counter: Callable[[str], Callable[[int, int], None]],
     announce: Callable[[str], None] = lambda line: None,
 ) -> tuple[Grid, list[Job]]:
-    from benchmarks.grid import load, restrict, with_strategy
     from benchmarks.plan import resolve
 
-    grid = restrict(load(chosen.grid), chosen.ratios, chosen.seeds, chosen.methods)
-    grid = with_strategy(grid, chosen.strategy)
+    grid = _grid(chosen)
     workers = chosen.workers or min(os.cpu_count() or 1, 8)
     return grid, resolve(
         grid, _workspace(chosen), progress=counter, workers=workers, announce=announce
     )
 
 
+def _grid(chosen: argparse.Namespace) -> Grid:
+    from benchmarks.grid import load, restrict, with_strategy
+
+    grid = restrict(load(chosen.grid), chosen.ratios, chosen.seeds, chosen.methods)
+    return with_strategy(grid, chosen.strategy)
+
+
 def _run(chosen: argparse.Namespace) -> int:
-    from benchmarks.plan import remarks, states
+    from benchmarks.plan import remarks
 
     if int(os.environ.get("WORLD_SIZE") or 1) > 1:
         return _run_in_group(chosen)
+    if chosen.launcher == "slurm":
+        return _run_on_cluster(chosen)
     progress, workspace = Progress(), _workspace(chosen)
     grid, jobs = _resolved(chosen, progress.counter, progress.line)
-    before = states(jobs, workspace)
-    missing = [job for kind, group in before.items() if kind != "done" for job in group]
+    missing = _missing(chosen, jobs, workspace)
     if chosen.dry_run:
         print(_overview(grid, jobs, workspace))
         return 0
@@ -181,6 +212,28 @@ def _run(chosen: argparse.Namespace) -> int:
         local.execute(grid, missing, workspace, progress.line)
         progress.line(f"{grid.name}: {time.monotonic() - started:.0f} s")
     return _finish(chosen, grid, jobs, workspace)
+
+
+def _missing(chosen: argparse.Namespace, jobs: list[Job], workspace: Workspace) -> list[Job]:
+    """The runs to execute: what is not done; of `retry`, what was begun and came to no end."""
+    from benchmarks.plan import states
+
+    found = states(jobs, workspace)
+    if chosen.verb == "retry":
+        wanted = {"failed"} if chosen.failed else {"failed", "dead"}
+    else:
+        wanted = set(found) - {"done"}
+    return [job for kind, group in found.items() if kind in wanted for job in group]
+
+
+def _run_on_cluster(chosen: argparse.Namespace) -> int:
+    progress, workspace = Progress(), _workspace(chosen)
+    asked = commands_cluster.ready(chosen, _grid(chosen), workspace, progress.line)
+    grid, jobs = _resolved(chosen, progress.counter, progress.line)
+    only = {job.spec.run_id for job in _missing(chosen, jobs, workspace)}
+    if commands_cluster.execute(chosen, grid, jobs, only, asked, workspace, progress.line):
+        return _finish(chosen, grid, jobs, workspace)
+    return 0
 
 
 def _local(chosen: argparse.Namespace) -> Local:
@@ -261,9 +314,16 @@ def _list(chosen: argparse.Namespace) -> int:
 def _plan(chosen: argparse.Namespace) -> int:
     from benchmarks.plan import remarks
 
-    progress = Progress()
+    progress, workspace = Progress(), _workspace(chosen)
+    if chosen.launcher == "slurm":
+        asked = commands_cluster.ready(chosen, _grid(chosen), workspace, progress.line)
+        grid, jobs = _resolved(chosen, progress.counter)
+        print(commands_cluster.plan(chosen, grid, jobs, asked, workspace, progress.line))
+        return 0
+    for flag, given in (("--probe", chosen.probe), ("--save", chosen.save)):
+        if given:
+            raise UserError(f"plan {flag} goes with --launcher slurm")
     grid, jobs = _resolved(chosen, progress.counter)
-    workspace = _workspace(chosen)
     print(_overview(grid, jobs, workspace))
     for remark in remarks(jobs):
         print(remark)
@@ -313,7 +373,8 @@ def _why(chosen: argparse.Namespace) -> int:
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "run": _run, "list": _list, "prepare": commands_prepare.execute,
     "splits": commands_splits.execute, "plan": _plan, "status": _status, "tables": _tables,
-    "plots": _plots, "why": _why, "logs": commands_status.logs,
+    "plots": _plots, "why": _why, "retry": _run, "cancel": commands_cluster.cancel,
+    "doctor": commands_cluster.doctor, "logs": commands_status.logs,
 }  # fmt: skip
 
 

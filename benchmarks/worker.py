@@ -261,7 +261,8 @@ def work(
         jobs, tasks = chosen(jobs, part)
     group = Group.join()
     options = Options(
-        checkpoint_seconds=plan["checkpoint_seconds"], launch=plan["launch"],
+        checkpoint_seconds=plan["checkpoint_seconds"],
+        launch=os.environ.get("SSMLL_LAUNCH") or plan["launch"],
         report=report,
         should_stop=lambda: _stopping(launcher), hang_seconds=plan["hang_seconds"],
     )  # fmt: skip

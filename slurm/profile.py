@@ -122,8 +122,9 @@ class Profile:
             "time": self.minutes, "nodes": nodes, "ntasks_per_node": each,
             "cpus_per_task": self.cpus, "signal_delay_s": self.signal_seconds,
             "stderr_to_stdout": True, "use_srun": self.use_srun, "setup": list(self.setup),
-            "srun_args": list(self.srun_args), "wckey": self.wckey or None,
-            "array_parallelism": self.parallel,
+            # srun takes the number of CPUs from sbatch no more, since Slurm 22.05.
+            "srun_args": [f"--cpus-per-task={self.cpus}", *self.srun_args],
+            "wckey": self.wckey or None, "array_parallelism": self.parallel,
         }  # fmt: skip
         for name in ("partition", "account", "qos", "constraint", "exclude"):
             if getattr(self, name):

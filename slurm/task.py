@@ -132,6 +132,9 @@ def environment(starts: int = 0) -> dict[str, str]:
         starts: how often the command was started before; each start meets at a port of its own.
     """
     found = dict(os.environ)
+    cpus = os.environ.get("SLURM_CPUS_PER_TASK")
+    if cpus:  # torch sees all cores of a node where nothing binds the task to its own
+        found.setdefault("OMP_NUM_THREADS", cpus)
     tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS") or os.environ.get("SLURM_NTASKS") or 1)
     if tasks <= 1 or "SLURM_PROCID" not in os.environ:
         return found
