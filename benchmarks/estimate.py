@@ -162,8 +162,10 @@ class Estimates:
 
     def stage(self, stage: Stage, job: Job) -> Estimate:
         """Of a shared stage, with the data of a run that needs it."""
-        key, dataset = _stage_key(stage.key, self.processes), job.prepared.dataset
-        if stage.kind == "features":
+        features, dataset = stage.kind == "features", job.prepared.dataset
+        # Features need no group: one process makes them, also where several train together.
+        key = _stage_key(stage.key, 1 if features else self.processes)
+        if features:
             count = len(dataset.train) + len(dataset.test)
             return self._estimate(self.measured(key, job, stage), count, 0)
         count = len(job.split.labelled)
@@ -370,7 +372,7 @@ def probe(
             key = _run_key(vars(job.spec), job.spec.dataset_digest, group.world)
         else:
             key = _stage_key(stage.key, group.world)
-        if key in seen:
+        if key in seen or (key.processes > 1 and stage is not None and stage.kind == "features"):
             continue
         seen.add(key)
         speeds = known.measured(key, job, stage) if group.is_main else []
