@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -87,7 +88,7 @@ def status(chosen: argparse.Namespace, resolve: Callable[[], Resolved]) -> int:
         view = live(look, chosen.every, everything=chosen.all)
         return 0 if view is None else _code(view)
     view = look()
-    print(json.dumps(as_json(view)) if chosen.json else plain(view, everything=chosen.all))
+    _show(json.dumps(as_json(view)) if chosen.json else plain(view, everything=chosen.all))
     return _code(view)
 
 
@@ -102,7 +103,7 @@ def logs(chosen: argparse.Namespace) -> int:
     view = overview(chosen.runs, cluster=Cluster())
     run = resolve(view, chosen.run)
     lines, path = show(run, chosen.runs, chosen.lines)
-    print("\n".join(lines), flush=True)
+    _show("\n".join(lines))
     if not chosen.follow:
         return 0
     if path is None:
@@ -131,6 +132,14 @@ def _looker(chosen: argparse.Namespace, resolve: Callable[[], Resolved]) -> Call
     return lambda: overview(
         chosen.runs, grid.runs, name=f"grid {grid.name}", stages=stages, cluster=cluster
     )
+
+
+def _show(text: str) -> None:
+    """Print a text whose reader, such as `head`, may have seen enough before its end."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - until the end
 
 
 def _code(view: Overview) -> int:

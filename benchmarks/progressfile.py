@@ -114,13 +114,16 @@ class ProgressFile:
 
 
 def read(directory: Path) -> dict[str, Any] | None:
-    """What the file of a run or stage says; None where there is none that can be read."""
+    """What the file of a run or stage says; None where there is none that makes sense."""
     try:
         with open(directory / NAME, encoding="utf-8") as file:
             found = json.load(file)
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) else None
+    if not isinstance(found, dict):
+        return None
+    numbers = (found.get(name) for name in ("epoch", "epochs", "step", "steps", "time"))
+    return found if all(isinstance(value, int | float) for value in numbers) else None
 
 
 def job_number() -> str | None:

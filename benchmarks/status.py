@@ -195,9 +195,10 @@ def overview(
         ended = cluster.ended({run.job for run in gone if run.job}) if gone else {}
         for run in gone:
             run.why = ended.get(run.job or "", "")
+    store = RunStore(workspace.stages)
     for directory in _folders(workspace.stages) if stages is None else stages:
         if not (directory / "stage.json").exists():
-            stage = _look(RunStore(workspace.stages), directory.name, directory)
+            stage = _look(store, directory.name, directory)
             if stage.kind == "running":
                 stage.known_title = str((stage.progress or {}).get("title") or directory.name)
                 found.stages.append(stage)

@@ -221,6 +221,8 @@ def test_progress_of_the_process_that_works_is_shown(folder):
     text = plain(overview(folder.runs))
     assert "left" not in text
     assert "step" not in text
+    path.write_text('{"epoch": "first", "time": 3}')
+    assert plain(overview(folder.runs)).count("\n") == text.count("\n")
 
 
 def test_a_stage_that_is_computed_is_shown(folder):
@@ -348,6 +350,20 @@ def test_status_and_logs_import_nothing_heavy(folder):
         modules = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
         assert "benchmarks.status" in modules
         assert not modules & {"torch", "numpy", "pandas", "PIL", "submitit", "matplotlib"}
+
+
+def test_a_reader_may_stop_reading(folder):
+    for k in range(3):
+        folder.add(k, "dead")
+    words = [sys.executable, str(ROOT / "benchmarks" / "run.py"), "status", "--runs"]
+    process = subprocess.Popen(
+        [*words, str(folder.runs)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    assert process.stderr.read() == ""
+    assert process.wait() == 0
 
 
 def test_logs_of_a_run(folder, capsys):
@@ -497,7 +513,7 @@ def test_a_training_leaves_its_progress_while_it_runs(command, tmp_path, voc_roo
         for path in command.runs.glob("stages/*/progress.json"):
             found = progressfile.read(path.parent) or {"title": "x"}
             seen[found["title"].split(" ")[0]] = found
-        time.sleep(0.01)
+        time.sleep(0.03)
     out, err = process.communicate()
     assert process.returncode == 1, f"{out}\n{err}"
     assert seen["csaa"]["epochs"] == 6
