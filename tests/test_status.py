@@ -497,7 +497,7 @@ def test_progress_names_the_job_and_the_log(tmp_path, monkeypatch):
 
 def test_a_training_leaves_its_progress_while_it_runs(command, tmp_path, voc_root, monkeypatch):
     rates = "hyper = { lr_backbone = 1e30, lr_head = 1e30 }"
-    methods = f'["csaa", {{ name = "supervised", label = "diverges", {rates} }}]'
+    methods = f'["fixmatch", {{ name = "supervised", label = "diverges", {rates} }}]'
     grid = tmp_path / "grid.toml"
     grid.write_text(grid_text(voc_root, methods, epochs=6))
     log = tmp_path / "log.txt"
@@ -513,15 +513,15 @@ def test_a_training_leaves_its_progress_while_it_runs(command, tmp_path, voc_roo
         for path in command.runs.glob("stages/*/progress.json"):
             found = progressfile.read(path.parent) or {"title": "x"}
             seen[found["title"].split(" ")[0]] = found
-        time.sleep(0.03)
+        time.sleep(0.02)
     out, err = process.communicate()
     assert process.returncode == 1, f"{out}\n{err}"
-    assert seen["csaa"]["epochs"] == 6
-    assert 0 < seen["csaa"]["left"] < 60
-    assert seen["csaa"]["log"] == str(log)
-    assert seen["csaa"]["seconds"] > 0
+    assert seen["fixmatch"]["epochs"] == 6
+    assert 0 < seen["fixmatch"]["left"] < 60
+    assert seen["fixmatch"]["log"] == str(log)
+    assert seen["fixmatch"]["seconds"] > 0
     assert seen["warmup"]["epochs"] == 1
-    (done,) = (command.runs / "store").glob("*/csaa/*")
+    (done,) = (command.runs / "store").glob("*/fixmatch/*")
     assert not (done / "progress.json").exists()
     assert not list(command.runs.glob("stages/*/progress.json"))
     (failure,) = (command.runs / "store").glob("*/supervised/*/failure.json")
