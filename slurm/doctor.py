@@ -19,6 +19,9 @@ from slurm.profile import SHORTEST, Profile
 
 __all__ = ["Finding", "examine", "minutes_of", "table"]
 
+_TRIED = "sbatch --test-only"
+_FOR_A_JOB = ("partition", _TRIED)
+
 
 def examine(
     profile: Profile, shared: Path, packages: Mapping[str, str], *, submit: bool = True,
@@ -48,9 +51,12 @@ def examine(
             found += check(cluster)
         except (UserError, ValueError) as error:
             found.append(Finding(what, "warning", f"cannot be told: {error}"))
-    accepted = _accepted(profile)
-    found.append(accepted)
-    if submit and accepted.state == "ok":
+    found.append(_accepted(profile))
+    # A job for a partition that is down or too short for it would only wait.
+    hopeless = [f.what for f in found if f.state == "problem" and f.what in _FOR_A_JOB]
+    if submit and hopeless:
+        report(f"no job is submitted before this is solved: {', '.join(hopeless)}")
+    elif submit:
         found += probe.from_node(profile, shared, packages, report)
     return found
 
@@ -227,7 +233,6 @@ def _preemption(cluster: _Cluster) -> list[Finding]:
     kind = cluster.get("PreemptType").rpartition("/")[2]
     default = cluster.get("PreemptMode")
     modes = {fields.get("PreemptMode") or default for fields in cluster.mine()} or {default}
-    loses = "preempted jobs get SIGTERM and lose at most checkpoint_seconds of work"
     if kind in ("", "none") or (kind == "partition_prio" and modes == {"OFF"}):
         found.append(Finding("preemption", "ok", "jobs are not preempted"))
     else:
@@ -240,21 +245,7 @@ def _preemption(cluster: _Cluster) -> list[Finding]:
                                  "other jobs after a minute"))  # fmt: skip
         else:
             found.append(Finding("preemption", "ok", said))
-        # Up to Slurm 22.05 it is called preempt_send_user_signal, and stands elsewhere.
-        told = any("send_user_signal" in cluster.get(f"{name}Parameters")
-                   for name in ("Preempt", "Slurmctld"))  # fmt: skip
-        grace = {fields.get("GraceTime", "") for fields in cluster.mine()}
-        if not told:
-            found.append(Finding("preemption signal", "warning", "send_user_signal is not set",
-                                 f"{loses}; an administrator can set PreemptParameters="
-                                 "send_user_signal (in older Slurm SlurmctldParameters="
-                                 "preempt_send_user_signal)"))  # fmt: skip
-        elif kind == "partition_prio" and "0" in grace:
-            found.append(Finding("preemption signal", "warning", "send_user_signal, but GraceTime "
-                                 "0 leaves no time to save", loses))  # fmt: skip
-        else:
-            time = f", GraceTime {'/'.join(sorted(grace))} s" if kind == "partition_prio" else ""
-            found.append(Finding("preemption signal", "ok", "send_user_signal" + time))
+        found.append(_preemption_signal(cluster, kind))
     asked = "" if cluster.get("JobRequeue") != "0" else "; the profile asks with --requeue"
     found.append(Finding("requeue", "ok", f"JobRequeue={cluster.get('JobRequeue')}{asked}"))
     wait = cluster.get("KillWait")
@@ -262,9 +253,38 @@ def _preemption(cluster: _Cluster) -> list[Finding]:
     short = seconds.isdecimal() and int(seconds) < 5
     found.append(Finding("KillWait", "warning" if short else "ok",
                          f"{wait} from SIGTERM to SIGKILL",
-                         f"jobs ended by `scancel` {loses.partition(' and ')[2]}" if short else "",
-                         ))  # fmt: skip
+                         "jobs ended by SIGTERM lose at most checkpoint_seconds of work"
+                         if short else ""))  # fmt: skip
     return found
+
+
+def _preemption_signal(cluster: _Cluster, kind: str) -> Finding:
+    """Whether SIGUSR2, after which a task requeues its job, comes before a preemption.
+
+    What follows was seen with Slurm 22.05: SIGTERM alone looks like `scancel`, so that a task ends
+    without requeueing. Within a GraceTime, SLURM takes that for the job's own end.
+    """
+    what = "preemption signal"
+    # By partition, or by QOS, where it is not asked for.
+    times = {fields.get("GraceTime", "0") for fields in cluster.mine()}
+    by_partition = kind == "partition_prio"
+    grace = f", GraceTime {'/'.join(sorted(times))} s" if by_partition else ""
+    # Up to Slurm 22.05 it is called preempt_send_user_signal, and stands elsewhere.
+    if any("send_user_signal" in cluster.get(f"{name}Parameters")
+           for name in ("Preempt", "Slurmctld")):  # fmt: skip
+        return Finding(what, "ok", f"send_user_signal{grace}")
+    if by_partition and times == {"0"}:
+        then = "are requeued by SLURM and lose at most checkpoint_seconds of work"
+    else:
+        then = (
+            "lose at most checkpoint_seconds of work, but one that ends within its GraceTime is "
+            "not requeued: the next `run` goes on with it"
+        )
+    return Finding(
+        what, "warning", f"send_user_signal is not set{grace}", f"preempted jobs get SIGTERM and "
+        f"{then}. An administrator can set PreemptParameters=send_user_signal (in older Slurm "
+        "SlurmctldParameters=preempt_send_user_signal)",
+    )  # fmt: skip
 
 
 def _gpus(cluster: _Cluster) -> list[Finding]:
@@ -282,7 +302,7 @@ def _gpus(cluster: _Cluster) -> list[Finding]:
 
 
 def _accepted(profile: Profile) -> Finding:
-    what = "sbatch --test-only"
+    what = _TRIED
     try:
         client.call("sbatch", "--test-only", *_words(profile), "--wrap=true")
     except client.SlurmError as error:

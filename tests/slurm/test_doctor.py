@@ -143,11 +143,15 @@ CASES = [
     ({"PreemptType": "preempt/none"}, {}, "preemption", "ok", "not preempted"),
     ({}, {"partition": "off"}, "preemption", "ok", "not preempted"),
     ({}, {"partition": "short", "minutes": 30}, "preemption", "warning", "do not come back"),
-    ({}, {"partition": "short", "minutes": 30}, "preemption signal", "warning", "GraceTime 0"),
+    ({}, {"partition": "short", "minutes": 30}, "preemption signal", "ok", "GraceTime 0 s"),
     ({"PreemptType": "preempt/qos", "partitions": "PartitionName=p Default=YES State=UP",
       "PreemptMode": "SUSPEND,GANG"}, {}, "preemption", "warning", "suspended job loses"),
     ({"PreemptParameters": "(null)"}, {}, "preemption signal", "warning",
-     "SIGTERM and lose at most checkpoint_seconds"),
+     "SIGTERM and lose at most checkpoint_seconds of work, but one that ends"),
+    ({"PreemptParameters": "(null)"}, {"partition": "short"}, "preemption signal", "warning",
+     "are requeued by SLURM and lose at most checkpoint_seconds"),
+    ({"PreemptParameters": "(null)", "PreemptType": "preempt/qos"}, {"partition": "short"},
+     "preemption signal", "warning", "the next `run` goes on with it"),
     ({"PreemptParameters": "", "SlurmctldParameters": "a,preempt_send_user_signal"}, {},
      "preemption signal", "ok", "GraceTime 30 s"),
     ({"JobRequeue": "0"}, {}, "requeue", "ok", "asks with --requeue"),
@@ -201,6 +205,14 @@ def test_flags_are_tried_and_a_refusal_is_explained(site, tmp_path):
     assert "shared folder" not in found, "no job is submitted that would be refused"
 
 
+def test_no_job_waits_for_a_partition_that_is_down(site, tmp_path):
+    told: list[str] = []
+    found = examine(Profile(partition="off"), tmp_path, PACKAGES, report=told.append)
+    assert found[-1].what == "sbatch --test-only"
+    assert found[-1].state == "ok"
+    assert told[-1] == "no job is submitted before this is solved: partition"
+
+
 @pytest.mark.parametrize(
     ("text", "minutes"),
     [("30:00", 30), ("00:30:00", 30), ("1-00:00:00", 1440), ("7-12", 10800), ("2-01:30", 2970),
@@ -239,6 +251,7 @@ echo "Submitted batch job 7"
   export SLURM_JOB_ID=7 SLURM_NTASKS=1 SLURM_PROCID=0 SLURM_LOCALID=0 SLURM_NODEID=0
   export SLURM_NNODES=1 SLURM_JOB_NODELIST=n1
   log=$(sed -n 's/^#SBATCH --output=//p' "$1" | sed s/%j/7/)
+  cp "$1" {site.folder}/script
   bash "$1" >> "$log" 2>&1
   touch {site.folder}/ended
 ) > /dev/null 2>&1 < /dev/null &""")  # fmt: skip
@@ -272,6 +285,7 @@ def test_a_job_answers(site, quick, tmp_path):
     assert found["clock"].state == "ok"
     assert any("job 7 works on n1" in line for line in told)
     assert list((tmp_path / "shared").iterdir()) == [], "nothing is left behind"
+    assert "#SBATCH --time=20" in (site.folder / "script").read_text(), "short jobs start sooner"
     assert site.calls("scancel") == []
 
 
