@@ -28,18 +28,19 @@ from slurm.task import Bundle as Work
 
 def run_job(
     cluster: Cluster, workspace: Workspace, name: str, command: Sequence[str],
-    report: Callable[[str], None],
+    report: Callable[[str], None], shape: tuple[int, int] = (1, 1),
 ) -> Path:  # fmt: skip
     """Run a command in one job and wait until it has ended, well or badly.
 
     Interrupting the wait leaves the job alone.
 
     Args:
-        cluster: what to ask for; one process.
+        cluster: what to ask for.
         workspace: below its runs the job's log lies.
         name: the job's name in the queue, after "ssmll-".
         command: arguments of Python.
         report: gets a line when it is submitted and when it starts.
+        shape: nodes, and tasks on each; every task runs the command.
 
     Returns:
         The job's log.
@@ -50,7 +51,7 @@ def run_job(
     python = cluster.profile.python or sys.executable
     work = Work((python, *command), cluster.profile.max_requeues)
     ((_, job),) = submit(
-        Array((0,)), root / "jobs", f"ssmll-{name}", cluster.profile, [work], code, 1
+        Array((0,), *shape), root / "jobs", f"ssmll-{name}", cluster.profile, [work], code, 1
     )
     log = root / "jobs" / f"{job}_0_log.out"
     report(f"{name}: job {job}, log {log}; it goes on when this is interrupted")
@@ -122,12 +123,14 @@ def measure(
         file = folder / f"plan-{secrets.token_hex(4)}"
         atomic_write_json(file, plan)
         try:
-            log = run_job(
-                cluster, workspace, "probe", ["-m", "benchmarks.steptime", str(file)], report
-            )
+            # Processes that train together are measured together.
+            fit = all(job.cell.kind == "fit" for job in jobs)
+            shape = (1, 1) if fit else cluster.profile.shape(cluster.processes, cluster.nodes)
+            command = ["-m", "benchmarks.estimate", str(file)]
+            log = run_job(cluster, workspace, "probe", command, report, shape)
         finally:
             file.unlink()
-        again = Estimates(workspace, processes=1)
+        again = Estimates(workspace, processes=cluster.processes)
         left = [job for job in jobs if again.run(job).seconds is None]
         if left:
             raise UserError(f"{left[0].spec.title} was not measured: {tail(log)} ({log})")
