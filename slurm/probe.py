@@ -157,8 +157,9 @@ def _ended(job: str, folder: Path) -> Finding:
 
 
 def _log(folder: Path) -> str:
-    """The last line of the job's log that says something."""
-    for path in sorted((folder / "jobs").glob("*.out"), reverse=True):
+    """The last line of the job's log that says something; empty where there is no log."""
+    paths = sorted((folder / "jobs").glob("*.out"), reverse=True)
+    for path in paths:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
         said = [line.strip() for line in lines if line.strip()]
         # The child's own words before submitit's account of its exit code.
@@ -166,7 +167,7 @@ def _log(folder: Path) -> str:
             for line in reversed(said):
                 if words in line and "exit code" not in line:
                     return f": {line[:300]}"
-    return ""
+    return ": its log is empty" if paths else ""
 
 
 def compare(

@@ -299,6 +299,12 @@ def test_a_job_that_fails_shows_its_log(site, quick, tmp_path):
     assert str(tmp_path / "shared") in found["a job"].advice, "the log is kept"
 
 
+def test_a_job_that_fails_without_a_word(site, quick, tmp_path):
+    working(site)
+    found, _ = submitted(tmp_path, dataclasses.replace(NO_SRUN, setup=("exit 1",)))
+    assert found["a job"].found == "job 7 ended without an answer: its log is empty"
+
+
 def test_a_folder_that_nodes_do_not_have(site, quick, tmp_path):
     working(site, before=f"touch {site.folder}/ended; exit")
     found, _ = submitted(tmp_path, NO_SRUN)
