@@ -32,6 +32,7 @@ from slurm.task import Bundle as Work
 
 LOCK_SECONDS = 120
 POLL_SECONDS = 5.0
+ALIGNED = ("left", "left", "right", "right", "right", "right", "right", "left")
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,11 @@ class Proposal:
         ending.append(f"estimated {unit}-hours: {hours:.2f}" + (
             f" and {unknown} runs or stages of unknown length (`plan --probe` measures them)"
             if unknown else ""))  # fmt: skip
-        return tabulate(lines, names, tablefmt="simple") + "\n" + "\n".join(ending)
+        return (
+            tabulate(lines, names, tablefmt="simple", disable_numparse=True, colalign=ALIGNED)
+            + "\n"
+            + "\n".join(ending)
+        )
 
 
 def propose(

@@ -7,10 +7,11 @@ starts at 0 again.
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 from collections.abc import Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,9 @@ def submit(
                     python=profile.python or None,
                 )  # fmt: skip
                 executor.update_parameters(**flags)
-                jobs = executor.map_array(_call, [work[k] for k in part])
+                # submitit prints what sbatch says, which the error below says again.
+                with redirect_stderr(io.StringIO()):
+                    jobs = executor.map_array(_call, [work[k] for k in part])
             except submitit.core.utils.FailedJobError as error:
                 raise client.SlurmError(client.explained("sbatch", str(error)), done) from None
             except (TypeError, ValueError) as error:

@@ -77,7 +77,8 @@ def run(command: Sequence[str], *, max_requeues: int, restarts: int) -> int:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    if code == EXIT_STOPPED and task.asked == signal.SIGUSR2:
+    # Negative: the signal came before the command could handle it. Nothing is lost by that.
+    if task.asked == signal.SIGUSR2 and (code in (EXIT_STOPPED, EXIT_LOST) or code < 0):
         requeue(max_requeues)
     if code:
         raise RuntimeError(f"{' '.join(command)}: exit code {code}")
@@ -184,8 +185,10 @@ def requeue(most: int) -> None:
         try:
             client.call("scontrol", "requeue", job)
         except client.SlurmError as error:
-            say(f"{error}; the next `run` goes on with its runs")
-            return
+            if "pending execution" not in str(error).lower():
+                say(f"{error}; the next `run` goes on with its runs")
+                return
+            say("SLURM has put it there already")
     time.sleep(60)  # SLURM ends a requeued job; ending by itself it could count as completed
 
 

@@ -15,6 +15,7 @@ import torch
 from benchmarks.group import RENDEZVOUS, Group
 from benchmarks.perf import scaling as perf
 from benchmarks.perf import training
+from benchmarks.progress import silent
 from methods.errors import UserError
 from tests.conftest import ROOT, grid_text
 
@@ -99,7 +100,7 @@ def test_the_environment_is_the_launchers(monkeypatch):
 
 
 def test_a_process_apart_asks_nobody(grid, tmp_path):
-    job = training.find_job("csaa", str(grid), tmp_path / "data", training.silent)
+    job = training.find_job("csaa", str(grid), tmp_path / "data", silent)
     trainer = training.build(job, Group(), tmp_path, times=2)
     assert (trainer.sampler.batch_labelled, trainer.sampler.batch_unlabelled) == (6, 12)
     wrapped = torch.nn.Sequential(trainer.method)

@@ -16,6 +16,7 @@ from benchmarks.group import Group
 from benchmarks.perf import trainer as perf
 from benchmarks.perf import training
 from benchmarks.perf.__main__ import main
+from benchmarks.progress import silent
 from tests.conftest import ROOT, grid_text
 
 
@@ -30,7 +31,7 @@ def grid(tmp_path, voc_root):
 
 def pair(method, grid, tmp_path, **recipe):
     """A trainer and the bare loop beside it."""
-    job = training.find_job(method, str(grid), tmp_path / "data", training.silent)
+    job = training.find_job(method, str(grid), tmp_path / "data", silent)
     cell = dataclasses.replace(job.cell, recipe=dataclasses.replace(job.cell.recipe, **recipe))
     job = dataclasses.replace(job, cell=cell)
     trainer = training.build(job, Group(), tmp_path)
@@ -131,7 +132,7 @@ def test_wrong_names_are_told(name, options, message, grid, tmp_path, capsys):
 def test_other_arithmetic_is_refused(grid, tmp_path):
     grid.write_text(grid.read_text().replace("[override]", '[override]\nprecision = "bf16"'))
     with pytest.raises(training.UserError, match="precision 'bf16' with strategy 'ddp'"):
-        training.find_job("csaa", str(grid), tmp_path / "data", training.silent)
+        training.find_job("csaa", str(grid), tmp_path / "data", silent)
 
 
 def test_an_epoch_must_be_longer_than_a_round(grid, tmp_path, capsys):
