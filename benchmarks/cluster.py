@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import shlex
+import shutil
 import sys
 import time
 import uuid
@@ -293,10 +294,16 @@ def launch(
             )  # fmt: skip
             if not again.bundles:
                 return None
+            size = largest_array(proposal.cluster.profile)
             code = snapshot(root / "code")
             record = plan_record(grid, again, workspace, code)
             made = Launches(workspace.runs).create(grid.name, record)
-            _submit(made, again, code, report)
+            try:
+                _submit(made, again, code, size, report)
+            except BaseException:
+                if not made.jobs():  # nothing came of it
+                    shutil.rmtree(made.folder, ignore_errors=True)
+                raise
             return made
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -324,11 +331,10 @@ def _locked(root: Path, report: Callable[[str], None]) -> Any:
 
 
 def _submit(
-    made: Launch, proposal: Proposal, code: Path, report: Callable[[str], None]
-) -> None:  # fmt: skip
+    made: Launch, proposal: Proposal, code: Path, size: int, report: Callable[[str], None]
+) -> None:
     """Stages first; the runs that need them wait for their jobs."""
     cluster, bundles = proposal.cluster, proposal.bundles
-    size = largest_array(cluster.profile)
     python = cluster.profile.python or sys.executable
     work = [
         Work(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ class Stage:
     kind: str
     key: dict[str, Any] = field(hash=False)
 
-    @property
+    @cached_property
     def stage_id(self) -> str:
         """SHA-256 of kind and key."""
         return digest({"kind": self.kind, "key": self.key})
@@ -94,7 +95,11 @@ class Job:
 
     def directory(self, workspace: Workspace) -> Path:
         """The run's directory in the store."""
-        return workspace.store.directory(self.spec.run_id, self.spec.record())
+        spec = self.spec
+        return workspace.store.directory(spec.run_id, {
+            "dataset": {"alias": spec.dataset}, "method": spec.method, "ratio": spec.ratio,
+            "seed": spec.seed,
+        })  # fmt: skip
 
 
 def split_of(dataset: Dataset, rule: str, ratio: float, seed: int, val_share: float) -> Split:

@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 from methods.errors import UserError, nearest
@@ -236,7 +237,7 @@ class RunSpec:
         values["dataset"] = {"alias": self.dataset, "digest": values.pop("dataset_digest")}
         return values
 
-    @property
+    @cached_property
     def run_id(self) -> str:
         """SHA-256 of the identity, 64 hexadecimal digits."""
         return digest(self.identity())

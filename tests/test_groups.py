@@ -206,7 +206,8 @@ def test_one_rank_that_is_told_to_stop_stops_them_all(tmp_path, calm):
         # accelerate's --cpu starts one process, whatever number it is given.
         pytest.param(
             ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
-             "--num_machines", "1", "--main_process_port", "0", "--mixed_precision", "no", "--dynamo_backend", "no"],
+             "--num_machines", "1", "--main_process_port", "0", "--mixed_precision", "no",
+             "--dynamo_backend", "no"],
             marks=pytest.mark.slow,
         ),
     ],

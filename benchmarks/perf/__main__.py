@@ -12,6 +12,7 @@ MEASUREMENTS = {
     "input": "pairs of views per second, against per-image Pillow transforms in a DataLoader",
     "scaling": "images trained on per second by two processes, against one",
     "status": "seconds that `run.py status` takes for thousands of runs",
+    "submit": "seconds from a grid's name to its jobs in a SLURM queue",
     "trainer": "a step of the training loop, against a bare loop with the same batches",
 }
 """Module of this package by name, and what it measures. A module has `add_arguments(parser)` and
