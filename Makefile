@@ -5,11 +5,12 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 READY_ALL := $(VENV)/.installed-all
 
-.PHONY: demo test test-all lint format clean help
+.PHONY: demo test test-slurm test-all lint format clean help
 
 help:
 	@echo "make demo      install, render the embedded dataset, run every method, print the table"
 	@echo "make test      install and run the tests (make test-all: the slow ones too)"
+	@echo "make test-slurm   the tests that start a real Slurm here (Debian, root; installs its packages)"
 	@echo "make lint      ruff and mypy"
 
 $(READY): pyproject.toml constraints.txt
@@ -27,10 +28,15 @@ demo: $(READY)
 	$(BIN)/python benchmarks/run.py --grid demo
 
 test: $(READY_ALL)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not slurm"
 
-test-all: $(READY_ALL)
-	$(BIN)/python -m pytest
+# Clusters without accounting exist: everything has to work there too.
+test-slurm: $(READY_ALL)
+	$(BIN)/python -m pytest -m slurm tests/slurm
+	SSMLL_SLURM_ACCOUNTING=off $(BIN)/python -m pytest -m slurm tests/slurm
+
+test-all: $(READY_ALL) test-slurm
+	$(BIN)/python -m pytest -m "not slurm"
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -15,6 +15,7 @@ from methods.errors import UserError
 from results.errors import StoreError
 from results.store import RunStore
 from results.why import matching
+from slurm.launches import Launches
 
 CHUNK = 64 * 1024
 LISTED = 10
@@ -55,9 +56,23 @@ def log_of(run: Run, runs: Path) -> tuple[Path | None, list[str]]:
     said = [str(place) for place in recorded if place]
     if run.launch is not None and run.job:
         said.append(str(run.launch.log(run.job)))
+    else:  # a finished run: `status` does not look for its job
+        said += [str(place) for place in _submitted(run.run_id, runs)]
     said = list(dict.fromkeys(said))
     places = (relocated(place, runs) for place in said)
     return next((place for place in places if place is not None), None), said
+
+
+def _submitted(run_id: str, runs: Path) -> list[Path]:
+    """The logs of the jobs that a run was ever given to, the newest first."""
+    found = []
+    for launch in Launches(runs):
+        jobs = launch.jobs()
+        found += [
+            launch.log(jobs[number]) for number, bundle in enumerate(launch.plan["bundles"])
+            if number in jobs and any(each.startswith(run_id[:16]) for each in bundle["run_ids"])
+        ]  # fmt: skip
+    return found
 
 
 def tail(path: Path, lines: int, until: str = "") -> list[str]:
