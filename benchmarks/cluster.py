@@ -248,24 +248,20 @@ def plan_record(
     """What the jobs are told, see `benchmarks.worker`, and what is shown of them afterwards."""
     cluster = proposal.cluster
     submitted = proposal.submitted
-    stages = {stage.stage_id: (stage, job) for stage, job in proposal.stages}
-    about = {
-        bundle_run: job for job in submitted for bundle_run in (job.spec.run_id,)
-    } | {stage_id: job for stage_id, (_, job) in stages.items()}  # fmt: skip
-    hours, unknown = proposal.hours()
+    # A stage's bundle needs the identity of a run that the stage is for.
+    about = {job.spec.run_id for job in submitted}
+    about |= {job.spec.run_id for _, job in proposal.stages}
     return {
         "grid": str(_grid_path(grid, code)), "data": str(workspace.data.resolve()),
         "runs": str(workspace.runs.resolve()),
-        # A stage's bundle needs the identity of a run that the stage is for.
-        "run_ids": sorted({job.spec.run_id for job in about.values()}),
-        "strategy": cluster.strategy, "threads": 0,
+        "run_ids": sorted(about), "strategy": cluster.strategy, "threads": 0,
         "checkpoint_seconds": cluster.checkpoint_seconds, "hang_seconds": cluster.hang_seconds,
         "launch": uuid.uuid4().hex, "command": shlex.join(sys.argv), "launcher": None,
         "job_name": f"ssmll-{grid.name}", "code": str(code),
         "bundles": [bundle.record() for bundle in proposal.bundles],
         "titles": {job.spec.run_id: job.spec.title for job in submitted},
+        "estimates": {job.spec.run_id: proposal.estimates.run(job).seconds for job in submitted},
         "processes": cluster.processes, "nodes": cluster.nodes,
-        "device_hours": hours, "unknown": unknown, "unit": cluster.devices[1],
     }  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from benchmarks.cluster import POLL_SECONDS, Cluster, Proposal
 from benchmarks.estimate import Estimates
 from benchmarks.grid import Grid
 from benchmarks.local import kind_of, kinds
-from benchmarks.plan import states, uncached
+from benchmarks.plan import Job, states, uncached
 from benchmarks.signals import stopped_by
 from benchmarks.snapshot import snapshot
 from benchmarks.workspace import Workspace
@@ -177,25 +177,40 @@ def _live(workspace: Workspace, ids: set[str]) -> bool:
     )
 
 
-def spent(proposal: Proposal, workspace: Workspace) -> str:
-    """One line: what a launch was estimated to take, and what it took; "" if nothing is known."""
-    each, unit = proposal.cluster.devices
+def spent(
+    cluster: Cluster, jobs: Sequence[Job], workspace: Workspace
+) -> str:  # fmt: skip
+    """One line: what finished runs were estimated to take when they were submitted, and took.
+
+    Args:
+        cluster: whose hours.
+        jobs: the grid's runs; those that were never submitted with an estimate do not count.
+        workspace: where results lie.
+
+    Returns:
+        The line, or "" where nothing was estimated.
+    """
+    estimates: dict[str, float] = {}
+    for launch in Launches(workspace.runs):
+        for run_id, seconds in launch.plan.get("estimates", {}).items():
+            if seconds is not None:
+                estimates.setdefault(run_id, seconds)
+    each, unit = cluster.devices
     used, estimated, count = 0.0, 0.0, 0
-    for job in proposal.submitted:
-        estimate = proposal.estimates.run(job).seconds
+    for job in jobs:
+        if job.spec.run_id not in estimates:
+            continue
         try:
             result = workspace.store.load(job.directory(workspace))
         except StoreError:
             continue
-        if estimate is None:
-            continue
-        processes = result["provenance"]["processes"]
-        used += result["cost"]["seconds"] * processes * each / 3600
-        estimated += estimate * processes * each / 3600
+        hours = result["provenance"]["processes"] * each / 3600
+        used += result["cost"]["seconds"] * hours
+        estimated += estimates[job.spec.run_id] * hours
         count += 1
     if not count:
         return ""
     return (
-        f"{count} runs took {used:.2f} {unit}-hours; estimated were {estimated:.2f} "
+        f"{count} runs were estimated at {estimated:.2f} {unit}-hours and trained for {used:.2f} "
         f"({100 * used / max(estimated, 1e-9):.0f} %)"
     )

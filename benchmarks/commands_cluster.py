@@ -119,11 +119,12 @@ def execute(
         Whether there is an outcome to print: after waiting, or when everything was done before.
     """
     from benchmarks.cluster import check_hours, confirmed, launch, propose
-    from benchmarks.clusterjobs import spent, wait
+    from benchmarks.clusterjobs import wait
 
     proposal = propose(asked, jobs, workspace, only)
     report(proposal.table())
     if not proposal.bundles and all(kind == "done" for kind in proposal.kinds.values()):
+        _tell_spent(asked, jobs, workspace, report)
         return True
     if chosen.dry_run:
         return False
@@ -143,10 +144,18 @@ def execute(
     if not chosen.wait:
         return False
     wait(proposal, workspace, report)
-    told = spent(proposal, workspace)
+    _tell_spent(asked, jobs, workspace, report)
+    return True
+
+
+def _tell_spent(
+    asked: Cluster, jobs: list[Job], workspace: Workspace, report: Callable[[str], None]
+) -> None:
+    from benchmarks.clusterjobs import spent
+
+    told = spent(asked, jobs, workspace)
     if told:
         report(told)
-    return True
 
 
 def plan(

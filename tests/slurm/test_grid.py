@@ -278,7 +278,8 @@ def test_what_slurm_refuses_is_one_line(slurm, tmp_path, small, calm, more, mess
 
 
 def test_two_launches_at_once_submit_each_run_once(slurm, tmp_path, small, calm):
-    command = OnCluster(tmp_path, slurm, small, minutes=40)
+    # In arrays of two elements at most, as on a cluster whose MaxArraySize is small.
+    command = OnCluster(tmp_path, slurm, small, minutes=20, more="array_size = 2")
     shutil.copytree(calm.parent / "data", command.data)
     words = command.arguments(
         "run", "--grid", str(small), "--launcher", "slurm", "--profile", str(command.profile),
@@ -300,6 +301,10 @@ def test_two_launches_at_once_submit_each_run_once(slurm, tmp_path, small, calm)
         for run in bundle["run_ids"]
     ]  # fmt: skip
     assert len(submitted) == len(set(submitted)) == 10
+    scripts = [path.read_text() for path in
+               (command.runs / "slurm" / "launches").glob("*/jobs/*_submission.sh")]  # fmt: skip
+    assert len(scripts) > 3
+    assert all("--array" not in script or "--array=0-1%" in script for script in scripts)
 
 
 def test_cancel_ends_a_grid_and_the_next_call_goes_on(slurm, tmp_path, long, calm_long):
