@@ -175,6 +175,8 @@ class Execution:
                 self.options.report(f"failed: {title}: {line}")
         except LeaseLostError:
             self.options.report(f"given up, another process took it over: {title}: {line}")
+        except OSError as full:  # no room for the record either: the run counts as dead
+            self.options.report(f"failed: {title}: {line}; it cannot be recorded: {full}")
 
     def _hung(
         self, title: str, directory: Path, lease: Lease | Share

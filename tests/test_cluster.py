@@ -11,8 +11,17 @@ import pytest
 
 from benchmarks import cluster as module
 from benchmarks.bundles import GUESS_SECONDS, Bundle, pack
-from benchmarks.cluster import Cluster, arrays, launch, shortened
+from benchmarks.cluster import (
+    Cluster,
+    arrays,
+    check_hours,
+    confirmed,
+    launch,
+    propose,
+    shortened,
+)  # fmt: skip
 from methods.errors import UserError
+from results.store import RunStore
 from slurm import client
 from slurm.profile import Profile
 
@@ -162,3 +171,42 @@ def test_what_was_submitted_before_a_refusal_is_kept_and_told(ready):
     lines = [json.loads(line)["jobs"] for line in (folder / "jobs.jsonl").read_text().splitlines()]
     assert lines == [{"0": "10_0"}, {"1": "20_0"}]
     assert ready.calls == []
+
+
+def test_a_run_that_was_begun_too_often_is_left_out_until_it_is_retried(tmp_path, monkeypatch):
+    store = RunStore(tmp_path / "store")
+    jobs = []
+    for name, begun in (("a" * 64, 3), ("b" * 64, 2), ("c" * 64, 0)):
+        spec = {"dataset": {"alias": "voc"}, "method": "csaa", "ratio": 0.1, "seed": 1}
+        place = store.directory(name, spec)
+        for _ in range(begun):
+            store.claim(place, spec).release()
+        one = job(name)
+        one.directory = lambda workspace, place=place: place
+        jobs.append(one)
+    monkeypatch.setattr(client, "available", lambda: False)
+    monkeypatch.setattr(module, "Estimates", lambda *a, **k: SimpleNamespace(
+        run=lambda job: SimpleNamespace(seconds=1.0, source="")))  # fmt: skip
+    workspace = SimpleNamespace(store=store, runs=tmp_path)
+    bounded = propose(Cluster(Profile(), max_attempts=3), jobs, workspace)
+    assert bounded.exhausted == {"a" * 64}
+    assert [one.spec.run_id[0] for one in bounded.submitted] == ["b", "c"]
+    free = propose(Cluster(Profile(), max_attempts=0), jobs, workspace, {"a" * 64})
+    assert [one.spec.run_id[0] for one in free.submitted] == ["a"]
+
+
+@pytest.mark.parametrize(("answer", "yes"), [("y", True), ("YES", True), ("", False), ("n", False)])
+def test_only_yes_is_yes(monkeypatch, answer, yes):
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("builtins.input", lambda question: answer)
+    assert confirmed("submit?") is yes
+
+
+def test_what_may_cost_too_much_is_refused():
+    proposal = SimpleNamespace(cluster=Cluster(Profile()), hours=lambda: (2.0, 0))
+    check_hours(proposal, None)
+    check_hours(proposal, 2.0)
+    with pytest.raises(UserError, match=r"2.00 GPU-hours are more than the 1.5 allowed"):
+        check_hours(proposal, 1.5)
+    with pytest.raises(UserError, match="cannot be promised: of 3 runs or stages"):
+        check_hours(SimpleNamespace(cluster=Cluster(Profile()), hours=lambda: (0.0, 3)), 1.5)

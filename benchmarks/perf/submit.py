@@ -7,6 +7,10 @@ held so that none starts, and cancelled again. The parts:
   propose   the store and the queue are asked what is missing; estimates, bundles, the table
   submit    the code is copied, jobs are submitted and recorded
 
+Then some of the runs are executed, by two jobs at a time and by two workers without SLURM, from the
+start of Python to the table; the difference is what a cluster adds to a run. What a run takes by
+itself is the mean of what was stored with them.
+
 Data and features are there before; Python's start and imports are not counted, but told. Without a
 cluster: eval "$(slurm/cluster/up)".
 """
@@ -17,16 +21,21 @@ import argparse
 import contextlib
 import io
 import json
+import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 from benchmarks.perf.machine import machine
+from methods.errors import UserError
 from slurm import client
 from slurm.profile import Profile
 
+RUN = Path(__file__).resolve().parents[1] / "run.py"
 GRID = """
 description = "many tiny runs"
 datasets = [{{ name = "coco", alias = "scenes", root = {root} }}]
@@ -43,6 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of this measurement."""
     parser.add_argument("--json", action="store_true", help="print one JSON line, not the table")
     parser.add_argument("--runs", type=int, default=1000, help="runs (default: 1000)")
+    parser.add_argument("--execute", type=int, default=200, metavar="N",
+                        help="runs that are executed; 0 for none (default: 200)")  # fmt: skip
     parser.add_argument("--rounds", type=int, default=5, help="rounds (default: 5)")
 
 
@@ -50,6 +61,8 @@ def run(options: argparse.Namespace) -> int:
     """Measure and print."""
     client.require()
     found = measure(options.runs, options.rounds)
+    if options.execute:
+        found["execution"] = execute(options.execute)
     print(json.dumps(found) if options.json else table(found))
     return 0
 
@@ -109,6 +122,55 @@ def measure(runs: int, rounds: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def execute(runs: int) -> dict[str, Any]:
+    """Execute tiny runs on the cluster, two jobs at a time, and with two local workers.
+
+    Args:
+        runs: how many.
+
+    Returns:
+        Seconds of each way, seconds of a run by itself, and seconds that the cluster adds to one.
+
+    Raises:
+        UserError: runs failed.
+    """
+    from benchmarks.data import glyphscenes
+
+    each = {}
+    own: list[float] = []
+    with tempfile.TemporaryDirectory(prefix="ssmll-perf-") as folder:
+        root = Path(folder)
+        scenes = glyphscenes.write(root, sizes={"train": 240, "test": 60}, workers=1)
+        grid, profile = root / "some.toml", root / "profile.toml"
+        grid.write_text(GRID.format(root=json.dumps(str(scenes)), seeds=list(range(runs))))
+        # Unknown runs are taken for ten minutes: four jobs.
+        profile.write_text(f"gpus = 0\ncpus = 1\nparallel = 2\nbundle_minutes = {runs * 10 // 4}\n")
+        ways = {
+            "warm": ["--workers", "2"], "local": ["--workers", "2"],
+            "slurm": ["--launcher", "slurm", "--profile", str(profile), "--yes", "--wait"],
+        }  # fmt: skip
+        for way, words in ways.items():
+            store = root / f"runs-{way}"
+            started = time.perf_counter()
+            done = subprocess.run(
+                [sys.executable, str(RUN), "--grid", str(grid), "--data", str(root / "data"),
+                 "--runs", str(store), "--no-plots", *words],
+                capture_output=True, text=True, check=False,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+            )  # fmt: skip
+            each[way] = time.perf_counter() - started
+            if done.returncode:
+                raise UserError(done.stderr.strip().splitlines()[-1])
+            paths = (store / "store").glob("*/*/*/result.json")
+            own = [json.loads(path.read_text())["cost"]["seconds"] for path in paths]
+            assert len(own) == runs
+    return {
+        "runs": runs, "slurm_seconds": each["slurm"], "local_seconds": each["local"],
+        "own_seconds": statistics.mean(own),
+        "added_seconds": (each["slurm"] - each["local"]) / runs,
+    }  # fmt: skip
+
+
 def table(found: dict[str, Any]) -> str:
     """For a terminal."""
     place = found["machine"]
@@ -117,7 +179,18 @@ def table(found: dict[str, Any]) -> str:
         f"({min(found['rounds_seconds']):.2f}-{max(found['rounds_seconds']):.2f}, medians of "
         f"{found['rounds']} rounds)",
         *(f"  {name:8} {seconds:.2f} s" for name, seconds in found["parts"].items()),
+        *_executed(found.get("execution")),
         f"imports of Python before: {found['imports']:.1f} s",
         f"{place['cpu']}, {place['cores']} cores; {found['slurm']}",
     ]
     return "\n".join(lines)
+
+
+def _executed(found: dict[str, Any] | None) -> list[str]:
+    if found is None:
+        return []
+    return [
+        f"{found['runs']} runs of {1000 * found['own_seconds']:.0f} ms each, two at a time: "
+        f"{found['slurm_seconds']:.1f} s on the cluster, {found['local_seconds']:.1f} s without: "
+        f"{1000 * found['added_seconds']:.0f} ms more a run"
+    ]
