@@ -59,13 +59,24 @@ def cluster(chosen: argparse.Namespace) -> Cluster:
 
     wanted = profile.load(chosen.profile)
     client.require()
-    if chosen.strategy is None and chosen.nodes < 0:
+    if chosen.nodes < 0:
         raise UserError(f"--nodes {chosen.nodes}: at least 1")
     return Cluster(
         wanted, chosen.processes, chosen.nodes, chosen.strategy,
         getattr(chosen, "checkpoint_seconds", 30.0), getattr(chosen, "hang_seconds", 600.0),
         0 if chosen.verb == "retry" else wanted.max_attempts,
     )  # fmt: skip
+
+
+def check_local(chosen: argparse.Namespace) -> None:
+    """Refuse flags that would be left unheard without a cluster.
+
+    Raises:
+        UserError: names the flag.
+    """
+    for flag in ("profile", "nodes", "max_gpu_hours", "probe", "save"):
+        if getattr(chosen, flag, None):
+            raise UserError(f"--{flag.replace('_', '-')} goes with --launcher slurm")
 
 
 def part(chosen: argparse.Namespace) -> list[str]:

@@ -189,10 +189,11 @@ def _grid(chosen: argparse.Namespace) -> Grid:
 def _run(chosen: argparse.Namespace) -> int:
     from benchmarks.plan import remarks
 
-    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
-        return _run_in_group(chosen)
     if chosen.launcher == "slurm":
         return _run_on_cluster(chosen)
+    commands_cluster.check_local(chosen)
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        return _run_in_group(chosen)
     progress, workspace = Progress(), _workspace(chosen)
     grid, jobs = _resolved(chosen, progress.counter, progress.line)
     missing = _missing(chosen, jobs, workspace)
@@ -320,9 +321,7 @@ def _plan(chosen: argparse.Namespace) -> int:
         grid, jobs = _resolved(chosen, progress.counter)
         print(commands_cluster.plan(chosen, grid, jobs, asked, workspace, progress.line))
         return 0
-    for flag, given in (("--probe", chosen.probe), ("--save", chosen.save)):
-        if given:
-            raise UserError(f"plan {flag} goes with --launcher slurm")
+    commands_cluster.check_local(chosen)
     grid, jobs = _resolved(chosen, progress.counter)
     print(_overview(grid, jobs, workspace))
     for remark in remarks(jobs):

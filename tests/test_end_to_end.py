@@ -245,6 +245,13 @@ class TopOne(PseudoLabelMethod):
         (["--grid", "demo", "--workers", "0"], "0 is not a positive number"),
         (["--grid", "demo", "--ratios", "0.5"], "grid 'demo' has no ratio 0.5"),
         (["--grid", "demo", "--methods", "cssa"], "did you mean 'csaa'?"),
+        (["--grid", "demo", "--launcher", "slrum"], "invalid choice: 'slrum'"),
+        (["--grid", "demo", "--profile", "cpu"], "--profile goes with --launcher slurm"),
+        (["plan", "--grid", "demo", "--probe"], "--probe goes with --launcher slurm"),
+        (
+            ["--grid", "demo", "--launcher", "slurm", "--profile", "gpu"],
+            "no profile 'gpu'; did you mean 'cpu'?",
+        ),
         (["prepare", "voc2021"], "voc2012"),
         (["prepare", "voc2012"], "VOCtrainval_11-May-2012.tar"),
     ],
