@@ -32,11 +32,12 @@ test: $(READY_ALL)
 
 # Clusters without accounting exist: everything has to work there too.
 test-slurm: $(READY_ALL)
-	$(BIN)/python -m pytest -m slurm tests/slurm
-	SSMLL_SLURM_ACCOUNTING=off $(BIN)/python -m pytest -m slurm tests/slurm
+	$(BIN)/python -m pytest -m "slurm and not slow" tests/slurm
+	SSMLL_SLURM_ACCOUNTING=off $(BIN)/python -m pytest -m "slurm and not slow" tests/slurm
 
-test-all: $(READY_ALL) test-slurm
-	$(BIN)/python -m pytest -m "not slurm"
+test-all: $(READY_ALL)
+	$(BIN)/python -m pytest
+	SSMLL_SLURM_ACCOUNTING=off $(BIN)/python -m pytest -m slurm tests/slurm
 
 lint: $(READY)
 	$(BIN)/ruff check .

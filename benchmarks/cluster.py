@@ -136,7 +136,7 @@ class Proposal:
                 dataset, label, len(jobs),
                 sum(self.kinds[job.spec.run_id] == "done" for job in jobs),
                 sum(job.spec.run_id in self.queued for job in jobs), len(submitted),
-                f"{cost:.2f}" if submitted and len(known) == len(submitted) else
+                ("<0.01" if cost < 0.005 else f"{cost:.2f}") if submitted and len(known) == len(submitted) else
                 ("?" if submitted else ""),
                 ", ".join(dict.fromkeys(entry.source for entry in found)),
             ])  # fmt: skip

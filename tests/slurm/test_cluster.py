@@ -45,6 +45,7 @@ def test_array_completes(slurm, tmp_path):
     assert [(tmp_path / str(i)).read_text() for i in range(6)] == ["gpus 1\n"] * 6
 
 
+@pytest.mark.slow
 def test_preempted_job_is_told_and_requeued(slurm, tmp_path):
     low = submit(slurm, tmp_path, "--nodes=4", "--exclusive", "--signal=B:USR2@60", "--time=30")
     slurm.wait((tmp_path / "out").exists, "the job's start")
@@ -61,6 +62,7 @@ def test_preempted_job_is_told_and_requeued(slurm, tmp_path):
     assert (tmp_path / "out").read_text().split("\n")[-2] == "start 1"
 
 
+@pytest.mark.slow
 def test_job_of_a_lost_node_is_requeued(slurm, tmp_path):
     number = submit(slurm, tmp_path, "--nodes=1")
     slurm.wait((tmp_path / "out").exists, "the job's start")
