@@ -131,13 +131,13 @@ class Proposal:
             found = [self.estimates.run(job) for job in submitted]
             known = [entry.seconds for entry in found if entry.seconds is not None]
             processes = 1 if jobs[0].cell.kind == "fit" else self.cluster.processes
-            cost = sum(known) * processes * self.cluster.devices[0] / 3600
+            hours = sum(known) * processes * self.cluster.devices[0] / 3600
+            cost = "<0.01" if hours < 0.005 else f"{hours:.2f}"
             lines.append([
                 dataset, label, len(jobs),
                 sum(self.kinds[job.spec.run_id] == "done" for job in jobs),
                 sum(job.spec.run_id in self.queued for job in jobs), len(submitted),
-                ("<0.01" if cost < 0.005 else f"{cost:.2f}") if submitted and len(known) == len(submitted) else
-                ("?" if submitted else ""),
+                "" if not submitted else cost if len(known) == len(submitted) else "?",
                 ", ".join(dict.fromkeys(entry.source for entry in found)),
             ])  # fmt: skip
         names = ["dataset", "method", "runs", "done", "queued", "to submit", f"{unit}-hours",
