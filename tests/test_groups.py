@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -176,12 +177,17 @@ def test_a_killed_process_is_replaced_and_the_bytes_are_the_same(tmp_path, calm,
 def test_a_launcher_that_is_asked_to_stop_saves_and_goes_on_later(tmp_path, calm, number):
     one, words = calm
     rough = CommandLine(tmp_path)
-    process = rough.start(*words, "--processes", "2", "--workers", "1")
-    wait_for(in_the_middle(rough.runs), process)
+    hourly = ("--checkpoint-seconds", "3600")
+    process = rough.start(*words, "--processes", "2", "--workers", "1", *hourly)
+    wait_for(lambda: list((rough.runs / "store").glob("*/csaa/*/epochs.jsonl")), process)
+    moment = time.time()
     process.send_signal(number)
     _, err = process.communicate(timeout=90)
     assert process.returncode == 75, err
     assert "the same command goes on from here" in err
+    # None was due by the clock: the newest was made because of the signal.
+    saved = (rough.runs / "store").glob("*/csaa/*/checkpoints/*/COMPLETE.json")
+    assert max(path.stat().st_mtime for path in saved) > moment
     rough(*words, "--processes", "2", "--workers", "1")
     assert_same_bytes(one, rough)
 
