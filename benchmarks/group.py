@@ -79,6 +79,9 @@ class Group:
         """
         world, rank = _integer("WORLD_SIZE", 1), _integer("RANK", 0)
         if world == 1:
+            if "MASTER_ADDR" not in os.environ:  # accelerate takes a rank for a group to look for
+                for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+                    os.environ.pop(name, None)
             return cls()
         if not 0 <= rank < world:
             raise UserError(f"RANK={rank} and WORLD_SIZE={world} in the environment do not agree")

@@ -295,6 +295,18 @@ def beat(position, age=0.0):
     return Beat(position, f"place {position}", 70.0, age, f"host, process {position}")
 
 
+def test_a_rank_that_is_left_in_the_environment_makes_no_group():
+    # As under `srun` or in a shell of a launcher: accelerate would look for others at MASTER_ADDR.
+    left = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+    script = "from benchmarks.group import Group; from benchmarks.strategy import make; " \
+             "print(make('ddp', 'fp32', Group.join()).accelerator.num_processes)"  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False,
+        env={**{k: v for k, v in os.environ.items() if k != "MASTER_ADDR"}, **left},
+    )  # fmt: skip
+    assert (done.stdout, done.returncode) == ("1\n", 0), done.stderr
+
+
 @pytest.mark.parametrize(
     ("beats", "message"),
     [
