@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 
 import torch
+from torch import Tensor
 
 from methods.base import StepMethod
 
@@ -27,21 +28,33 @@ class Ema:
             if not theirs.requires_grad:
                 ours.data = theirs.data
             ours.requires_grad_(False)
+        # Looked up once: walking through both state dicts takes longer than the average itself.
+        self._parameters = [
+            (theirs, ours)
+            for theirs, ours in zip(method.parameters(), self.module.parameters(), strict=True)
+            if theirs.requires_grad
+        ]
+        # By owner and name: a buffer may be replaced by another tensor. Those that the state dict
+        # leaves out are constants such as attention masks: an average of -inf is NaN.
+        self._buffers = [
+            (theirs, ours, name)
+            for theirs, ours in zip(method.modules(), self.module.modules(), strict=True)
+            for name in theirs._buffers
+            if name not in theirs._non_persistent_buffers_set
+        ]
 
     @torch.no_grad()
-    def update(self, method: StepMethod) -> None:
+    def update(self) -> None:
         """Take one step of the average towards the method's present weights."""
-        frozen = {name for name, value in method.named_parameters() if not value.requires_grad}
-        average, source = [], []
-        # The state dict leaves constants such as attention masks out: an average of -inf is NaN.
-        for (name, theirs), ours in zip(
-            method.state_dict().items(), self.module.state_dict().values(), strict=True
-        ):
-            if name in frozen:
+        pairs: list[tuple[Tensor, Tensor]] = [*self._parameters]
+        for theirs, ours, name in self._buffers:
+            source, average = theirs._buffers[name], ours._buffers[name]
+            if source is None or average is None:
                 continue
-            if torch.is_floating_point(theirs):
-                average.append(ours)
-                source.append(theirs)
+            if torch.is_floating_point(source):
+                pairs.append((source, average))
             else:
-                ours.copy_(theirs)
-        torch._foreach_lerp_(average, source, 1.0 - self.decay)
+                average.copy_(source)
+        torch._foreach_lerp_(
+            [ours for _, ours in pairs], [theirs for theirs, _ in pairs], 1.0 - self.decay
+        )

@@ -254,7 +254,7 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.scheduler.step()
-        self.ema.update(self.method)
+        self.ema.update()
         if self.probe and output.pseudo_labels is not None:
             self.probe.update(batch.unlabelled, output.pseudo_labels)
         self.images_seen += batch.global_labelled + batch.global_unlabelled

@@ -226,7 +226,7 @@ class Bare:
             self.optimizer.zero_grad(set_to_none=True)
             if recipe:
                 self.scheduler.step()
-                self.ema.update(self.model)
+                self.ema.update()
 
     def backward(self, total: Tensor) -> None:
         """The backward pass."""
