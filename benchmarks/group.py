@@ -1,9 +1,10 @@
 """The processes that work on one run together, and what they have to agree on.
 
 Every process (rank) of a group holds a `Group`. Rank 0 chooses what is done next and says so; at
-each training step all of them agree on whether to go on. While a run is worked on, a thread of each
-rank writes down how far its rank is; if nothing moves in the whole group for too long, the ranks
-that stand furthest back are named, the run is recorded as failed and the group ends.
+each training step the ranks say whether they wish to go on, and after the next one they know. While
+a run is worked on, a thread of each rank writes down how far its rank is; if nothing moves in the
+whole group for too long, the ranks that stand furthest back are named, the run is recorded as
+failed and the group ends.
 
 The agreement goes over gloo on the CPU, so that it never waits for a GPU.
 """
@@ -68,6 +69,7 @@ class Group:
     def __init__(self, rank: int = 0, world: int = 1) -> None:
         self.rank, self.world = rank, world
         self._control: Any = None
+        self._asked: tuple[Any, Tensor] | None = None
         self._position, self._place, self._moved = 0, "start", time.monotonic()
 
     @classmethod
@@ -112,12 +114,26 @@ class Group:
 
     # -- agreement -----------------------------------------------------------------------------
 
-    def agree(self, value: int) -> int:
-        """The largest of all ranks' values."""
+    def agree_soon(self, value: int) -> int:
+        """The largest of all ranks' values of the call before; alone, the value itself.
+
+        Nobody is waited for: the ranks' values travel while the next step is computed. What was
+        asked last is had by `settle`.
+        """
         if self.world == 1:
             return value
+        before = self.settle()
         flag = torch.tensor(value)
-        dist.all_reduce(flag, dist.ReduceOp.MAX, group=self._control)
+        work = dist.all_reduce(flag, dist.ReduceOp.MAX, group=self._control, async_op=True)
+        self._asked = work, flag
+        return before
+
+    def settle(self) -> int:
+        """The largest of the values of the last `agree_soon`, waited for; 0 if it was had."""
+        if self._asked is None:
+            return 0
+        (work, flag), self._asked = self._asked, None
+        work.wait()
         return int(flag)
 
     def told(self, *values: int) -> tuple[int, ...]:

@@ -214,7 +214,9 @@ class Trainer:
             self.step += 1
             self.on_step(self.epoch, self.step, total, self.seconds + time.monotonic() - started)
             self.group.at("agreement")
-            wish = self.group.agree(self._wish(self.step < total))
+            wish = self.group.agree_soon(self._wish(self.step < total))
+            if wish or self.step == total:  # nothing is left on its way
+                wish = max(wish, self.group.settle())
             if wish:
                 self.seconds += time.monotonic() - started
                 started = time.monotonic()

@@ -171,7 +171,10 @@ def come_apart(rank: int, folder: str) -> None:
     from benchmarks.trainer import fingerprints
 
     group = Group.join()
-    assert group.agree(rank) == 1
+    assert group.agree_soon(rank) == 0  # nothing was asked before
+    assert group.agree_soon(2 * (1 - rank)) == 1
+    assert group.settle() == 2
+    assert group.settle() == 0
     assert group.told(7 + rank, rank) == (7, 0)
     values = [torch.ones(3, 5), torch.ones(7, dtype=torch.bool), torch.ones(2, dtype=torch.int64)]
     assert group.differing(fingerprints(values)) == []

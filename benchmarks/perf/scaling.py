@@ -318,9 +318,9 @@ def _apart(trainer: Trainer) -> Iterator[None]:
     """
     group: Any = trainer.group
     wrapped, trainer.model = trainer.model, trainer.method
-    group.agree = lambda value: value
+    group.agree_soon = lambda value: value
     try:
         yield
     finally:
         trainer.model = wrapped
-        del group.agree
+        del group.agree_soon

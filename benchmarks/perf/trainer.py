@@ -278,7 +278,7 @@ def _trainer_parts(trainer: Trainer) -> Watched:
         (trainer, "_step_seed", "seed"),
         (trainer, "_read_losses", "losses"),
         (trainer, "_wish", "wish"),
-        (trainer.group, "agree", "agreement"),
+        (trainer.group, "agree_soon", "agreement"),
     )
 
 

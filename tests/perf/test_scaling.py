@@ -105,7 +105,7 @@ def test_a_process_apart_asks_nobody(grid, tmp_path):
     assert (trainer.sampler.batch_labelled, trainer.sampler.batch_unlabelled) == (6, 12)
     wrapped = torch.nn.Sequential(trainer.method)
     trainer.model = wrapped
-    agree = trainer.group.agree
+    agree = trainer.group.agree_soon
     with contextlib.ExitStack() as stack:
         stack.enter_context(perf._apart(trainer))
         trainer.group.world = 2  # would need another process
@@ -113,7 +113,7 @@ def test_a_process_apart_asks_nobody(grid, tmp_path):
         training.advance(trainer, 0, 2)
     assert trainer.images_seen == 6 + 12 + 6 + 45 - 3 * 12
     assert trainer.model is wrapped
-    assert trainer.group.agree == agree
+    assert trainer.group.agree_soon == agree
 
 
 def test_the_table_names_every_figure():
