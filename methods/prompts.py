@@ -1,4 +1,7 @@
-"""Text prompts: templates with a gap for the class name, and learnt contexts in front of it."""
+"""Text prompts: templates with a gap for the class name, and learnt contexts in front of it.
+
+A learnt context that all classes share is read once, not once for every class; see `NameTree`.
+"""
 
 from __future__ import annotations
 
@@ -32,6 +35,72 @@ def text_classifier(
     return F.normalize(mean, dim=-1)
 
 
+LONGEST_ROW = 1024
+"""Tokens of a `NameTree`; what more names need goes into another. Attention is over whole rows."""
+
+
+class NameTree(nn.Module):
+    """K texts with the same beginning as one sequence: "beginning, name_1, name_2, …, name_K".
+
+    Each token has the position of its own text, and a mask lets it attend to the beginning and to
+    its own name only. A causal tower then computes for each name what it would for the text by
+    itself, and the beginning once: 17 + 257 tokens instead of 80 × 22 for COCO's names behind 16
+    learnt tokens. (SpecInfer's tree attention, Miao et al., ASPLOS 2024, verifies guesses so.)
+
+    Args:
+        beginning: tokens that the texts share, the start token among them.
+        names: (l_k, w) embeddings of the tokens behind them, up to the end token, for every text.
+
+    Attributes:
+        names: (Σ l_k, w) embeddings, all texts' one after the other.
+        positions: (N,) int64 positions of the sequence's tokens, N = beginning + Σ l_k.
+        mask: (N, N) float, 0 where a token may look and −∞ elsewhere.
+        ends: (K,) int64 places of the end tokens in the sequence.
+    """
+
+    names: Tensor
+    positions: Tensor
+    mask: Tensor
+    ends: Tensor
+
+    def __init__(self, beginning: int, names: Sequence[Tensor]) -> None:
+        super().__init__()
+        lengths = torch.tensor([len(name) for name in names])
+        # Text 0 is the beginning; place counts within a text.
+        text = torch.arange(len(names) + 1).repeat_interleave(
+            torch.cat([torch.tensor([beginning]), lengths])
+        )
+        ends = beginning + lengths.cumsum(0)
+        first = torch.cat([torch.tensor([0, beginning]), ends[:-1]])
+        place = torch.arange(len(text)) - first[text]
+        positions = place + beginning * (text > 0)
+        earlier = positions <= positions[:, None]
+        seen = earlier & ((text == 0) | (text == text[:, None]))
+        mask = torch.zeros(seen.shape).masked_fill(~seen, -torch.inf)
+        values = {"names": torch.cat(list(names)), "positions": positions, "mask": mask,
+                  "ends": ends - 1}  # fmt: skip
+        for name, value in values.items():
+            self.register_buffer(name, value.to(names[0].device), persistent=False)
+
+    @property
+    def tokens(self) -> int:
+        """Length N of the sequence."""
+        return len(self.positions)
+
+    @classmethod
+    def several(cls, beginning: int, names: Sequence[Tensor]) -> list[NameTree]:
+        """Trees of at most `LONGEST_ROW` tokens, the names in their order."""
+        parts: list[list[Tensor]] = []
+        room = 0
+        for name in names:
+            if not parts or len(name) > room:
+                parts.append([])
+                room = LONGEST_ROW - beginning
+            parts[-1].append(name)
+            room -= len(name)
+        return [cls(beginning, part) for part in parts]
+
+
 class LearntPrompts(nn.Module):
     """Learnt context tokens in front of frozen class-name tokens, as in CoOp.
 
@@ -49,6 +118,10 @@ class LearntPrompts(nn.Module):
 
     Attributes:
         context: parameter, (n, w) shared or (K, n, w) class-specific.
+        trees: for a shared context and a causal text tower, the texts in the form they are encoded
+            in; otherwise empty.
+        layout: lengths of the context and of the names; prompts with the same one are encoded in
+            one pass. None without trees.
 
     Raises:
         UserError: a prompt does not fit into the text tower's context, or n < 1.
@@ -92,6 +165,12 @@ class LearntPrompts(nn.Module):
         self.register_buffer("start", tokens[:, :1], persistent=False)
         self.register_buffer("rest", tokens[:, 1:], persistent=False)
         self.register_buffer("end", end + length, persistent=False)
+        self.trees = nn.ModuleList()
+        self.layout: tuple[int, ...] | None = None
+        if tower.cuttable and not class_specific:
+            names_tokens = [row[: int(k)] for row, k in zip(tokens[:, 1:], end, strict=True)]
+            self.trees.extend(NameTree.several(1 + length, names_tokens))
+            self.layout = (length, *map(len, names_tokens))
         self._cache: tuple[Tensor, Tensor] | None = None
 
     start: Tensor
@@ -122,7 +201,7 @@ class LearntPrompts(nn.Module):
         many batches runs the text tower once.
         """
         if torch.is_grad_enabled():
-            return self._vlm[0].encode_prompts(self.embeddings(), self.end)
+            return _encode([self])[0]
         cached = self._cache
         if (
             cached is None
@@ -131,25 +210,44 @@ class LearntPrompts(nn.Module):
         ):
             # Remembered for all precisions, so computed in the best.
             with torch.autocast(self.context.device.type, enabled=False):
-                features = self._vlm[0].encode_prompts(self.embeddings(), self.end)
+                features = _encode([self])[0]
             cached = self._cache = (self.context.detach().clone(), features)
         return cached[1]
 
 
 def encode_together(prompts: Sequence[LearntPrompts]) -> list[Tensor]:
-    """Text features of several `LearntPrompts` of one model in a single pass of the text tower.
+    """Text features of several `LearntPrompts` of one model, in one pass where they are alike.
 
     Returns:
         One (K_i, d) tensor for each, not normalised, equal to calling them one by one.
     """
     if not torch.is_grad_enabled():
         return [prompt() for prompt in prompts]
-    rows = [prompt.embeddings() for prompt in prompts]
-    longest = max(row.shape[1] for row in rows)
-    padded = [F.pad(row, (0, 0, 0, longest - row.shape[1])) for row in rows]
-    end = torch.cat([prompt.end for prompt in prompts])
-    features = prompts[0]._vlm[0].encode_prompts(torch.cat(padded), end)
-    return list(features.split([len(row) for row in rows]))
+    return _encode(prompts)
+
+
+def _encode(prompts: Sequence[LearntPrompts]) -> list[Tensor]:
+    vlm = prompts[0]._vlm[0]
+    layouts = {prompt.layout for prompt in prompts}
+    if layouts == {None}:
+        rows = [prompt.embeddings() for prompt in prompts]
+        longest = max(row.shape[1] for row in rows)
+        padded = [F.pad(row, (0, 0, 0, longest - row.shape[1])) for row in rows]
+        end = torch.cat([prompt.end for prompt in prompts])
+        features = vlm.encode_prompts(torch.cat(padded), end)
+        return list(features.split([len(row) for row in rows]))
+    if len(layouts) > 1:
+        return [_encode([prompt])[0] for prompt in prompts]
+    parts = []
+    for trees in zip(*(prompt.trees for prompt in prompts), strict=True):
+        rows = [
+            torch.cat([prompt.start[0], prompt.context, tree.names])
+            for prompt, tree in zip(prompts, trees, strict=True)
+        ]
+        tree = trees[0]  # but for the names they are the same
+        found = (torch.stack(rows), tree.positions, tree.mask, tree.ends)
+        parts.append(vlm.text_tower.encode_tree(*found))
+    return list(torch.cat(parts, dim=1))
 
 
 def _normal(shape: tuple[int, ...], seed: int) -> Tensor:

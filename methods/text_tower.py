@@ -11,7 +11,7 @@ from typing import Any
 
 import open_clip
 import torch
-from open_clip.transformer import TextTransformer
+from open_clip.transformer import ResidualAttentionBlock, TextTransformer
 from torch import Tensor, nn
 
 from methods.errors import UserError
@@ -122,6 +122,33 @@ class TextTower(nn.Module):
             )
         return self._encode(embeddings, end)
 
+    def encode_tree(
+        self, embeddings: Tensor, positions: Tensor, mask: Tensor, ends: Tensor
+    ) -> Tensor:
+        """Return (R, K, d) features of R sequences with K texts each, see `prompts.NameTree`.
+
+        For `cuttable` towers.
+
+        Args:
+            embeddings: (R, N, w) token embeddings.
+            positions: (N,) int64 position of each token in its own text.
+            mask: (N, N) float, added to the attention's logits.
+            ends: (K,) int64 places of the texts' end tokens.
+        """
+        x = embeddings + self.positional_embedding[positions]
+        last = self.transformer.resblocks[-1]
+        if isinstance(last, ResidualAttentionBlock) and self.transformer.batch_first:
+            for block in self.transformer.resblocks[:-1]:
+                x = block(x, attn_mask=mask)
+            # Of the last block only what the end tokens give is read.
+            seen = last.ln_1(x)
+            found = last.attention(seen.index_select(1, ends), seen, seen, attn_mask=mask[ends])
+            x = x.index_select(1, ends) + last.ls_1(found)
+            x = x + last.ls_2(last.mlp(last.ln_2(x)))
+        else:
+            x = self.transformer(x, attn_mask=mask).index_select(1, ends)
+        return self._project(self.ln_final(x))
+
     @property
     def padding_embedding(self) -> Tensor:
         """(1, 1, w) embedding of the padding token."""
@@ -139,6 +166,9 @@ class TextTower(nn.Module):
             x = x[:, -1]
         else:
             x = x[torch.arange(len(x), device=x.device), end]
+        return self._project(x)
+
+    def _project(self, x: Tensor) -> Tensor:
         if self.text_projection is None:
             return x
         if isinstance(self.text_projection, nn.Linear):

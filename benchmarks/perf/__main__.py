@@ -10,6 +10,7 @@ from methods.errors import UserError
 
 MEASUREMENTS = {
     "input": "pairs of views per second, against per-image Pillow transforms in a DataLoader",
+    "prompts": "text features of learnt prompts, against prompts of full length one by one",
     "scaling": "images trained on per second by two processes, against one",
     "status": "seconds that `run.py status` takes for thousands of runs",
     "submit": "seconds from a grid's name to its jobs in a SLURM queue",

@@ -22,7 +22,7 @@ MODELS = {
     "tiny-vit-qk": {
         "embed_dim": 24,
         "vision_cfg": {**VIT, "qk_norm": True, "pool_type": "avg"},
-        "text_cfg": {**TEXT, "pool_type": "eos", "eos_id": 49407},
+        "text_cfg": {**TEXT, "pool_type": "eos", "eos_id": 49407, "qk_norm": True},
         "custom_text": True,
     },
     "tiny-bidirectional": {

@@ -19,19 +19,29 @@ def test_context_of_real_words_encodes_as_the_full_text(load):
     assert torch.allclose(prompts(), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("row", [1024, 10])
 @pytest.mark.parametrize("name", ["tiny-rn", "tiny-vit-qk", "tiny-bidirectional"])
-def test_learnt_context_equals_full_length_evaluation(load, name):
+def test_learnt_context_equals_full_length_evaluation(load, monkeypatch, name, row):
+    monkeypatch.setattr("methods.prompts.LONGEST_ROW", row)
     vlm = load(name)
     prompts = LearntPrompts(vlm, NAMES, length=5, seed=2)
+    # The sequences of several names: one, or as many as the longest row asks for.
+    assert len(prompts.trees) == (0 if name == "tiny-bidirectional" else 1 if row == 1024 else 3)
     tower = vlm.text_tower
     # Full-length reference: placeholder tokens, embedded, with the context written over them.
     ids, end = tower.tokenise([f"{'x ' * 5}{n}." for n in NAMES])
     embedded = tower.token_embedding(ids).clone()
-    embedded[:, 1:6] = prompts.context.detach()
+    context = prompts.context.detach().clone().requires_grad_()
+    embedded[:, 1:6] = context
     x = embedded + tower.positional_embedding
     x = tower.ln_final(tower.transformer(x, attn_mask=tower.attn_mask))
     picked = x[:, -1] if tower.pool == "last" else x[torch.arange(3), end]
-    assert torch.allclose(prompts(), picked @ tower.text_projection, atol=1e-5)
+    expected = picked @ tower.text_projection
+    assert torch.allclose(prompts(), expected, atol=1e-5)
+    weights = torch.randn(expected.shape)
+    (prompts() * weights).sum().backward()
+    (expected * weights).sum().backward()
+    assert torch.allclose(prompts.context.grad, context.grad, atol=1e-5)
 
 
 def test_shared_and_class_specific_contexts(load):
@@ -82,15 +92,39 @@ def test_copies_do_not_share_what_they_remember(load):
         assert torch.equal(model["prompts"](), before)
 
 
-def test_several_prompts_in_one_pass(load):
+@pytest.mark.parametrize(
+    ("options", "passes"),
+    [
+        # Alike, with one context each; contexts of their own; not alike.
+        ([{"length": 3}, {"length": 3, "seed": 1}], 1),
+        ([{"length": 3, "class_specific": True}, {"length": 9, "class_specific": True}], 1),
+        ([{"length": 3}, {"length": 9}], 2),
+        ([{"length": 3}, {"length": 3, "class_specific": True}], 2),
+    ],
+)
+def test_several_prompts_in_as_few_passes_as_possible(load, options, passes):
     vlm = load()
-    first, second = LearntPrompts(vlm, NAMES, length=3), LearntPrompts(vlm, NAMES[:2], length=9)
-    passes = []
-    vlm.text.transformer.register_forward_hook(lambda *_: passes.append(1))
+    first, second = (LearntPrompts(vlm, NAMES, **some) for some in options)
+    done = []
+    hook = vlm.text.ln_final.register_forward_hook(lambda *_: done.append(1))
     together = encode_together([first, second])
-    assert len(passes) == 1
+    assert len(done) == passes
+    hook.remove()
     for found, prompts in zip(together, (first, second), strict=True):
         assert torch.allclose(found, prompts(), atol=1e-5)
+
+
+def test_a_shared_context_is_read_once_for_all_names(load):
+    vlm = load()
+    prompts = LearntPrompts(vlm, NAMES, length=16)
+    seen = []
+    first = vlm.text.transformer.resblocks[0]
+    first.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape))
+    prompts()
+    # Of each name: its words, a full stop and an end token.
+    lengths = [int(end) - 16 for end in prompts.end]
+    assert seen == [(1, 17 + sum(lengths), 32)]
+    assert sum(lengths) < 3 * max(lengths)
 
 
 def test_prompts_that_do_not_fit_are_refused(load):
