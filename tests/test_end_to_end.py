@@ -129,16 +129,20 @@ def wait_for(condition, process, seconds: float = 120.0):
     pytest.fail("waited in vain")
 
 
-@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
-def test_a_run_stopped_in_the_middle_ends_with_the_same_bytes(tmp_path, voc_root, stop):
-    grid = tmp_path / "grid.toml"
-    # Long enough that a signal always comes before the end.
+@pytest.fixture(scope="module")
+def long(tmp_path_factory, voc_root):
+    """A run that is long enough for a signal to come before its end, and its calm execution."""
+    calm = CommandLine(tmp_path_factory.mktemp("calm"))
+    grid = calm.folder / "grid.toml"
     grid.write_text(grid_text(voc_root, '["csaa"]', epochs=12))
-    calm, rough = CommandLine(tmp_path / "calm"), CommandLine(tmp_path / "rough")
-    for one in (calm, rough):
-        one.folder.mkdir()
     calm("--grid", str(grid), "--checkpoint-seconds", "0", "--no-plots")
+    return grid, calm
 
+
+@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
+def test_a_run_stopped_in_the_middle_ends_with_the_same_bytes(tmp_path, long, stop):
+    grid, calm = long
+    rough = CommandLine(tmp_path)
     process = rough.start("--grid", str(grid), "--checkpoint-seconds", "0", "--no-plots")
 
     def in_the_middle():

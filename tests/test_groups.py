@@ -291,10 +291,6 @@ def test_variables_that_would_change_the_training_are_refused(
     assert "Traceback" not in err
 
 
-def beat(position, age=0.0):
-    return Beat(position, f"place {position}", 70.0, age, f"host, process {position}")
-
-
 def test_a_rank_that_is_left_in_the_environment_makes_no_group():
     # As under `srun` or in a shell of a launcher: accelerate would look for others at MASTER_ADDR.
     left = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
@@ -305,6 +301,10 @@ def test_a_rank_that_is_left_in_the_environment_makes_no_group():
         env={**{k: v for k, v in os.environ.items() if k != "MASTER_ADDR"}, **left},
     )  # fmt: skip
     assert (done.stdout, done.returncode) == ("1\n", 0), done.stderr
+
+
+def beat(position, age=0.0):
+    return Beat(position, f"place {position}", 70.0, age, f"host, process {position}")
 
 
 @pytest.mark.parametrize(
