@@ -13,7 +13,7 @@ the same authors' CAP code (github xiemk/SSMLL-CAP), the local features DualCoOp
 the attention pool (github sunxm2357/DualCoOp).
 
 Expected score: none is known. Cost: one trainable forward and backward pass of the image tower per
-step, the text tower over 2·K short prompts, and one scoring pass over the pool per epoch.
+step, the text tower over two contexts and 2·K names, and one scoring pass over the pool per epoch.
 """
 
 from __future__ import annotations

@@ -11,15 +11,15 @@ weighted.
 
 What differs from the official code: trained on the labelled share with every label known, where
 the paper has partial labels of all images; no first epoch at a constant rate of 1e-5; the cosine
-schedule steps per optimiser step instead of per epoch; the text sequences are cut to the longest
-in use, which is exact; the focal weight is detached from the graph, as in ASL's code (the official
+schedule steps per optimiser step instead of per epoch; a shared context is read once for all
+classes, which is exact; the focal weight is detached from the graph, as in ASL's code (the official
 loss file was not at hand). As in the official code, and unlike the paper's formula and DualCoOp++,
 the mean token and the positional embedding of the attention pool take part (``locations``).
 
 Expected score: none known under this protocol; COCO val2014, CLIP RN101 at 224 pixels trained on
 1 % of the images: 56.3 mAP (Xie et al., "Unlocking the power of co-occurrence in CLIP"). Cost: one
-forward pass of the frozen image tower per labelled image and epoch, and the text tower over 2K
-short prompts per step.
+forward pass of the frozen image tower per labelled image and epoch, and the text tower over 2
+contexts and 2K names per step.
 """
 
 from __future__ import annotations
