@@ -40,6 +40,7 @@ from benchmarks.data.memory import keep_large_blocks
 from benchmarks.data.rng import permutation
 from benchmarks.data.types import Dataset, ImageSet
 from benchmarks.data.views import make_view
+from benchmarks.perf import positive
 from benchmarks.perf.machine import cores, machine
 from benchmarks.perf.pillow import Batches
 from benchmarks.provenance import packages
@@ -57,12 +58,12 @@ VERSIONS = ("python", "torch", "torchvision", "numpy", "pillow")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of this measurement."""
     parser.add_argument("--json", action="store_true", help="print one JSON line, not the table")
-    parser.add_argument("--size", type=_positive, default=224, help="side of the views in pixels")
-    parser.add_argument("--batch", type=_positive, default=64, help="pairs of views in a batch")
-    parser.add_argument("--workers", type=_positive, default=min(2, cores()),
+    parser.add_argument("--size", type=positive, default=224, help="side of the views in pixels")
+    parser.add_argument("--batch", type=positive, default=64, help="pairs of views in a batch")
+    parser.add_argument("--workers", type=positive, default=min(2, cores()),
                         help="cores that each path uses (default: 2)")  # fmt: skip
     parser.add_argument("--images", type=Path, metavar="DIR", help="folder of real images to use")
-    parser.add_argument("--seconds", type=_positive, default=50, help="time to measure for")
+    parser.add_argument("--seconds", type=positive, default=50, help="time to measure for")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -321,13 +322,6 @@ def _dataset(paths: Sequence[Path]) -> Dataset:
                         np.ones((len(some), 1), np.uint8))  # fmt: skip
 
     return Dataset("perf", ("any",), ("any",), images(paths[:-1]), images(paths[-1:]))
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not positive")
-    return value
 
 
 def _say(line: str) -> None:

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.data.names import COCO, NUS, VOC, prompt_names
+from benchmarks.perf import positive
 from benchmarks.perf.machine import machine
 from benchmarks.provenance import packages
 from methods.backbones import BackboneSpec, load_backbone
@@ -43,8 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="model (default: open_clip/RN101)")  # fmt: skip
     parser.add_argument("--classes", choices=sorted(CLASSES), default="voc",
                         help="whose class names (default: voc)")  # fmt: skip
-    parser.add_argument("--length", type=int, default=16, help="learnt tokens (default: 16)")
-    parser.add_argument("--rounds", type=int, default=3,
+    parser.add_argument("--length", type=positive, default=16, help="learnt tokens (default: 16)")
+    parser.add_argument("--rounds", type=positive, default=3,
                         help="rounds, after one that warms up (default: 3)")  # fmt: skip
 
 

@@ -25,6 +25,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.perf import positive
 from benchmarks.perf.machine import machine
 from methods.errors import UserError
 from results.store import RunStore, error_signature
@@ -46,8 +47,8 @@ RUN_PY = Path(__file__).resolve().parents[1] / "run.py"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of this measurement."""
     parser.add_argument("--json", action="store_true", help="print one JSON line, not the table")
-    parser.add_argument("--runs", type=_positive, default=10_000, help="runs (default: 10000)")
-    parser.add_argument("--rounds", type=_positive, default=5,
+    parser.add_argument("--runs", type=positive, default=10_000, help="runs (default: 10000)")
+    parser.add_argument("--rounds", type=positive, default=5,
                         help="rounds, after one that warms up (default: 5)")  # fmt: skip
 
 
@@ -217,10 +218,3 @@ def _json(path: Path, value: dict[str, Any]) -> None:
 
 def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not positive")
-    return value

@@ -18,6 +18,7 @@ from benchmarks.checkpoint import Checkpoints
 from benchmarks.data.sampler import SemiSampler
 from benchmarks.grid import load
 from benchmarks.group import Group
+from benchmarks.perf import positive
 from benchmarks.perf.machine import machine
 from benchmarks.plan import Job, resolve
 from benchmarks.probe import PseudoLabelProbe
@@ -44,9 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser, *, steps: int, rounds: int) -
     parser.add_argument("--grid", default="embedded",
                         help="grid that says how: its first run of the method is taken (default: "
                              "embedded, that is GlyphScenes at ratio 0.05)")  # fmt: skip
-    parser.add_argument("--steps", type=_positive, default=steps,
+    parser.add_argument("--steps", type=positive, default=steps,
                         help=f"steps of a round (default: {steps})")  # fmt: skip
-    parser.add_argument("--rounds", type=_positive, default=rounds,
+    parser.add_argument("--rounds", type=positive, default=rounds,
                         help=f"rounds, after one that warms up (default: {rounds})")  # fmt: skip
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("SSMLL_DATA", "data")),
                         help="folder of the datasets (default: $SSMLL_DATA or ./data)")  # fmt: skip
@@ -205,10 +206,3 @@ def say(line: str) -> None:
 def progress() -> Callable[[str], Callable[[int, int], None]]:
     """Progress of the preparation of images."""
     return Progress().counter
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not positive")
-    return value
