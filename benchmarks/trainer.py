@@ -173,8 +173,10 @@ class Trainer:
         self.epoch, self.step = progress["epoch"], progress["step"]
         self.images_seen, self.seconds = progress["images_seen"], progress["seconds"]
         self.oracle, self.val = progress["oracle"], progress["val"]
-        if self.group.is_main:  # sums over all processes: one of them goes on with them
-            self.losses = dict(progress["losses"])
+        # Sums over all processes: one of them goes on with them, the others from nothing.
+        self.losses = dict.fromkeys(progress["losses"], 0.0)
+        if self.group.is_main:
+            self.losses |= progress["losses"]
             if self.probe:
                 self.probe.load(state["counts"])
         return True
@@ -217,7 +219,7 @@ class Trainer:
             wish = self.group.agree_soon(self._wish(self.step < total))
             if wish or self.step == total:  # nothing is left on its way
                 wish = max(wish, self.group.settle())
-            if wish:
+            if wish == STOP or (wish == SAVE and self.step < total):  # an epoch ends with a save
                 self.seconds += time.monotonic() - started
                 started = time.monotonic()
                 self._save()

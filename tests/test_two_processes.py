@@ -151,7 +151,8 @@ def test_two_processes_end_where_one_does(calm, method):
     assert_alike(calm(1, method), calm(2, method))
 
 
-@pytest.mark.parametrize(("first", "then"), [(2, 1), (1, 2)])
+# Two processes that are asked at the last step but one of an epoch save after its last.
+@pytest.mark.parametrize(("first", "then"), [(2, 1), (1, 2), (2, 2)])
 def test_a_run_goes_on_with_another_number_of_processes(tmp_path, grid, calm, first, then):
     outcome(first, grid("csaa"), tmp_path, "csaa", stop=SAVE_AT)
     assert_alike(calm(1, "csaa"), outcome(then, grid("csaa"), tmp_path, "csaa"))

@@ -118,25 +118,30 @@ def calm_long(tmp_path_factory, long) -> Path:
     return calm_run(tmp_path_factory.mktemp("calm-long"), long)
 
 
-def test_a_grid_fans_out_and_its_table_is_that_of_this_machine(slurm, tmp_path, small, calm):
-    command = OnCluster(tmp_path, slurm, small, minutes=20)  # two runs of unknown length a job
+def test_a_grid_fans_out_and_its_table_is_that_of_this_machine(slurm, tmp_path):
+    smoke = Path("smoke")
+    here = CommandLine(tmp_path / "here")
+    here.folder.mkdir()
+    here("--grid", "smoke", "--no-plots")
+    command = OnCluster(tmp_path, slurm, smoke)
     # Both GPUs of a node: no two jobs share one.
     command.profile.write_text(command.profile.read_text().replace("gpus = 1", "gpus = 2"))
+    shutil.copytree(here.data / "glyphscenes", command.data / "glyphscenes")  # rendered, not cached
     _, told = command.launch("--yes", "--wait", "--no-plots")
     assert "a job does it" in told  # the images were cached by a node
-    assert table_of(command.runs, small) == table_of(calm, small)
-    assert command.predictions() == predictions(calm)
+    assert table_of(command.runs, smoke) == table_of(here.runs, smoke)
+    assert command.predictions() == predictions(here.runs)
     found = results(command.runs)
     places = {result["provenance"]["environment"]["SLURMD_NODENAME"] for result in found}
     assert len(places) >= 3
     assert set(attempts(command.runs).values()) == {1}
     # They ran a copy of the code as it was, changes included.
-    here = subprocess.run(
+    code = subprocess.run(
         [sys.executable, "-c", "from benchmarks.provenance import code_state as c; print(c())"],
         cwd=ROOT, capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
     assert {str({k: r["provenance"][k] for k in ("commit", "dirty")}) for r in found} == {
-        here.strip()
+        code.strip()
     }
     # Once more: nothing to do, and the estimates are measured now.
     out, told = command.launch("--yes", "--wait", "--no-plots")
