@@ -208,7 +208,7 @@ def test_two_nodes_train_one_run_together(slurm, tmp_path, small, calm):
     command = OnCluster(tmp_path, slurm, small)
     shutil.copytree(calm.parent / "data", command.data)
     command.launch("--yes", "--wait", "--no-plots", "--processes", "2", "--nodes", "2",
-                   "--methods", "csaa", "--seeds", "1")  # fmt: skip
+                   "--methods", "fixmatch", "--seeds", "1")  # fmt: skip
     (result,) = results(command.runs)
     assert result["provenance"]["processes"] == 2
     log = next((command.runs / "slurm" / "launches").glob("*/jobs/*_1_log.out"))
