@@ -207,6 +207,7 @@ def test_lost_jobs_and_nodes_end_in_a_complete_table(slurm, tmp_path, small, cal
 def test_two_nodes_train_one_run_together(slurm, tmp_path, small, calm):
     command = OnCluster(tmp_path, slurm, small)
     shutil.copytree(calm.parent / "data", command.data)
+    # Not CSAA: its seeds 1 and 2 part here by more than the tolerance (docs/processes.md).
     command.launch("--yes", "--wait", "--no-plots", "--processes", "2", "--nodes", "2",
                    "--methods", "fixmatch", "--seeds", "1")  # fmt: skip
     (result,) = results(command.runs)
