@@ -34,29 +34,13 @@ from pathlib import Path
 
 import psutil
 
+from benchmarks.smallgrid import command, write_grid, write_scenes
 from results.errors import StoreError
 from results.store import RunStore
 
-RUN = Path(__file__).resolve().parent / "run.py"
 LAUNCHERS = 2
 KINDS = ("launcher", "worker", "process")
-GRID = """
-description = "a small grid for chaos"
-datasets = [{{ name = "coco", alias = "scenes", root = {root} }}]
-ratios = [0.3]
-seeds = {seeds}
-methods = ["linear_probe", "supervised", "fixmatch", "csaa"]
-recipe = "embedded"
-[override]
-resolution = 64
-warmup_epochs = 3
-epochs = 3
-labelled_epochs = 6
-batch_labelled = 8
-batch_unlabelled = 24
-batch_warmup = 16
-eval_every = 1
-"""
+METHODS = ("linear_probe", "supervised", "fixmatch", "csaa")
 
 
 @dataclass
@@ -98,24 +82,16 @@ class Chaos:
     def __init__(
         self, folder: Path, processes: int, seeds: int, pace: float, draw: random.Random
     ) -> None:
-        from benchmarks.data import glyphscenes
-
         self.folder, self.processes, self.pace, self.draw = folder, processes, pace, draw
-        scenes = glyphscenes.write(folder, sizes={"train": 240, "test": 60}, workers=1)
-        self.grid = folder / "chaos.toml"
-        numbers = list(range(1, seeds + 1))
-        self.grid.write_text(GRID.format(root=json.dumps(str(scenes)), seeds=numbers))
+        self.grid = write_grid(folder / "chaos.toml", write_scenes(folder), seeds, METHODS)
         self.seen = Seen()
         # Two launchers at once: with more threads they would fight for the cores.
         self.environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         self.expected = self._calm()
 
     def _command(self, runs: Path) -> list[str]:
-        return [
-            sys.executable, str(RUN), "--grid", str(self.grid), "--data", str(self.folder / "data"),
-            "--runs", str(runs), "--processes", str(self.processes), "--workers", "1",
-            "--checkpoint-seconds", "1", "--no-plots", "--hang-seconds", "60",
-        ]  # fmt: skip
+        words = command(self.grid, self.folder / "data", runs, self.processes)
+        return [*words, "--checkpoint-seconds", "1", "--hang-seconds", "60"]
 
     def _calm(self) -> dict[str, bytes]:
         runs = self.folder / "calm"

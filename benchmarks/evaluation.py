@@ -12,6 +12,7 @@ from benchmarks.data.cache import Prepared
 from benchmarks.data.loader import Loader
 from benchmarks.data.views import make_view
 from benchmarks.strategy import Strategy
+from methods.base import at_least_fp32
 
 
 class OutOfMemory(RuntimeError):  # noqa: N818 - it is an outcome of a run before it is an error
@@ -63,7 +64,7 @@ class Scorer:
             epoch: epoch of the view's draws.
 
         Returns:
-            (n, C) float32 on the CPU, the same on every process.
+            (n, C) float32, under precision "fp64" float64, on the CPU, the same on every process.
 
         Raises:
             OutOfMemory: the device is too small for a batch.
@@ -78,8 +79,9 @@ class Scorer:
         stream = loader.stream(split, (indices[some] for some in chunks))
         for some, images in zip(chunks, stream, strict=True):
             view = make_view(images, indices[some], policy=policy, seed=self.seed, epoch=epoch)
+            view = view.to(self.strategy.dtype)
             with self.strategy.autocast(), memory_advice(f"recipe.eval_batch = {self.batch}"):
-                rows.append(forward(view).float())
+                rows.append(at_least_fp32(forward(view)))
             group.busy()
         group.at("gathering of the scores")
         if world == 1:
@@ -92,7 +94,7 @@ class Scorer:
         columns = int(self.accelerator.gather(width).max())
         longest = -(-total // self.strategy.group.world)
         positions = torch.full((longest,), -1, dtype=torch.int64, device=device)
-        padded = torch.zeros((longest, columns), device=device)
+        padded = torch.zeros((longest, columns), dtype=self.strategy.dtype, device=device)
         positions[: len(mine)] = mine.to(device)
         if scores is not None:
             padded[: len(mine)] = scores
@@ -103,6 +105,6 @@ class Scorer:
             raise RuntimeError(
                 f"gathered {int(real.sum())} scores for {total} images: a process lost its share"
             )
-        gathered = torch.empty((total, columns), device=device)
+        gathered = padded.new_empty((total, columns))
         gathered[all_positions[real]] = all_scores[real]
         return gathered

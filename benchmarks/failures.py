@@ -18,8 +18,8 @@ EXIT_LOST = 77
 """Exit code of a process that another one of its group left: there is nothing to record."""
 
 
-class GroupHung(RuntimeError):  # noqa: N818 - it is an outcome of a run before it is an error
-    """Nothing moved in a group of processes for too long; names the ranks that hold it up."""
+class Hung(RuntimeError):  # noqa: N818 - it is an outcome of a run before it is an error
+    """Nothing moved for too long; names the process, or those of a group that hold it up."""
 
 
 class GroupBroken(BaseException):

@@ -4,7 +4,7 @@ Every process (rank) of a group holds a `Group`. Rank 0 chooses what is done nex
 each training step the ranks say whether they wish to go on, and after the next one they know. While
 a run is worked on, a thread of each rank writes down how far its rank is; if nothing moves in the
 whole group for too long, the ranks that stand furthest back are named, the run is recorded as
-failed and the group ends.
+failed and the group ends. So does a process that works alone.
 
 The agreement goes over gloo on the CPU, so that it never waits for a GPU.
 """
@@ -174,14 +174,12 @@ class Group:
         """Watch over the group while a run is worked on.
 
         Args:
-            directory: the run's folder, seen by all ranks; each keeps a small file there.
+            directory: the run's folder, seen by all ranks; where there are several, each keeps a
+                small file there.
             generation: number of the attempt; the files of earlier ones are not looked at.
             limit: seconds without any movement in the whole group.
             hung: called with one line, from a thread, when the limit is passed.
         """
-        if self.world == 1:
-            yield
-            return
         self._position, self._place, self._moved = 0, "start", time.monotonic()
         over = threading.Event()
         watch = threading.Thread(
@@ -201,17 +199,27 @@ class Group:
         over: threading.Event,
     ) -> None:  # fmt: skip
         self._beat(directory, generation, 0.0)  # at once: it may be stopped before the next
-        while not over.wait(limit / _BEATS_PER_LIMIT):
-            idle = time.monotonic() - self._moved
+        pause, woke = limit / _BEATS_PER_LIMIT, time.monotonic()
+        while not over.wait(pause):
+            now = time.monotonic()
+            late, woke = now - woke - pause, now
+            if late > pause:  # the process itself was stopped (Ctrl-Z, a suspended job): no idling
+                self._moved = min(now, self._moved + late)
+            idle = now - self._moved
             self._beat(directory, generation, idle)
             if idle < limit:
                 continue
+            if self.world == 1:
+                hung(f"{_who()} hangs at {self._place} for {limit:g} s")
+                return
             beats = [_read(directory, generation, rank) for rank in range(self.world)]
             if all(beat is None or beat.idle + _missed(beat, limit) >= limit for beat in beats):
                 hung(diagnosis(beats, limit))
                 return
 
     def _beat(self, directory: Path, generation: int, idle: float) -> None:
+        if self.world == 1:  # nobody would read it
+            return
         with suppress(OSError):  # a hiccup of a network disk: the next beat is soon
             _write(directory, generation, self.rank, self._position, self._place, idle)
 
@@ -259,11 +267,14 @@ def _file(directory: Path, generation: int, rank: int) -> Path:
     return directory / f"beat.{generation:06d}.{rank}"
 
 
+def _who() -> str:
+    return f"{socket.gethostname()}, process {os.getpid()}"
+
+
 def _write(
     directory: Path, generation: int, rank: int, position: int, place: str, idle: float
 ) -> None:
-    who = f"{socket.gethostname()}, process {os.getpid()}"
-    beat = {"position": position, "place": place, "idle": idle, "who": who, "time": time.time()}
+    beat = {"position": position, "place": place, "idle": idle, "who": _who(), "time": time.time()}
     atomic_write_bytes(_file(directory, generation, rank), json.dumps(beat).encode())
 
 

@@ -24,7 +24,7 @@ from benchmarks.failures import (
     EXIT_BROKEN,
     EXIT_LOST,
     GroupBroken,
-    GroupHung,
+    Hung,
     failure,
 )
 from benchmarks.group import lost_peer
@@ -166,7 +166,7 @@ class Execution:
     def _record(
         self, title: str, directory: Path, lease: Lease | Share, error: Exception
     ) -> None:  # fmt: skip
-        known = self.group.world == 1 or isinstance(error, GroupHung)
+        known = self.group.world == 1 or isinstance(error, Hung)
         rank = "" if known else f"rank {self.group.rank}: "
         line = f"{rank}{type(error).__name__}: {error}"
         try:
@@ -183,7 +183,7 @@ class Execution:
     ) -> Callable[[str], None]:  # fmt: skip
         def hung(line: str) -> None:
             time.sleep(self.group.rank)  # all ranks see it at once; one of them tells
-            self._record(title, directory, lease, GroupHung(line))
+            self._record(title, directory, lease, Hung(line))
             # The main thread may wait in a collective for ever: only the process can end it.
             os._exit(EXIT_BROKEN)
 
@@ -260,7 +260,7 @@ class Execution:
 
     def _calibrate(self, method: StepMethod, job: Job) -> None:
         """Let a method that starts from scratch set its biases on the labelled images."""
-        method.to(self.accelerator.device).eval()
+        method.to(self.accelerator.device, self.strategy.dtype).eval()
         scorer = Scorer(job.prepared, self.strategy, job.cell.recipe.eval_batch, job.spec.seed)
         labelled = torch.from_numpy(job.split.labelled)
         logits = scorer.scores(method.predict, "train", labelled, "test", 0)
@@ -349,7 +349,7 @@ class Execution:
             })  # fmt: skip
 
     def _features(self, directory: Path, job: Job) -> None:
-        backbone = self._backbone(job).to(self.accelerator.device).eval()
+        backbone = self._backbone(job).to(self.accelerator.device, self.strategy.dtype).eval()
         scorer = Scorer(job.prepared, self.strategy, job.cell.recipe.eval_batch, 0)
         for split in ("train", "test"):
             everything = torch.arange(len(getattr(job.prepared, split)))

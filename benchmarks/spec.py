@@ -18,7 +18,6 @@ from typing import Any, Literal
 from methods.errors import UserError, nearest
 
 Kind = Literal["fit", "labelled", "semi"]
-PRECISIONS = ("fp32", "fp16", "bf16")
 STRATEGIES = ("ddp", "zero1", "zero2")
 _REFUSED = {
     "zero0": "stage 0 shares nothing; use 'ddp'",
@@ -27,21 +26,26 @@ _REFUSED = {
     "fsdp": "it spreads the weights, and their moving average (EMA) needs them whole; use 'zero2'",
 }
 
+_DDP_ONLY = {
+    "fp16": "whose loss scaling only the strategy 'ddp' has",
+    "fp64": "because DeepSpeed keeps its weights in float32",
+}
+
 
 def check_strategy(name: str, precision: str, where: str) -> None:
     """Refuse a way of spreading steps over processes that does not exist or cannot work.
 
     Raises:
-        UserError: an unknown strategy, one that cannot work here, or ZeRO with fp16.
+        UserError: an unknown strategy, one that cannot work here, or ZeRO with fp16 or fp64.
     """
     if name in _REFUSED:
         raise UserError(f"{where}: {name!r} is not supported: {_REFUSED[name]}")
     if name not in STRATEGIES:
         raise UserError(f"{where}: no strategy {name!r}{nearest(name, STRATEGIES)}")
-    if name != "ddp" and precision == "fp16":
+    if name != "ddp" and precision in _DDP_ONLY:
         raise UserError(
-            f"{where}: {name!r} does not go with precision 'fp16', whose loss scaling only the "
-            "strategy 'ddp' has; use 'bf16' or 'fp32'"
+            f"{where}: {name!r} does not go with precision {precision!r}, {_DDP_ONLY[precision]}; "
+            "use 'bf16' or 'fp32'"
         )
 
 
@@ -65,7 +69,9 @@ class Recipe:
         warmup_weights: which weights of the warm-up the semi-supervised part starts from.
         ema_decay: decay of the exponential moving average of the weights, per step.
         clip_norm: largest gradient norm; 0 switches clipping off. Never "auto".
-        precision: arithmetic of forward and backward passes.
+        precision: arithmetic of forward and backward passes; with "fp16" and "bf16" weights stay
+            float32. With "fp64" all is float64, where rounding is too small to be seen in a
+            prediction: for checks that two ways to compute a run are the same.
         strategy: how a step is spread over processes, see `benchmarks.strategy`: "ddp", or
             DeepSpeed's "zero1" or "zero2". The number of processes is no part of a run's identity.
         eval_every: epochs between evaluations on the test images; the last is always evaluated.
@@ -88,7 +94,7 @@ class Recipe:
     warmup_weights: Literal["model", "ema"] = "model"
     ema_decay: float = 0.9997
     clip_norm: float = 0.0
-    precision: Literal["fp32", "fp16", "bf16"] = "fp32"
+    precision: Literal["fp32", "fp16", "bf16", "fp64"] = "fp32"
     strategy: str = "ddp"
     eval_every: int = 1
     evaluate: Literal["ema", "both"] = "ema"

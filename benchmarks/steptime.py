@@ -66,7 +66,7 @@ def measure_features(job: Job, strategy: Strategy) -> dict[str, float]:
     """A forward pass of the frozen backbone over training images."""
     started = _clock(strategy)
     backbone = load_backbone(job.cell.backbone, job.cell.recipe.resolution)
-    backbone = backbone.to(strategy.accelerator.device).eval()
+    backbone = backbone.to(strategy.accelerator.device, strategy.dtype).eval()
     scorer = Scorer(job.prepared, strategy, job.cell.recipe.eval_batch, 0)
     start = _clock(strategy) - started
     some = _some(torch.arange(len(job.prepared.train)), job, strategy)
@@ -84,7 +84,7 @@ def measure_fit(job: Job, strategy: Strategy) -> dict[str, float]:
     method = methods.create(job.spec.method, backbone=backbone, task=task, **job.spec.hyper)
     assert isinstance(method, FitMethod)  # what the kind of the cell says
     start = time.monotonic() - started
-    backbone = backbone.to(strategy.accelerator.device).eval()
+    backbone = backbone.to(strategy.accelerator.device, strategy.dtype).eval()
     scorer = Scorer(job.prepared, strategy, job.cell.recipe.eval_batch, 0)
     some = _some(torch.from_numpy(job.split.labelled[:rows]), job, strategy)
     found = scorer.scores(backbone.features, "train", some, "test", 0)

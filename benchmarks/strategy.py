@@ -58,7 +58,7 @@ class Strategy:
 
     def __init__(self, precision: str, group: Group) -> None:
         self.precision, self.group = precision, group
-        mixed = {"fp32": "no", "fp16": "fp16", "bf16": "bf16"}[precision]
+        mixed = precision if precision in ("fp16", "bf16") else "no"
         # Every step uses every trained parameter (torch refuses another step otherwise), so the
         # graph of the first step holds for all, and need not be walked again.
         ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True, static_graph=True)
@@ -68,6 +68,11 @@ class Strategy:
         )
         scaler = self.accelerator.scaler
         self._fresh_scaler = scaler.state_dict() if scaler is not None else None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of weights, views and scores: float64 for the precision "fp64", else float32."""
+        return torch.float64 if self.precision == "fp64" else torch.float32
 
     def prepare(
         self, method: torch.nn.Module, optimizer: torch.optim.Optimizer, *, batch: int, clip: float

@@ -28,7 +28,7 @@ from benchmarks.probe import PseudoLabelProbe
 from benchmarks.schedule import Outcome, Schedule, TrainData, build_optimizer
 from benchmarks.spec import Recipe
 from benchmarks.strategy import Strategy
-from methods.base import Batch, Pool, StepMethod
+from methods.base import Batch, Pool, StepMethod, at_least_fp32
 
 GO_ON, SAVE, STOP = range(3)
 """What a process wishes after a step; the largest wish of all is done."""
@@ -105,7 +105,7 @@ class Trainer:
         self.summarise, self.summarise_val = summarise, summarise_val
         self.on_epoch, self.on_step, self.should_stop = on_epoch, on_step, should_stop
         device = self.accelerator.device
-        method.to(device)
+        method.to(device, strategy.dtype)
         self.sampler = SemiSampler(
             len(data.labelled), len(data.unlabelled) if schedule.batch_unlabelled else 0,
             schedule.batch_labelled, schedule.batch_unlabelled, seed,
@@ -117,7 +117,7 @@ class Trainer:
             clip=recipe.clip_norm,
         )  # fmt: skip
         self.method = method  # what `model` wraps
-        self.targets = data.targets.to(device)
+        self.targets = data.targets.to(device, strategy.dtype)
         self.views = FAMILIES[recipe.views]
         self.loader = Loader(data.prepared, device)
         self._drawn: deque[Drawn] = deque()
@@ -243,7 +243,7 @@ class Trainer:
         with memory_advice(self._batch_knob()):
             with self.strategy.autocast():
                 output = self.model(batch)
-            total = torch.stack([loss.float() for loss in output.losses.values()]).sum()
+            total = torch.stack([at_least_fp32(loss) for loss in output.losses.values()]).sum()
             self.group.at(f"epoch {self.epoch} step {self.step}, backward pass")
             # Losses are sums over this process's samples and gradients are averaged over
             # processes: the factor makes the step follow the gradient of the sum over the global
@@ -251,7 +251,7 @@ class Trainer:
             self.accelerator.backward(total * self.group.world)
         # Reading a loss waits for the device: the last step's are read while it computes this one.
         self._read_losses()
-        losses = torch.stack([loss.detach().float() for loss in output.losses.values()])
+        losses = torch.stack([at_least_fp32(loss.detach()) for loss in output.losses.values()])
         self._unread = (self.step, batch.labelled, batch.unlabelled, list(output.losses), losses)
         if self.recipe.clip_norm:
             self.strategy.clip(self.model.parameters(), self.recipe.clip_norm)
@@ -323,13 +323,13 @@ class Trainer:
         labelled = self.data.labelled[drawn.labelled]
         counters = labelled + drawn.passes * len(self.data.prepared.train)
         weak_l, strong_l = (
-            make_view(images[:count], counters, policy=policy, seed=self.seed, epoch=0)
+            self._view(images[:count], counters, policy, 0)
             for policy in (self.views.weak, self.schedule.labelled_view)
         )
         if self.schedule.batch_unlabelled:
             counters = self.data.unlabelled[drawn.unlabelled]
             weak_u, strong_u = (
-                make_view(images[count:], counters, policy=policy, seed=self.seed, epoch=self.epoch)
+                self._view(images[count:], counters, policy, self.epoch)
                 for policy in (self.views.weak, self.views.strong)
             )
         else:
@@ -343,6 +343,10 @@ class Trainer:
             global_unlabelled=drawn.global_unlabelled,
         )  # fmt: skip
 
+    def _view(self, images: Tensor, counters: Tensor, policy: str, epoch: int) -> Tensor:
+        view = make_view(images, counters, policy=policy, seed=self.seed, epoch=epoch)
+        return view.to(self.strategy.dtype)
+
     # -- between epochs ------------------------------------------------------------------------
 
     def _refresh(self) -> None:
@@ -353,8 +357,9 @@ class Trainer:
         self.method.refresh(Pool(self.epoch, scores[:, :classes], scores[:, classes:]))
 
     def _test_scores(self, module: StepMethod) -> Tensor:
+        """(n_test, K) float32, as they are stored."""
         everything = torch.arange(len(self.data.prepared.test))
-        return self.scorer.scores(module.predict, "test", everything, "test", 0)
+        return self.scorer.scores(module.predict, "test", everything, "test", 0).float()
 
     def _finish_epoch(self) -> Tensor | None:
         epoch, steps = self.epoch, self.sampler.steps_per_epoch

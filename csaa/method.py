@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from csaa.contexts import Affinity, context_targets, label_contexts
 from csaa.model import AlignmentClassifier, Features, Reading
-from methods.base import Batch, Pool, PseudoLabels, StepMethod, StepOutput, Task
+from methods.base import Batch, Pool, PseudoLabels, StepMethod, StepOutput, Task, at_least_fp32
 from methods.classifiers import calibrated_bias
 from methods.errors import UserError
 from methods.losses import asymmetric_loss, binary_cross_entropy
@@ -166,7 +166,7 @@ class CSAA(StepMethod):
     def _context_logits(self, whole: Tensor, specific: Tensor) -> Tensor:
         feature = whole if self.hyper.context_feature == "global" else specific.mean(dim=1)
         scale = self.classifier.log_scale.detach().exp()  # the classifier's range of logits
-        return self.context_head(scale * F.normalize(feature.float(), dim=-1))
+        return self.context_head(scale * F.normalize(at_least_fp32(feature), dim=-1))
 
     def param_groups(self) -> list[dict[str, Any]]:
         """Prompts and classifier, context head, image tower; no decay on biases and the scale."""
@@ -262,7 +262,7 @@ class CSAA(StepMethod):
 
     def predict(self, images: Tensor) -> Tensor:
         """(B, K) float32 logits."""
-        return self.classifier(images)[0].float()
+        return self.classifier(images)[0]
 
     @classmethod
     def warmup_hyper(cls, hyper: CSAAHyper) -> CSAAHyper:

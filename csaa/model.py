@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from methods.base import full_precision
+from methods.base import at_least_fp32, full_precision
 from methods.prompts import LearntPrompts, encode_together
 from methods.vlm import VisionLanguageModel
 
@@ -74,7 +74,7 @@ class AlignmentClassifier(nn.Module):
         """Unit text features (K, d) of every prompt role."""
         features = encode_together([self.prompt(role) for role in self.prompts])
         return {
-            role: F.normalize(found.float(), dim=-1)
+            role: F.normalize(at_least_fp32(found), dim=-1)
             for role, found in zip(self.prompts, features, strict=True)
         }
 
@@ -93,7 +93,7 @@ class AlignmentClassifier(nn.Module):
             (B, K, d), v of the class docstring, not normalised.
         """
         with full_precision(local):
-            unit = F.normalize(local.float(), dim=-1)
+            unit = F.normalize(at_least_fp32(local), dim=-1)
             weights = torch.softmax(self.temperature * unit @ semantic.T, dim=1)
             return weights.transpose(1, 2) @ unit
 
@@ -117,10 +117,10 @@ class AlignmentClassifier(nn.Module):
         else:
             whole, local = self.vlm.dense_features(images)
             specific = self.label_features(local, texts["semantic"])
-        unit = F.normalize(specific.float(), dim=-1)
+        unit = F.normalize(at_least_fp32(specific), dim=-1)
 
         def similarity(role: str) -> Tensor:
-            return (unit * texts[role].float()).sum(dim=-1)
+            return (unit * texts[role]).sum(dim=-1)
 
         if self.reading == "semantic+class":
             score = similarity("class")

@@ -323,6 +323,11 @@ def trainable(module: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in module.parameters() if parameter.requires_grad]
 
 
+def at_least_fp32(tensor: Tensor) -> Tensor:
+    """Return half precision as float32; float32, and float64 under precision "fp64", as it is."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 def full_precision(tensor: Tensor) -> torch.autocast:
     """Return a context in which autocast is off on the tensor's device.
 

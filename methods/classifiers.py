@@ -20,6 +20,7 @@ from methods.base import (
     StepMethod,
     StepOutput,
     Task,
+    at_least_fp32,
     full_precision,
     trainable,
 )
@@ -107,7 +108,7 @@ class LinearClassifier(nn.Module):
     def classify(self, features: Tensor) -> Tensor:
         """Return (B, K) float32 logits of features (B, d)."""
         with full_precision(features):
-            features = F.normalize(features.float(), dim=-1)
+            features = F.normalize(at_least_fp32(features), dim=-1)
             if not self.cosine:
                 features = features * features.shape[-1] ** 0.5
             return self.scale * F.linear(features, self.weight) + self.bias

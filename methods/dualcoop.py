@@ -31,7 +31,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from methods.base import Batch, StepMethod, StepOutput, Task, full_precision, trainable
+from methods.base import (
+    Batch,
+    StepMethod,
+    StepOutput,
+    Task,
+    at_least_fp32,
+    full_precision,
+    trainable,
+)
 from methods.errors import UserError, check_range
 from methods.losses import pair_asymmetric_loss
 from methods.prompts import LearntPrompts, encode_together
@@ -156,8 +164,8 @@ def region_logits(local: Tensor, positive: Tensor, negative: Tensor) -> tuple[Te
         Two (B, K) float32 logits: locations weighted by the soft-max of the positive scores.
     """
     with full_precision(local):
-        local = F.normalize(local.float(), dim=-1)
-        texts = F.normalize(torch.cat([positive, negative]).float(), dim=-1)
+        local = F.normalize(at_least_fp32(local), dim=-1)
+        texts = F.normalize(at_least_fp32(torch.cat([positive, negative])), dim=-1)
         plus, minus = (COSINE_SCALE * local @ texts.T).chunk(2, dim=-1)
         weights = plus.softmax(dim=1)
         return SUM_SCALE * (weights * plus).sum(dim=1), SUM_SCALE * (weights * minus).sum(dim=1)

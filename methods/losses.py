@@ -1,7 +1,7 @@
 """Element-wise losses for multi-label targets.
 
-All return a (B, K) float32 tensor, are computed in float32 (also under autocast) and leave the
-reduction to the caller; the methods here sum, as CAP and its relatives do.
+All return a (B, K) float32 tensor, are computed in float32 (also under autocast; float64 logits
+stay so) and leave the reduction to the caller; the methods here sum, as CAP and its relatives do.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from methods.base import at_least_fp32
 
 
 def asymmetric_loss(
@@ -36,7 +38,8 @@ def asymmetric_loss(
     Returns:
         (B, K) float32.
     """
-    return _asymmetric(logits.float(), targets.float(), gamma_pos, gamma_neg, clip, eps)
+    logits = at_least_fp32(logits)
+    return _asymmetric(logits, targets.to(logits), gamma_pos, gamma_neg, clip, eps)
 
 
 def pair_asymmetric_loss(
@@ -65,15 +68,16 @@ def pair_asymmetric_loss(
     Returns:
         (B, K) float32.
     """
-    targets = targets.float()
-    logits = positive.float() - negative.float()
+    logits = at_least_fp32(positive) - at_least_fp32(negative)
+    targets = targets.to(logits)
     loss = _asymmetric(logits, targets.clamp(min=0), gamma_pos, gamma_neg, clip, eps)
     return torch.where(targets < 0, torch.zeros_like(loss), loss)
 
 
 def binary_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """Return the (B, K) float32 binary cross-entropy of ``logits`` against ``targets``."""
-    return F.binary_cross_entropy_with_logits(logits.float(), targets.float(), reduction="none")
+    logits = at_least_fp32(logits)
+    return F.binary_cross_entropy_with_logits(logits, targets.to(logits), reduction="none")
 
 
 def _asymmetric(

@@ -206,6 +206,7 @@ class LearntPrompts(nn.Module):
         if (
             cached is None
             or cached[0].device != self.context.device
+            or cached[0].dtype != self.context.dtype
             or not torch.equal(cached[0], self.context)
         ):
             # Remembered for all precisions, so computed in the best.

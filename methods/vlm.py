@@ -172,7 +172,7 @@ class VisionLanguageModel(Backbone):
         length = x.shape[1]
         # Self-attention restricted to the token itself: softmax gives it weight 1, which leaves the
         # value path, whatever kind of attention the block has.
-        alone = torch.full((length, length), -torch.inf, device=x.device).fill_diagonal_(0)
+        alone = x.new_full((length, length), -torch.inf).fill_diagonal_(0)
         local = visual.ln_post(last(x, attn_mask=alone))[:, 1:]
         if visual.proj is not None:
             pooled, local = pooled @ visual.proj, local @ visual.proj

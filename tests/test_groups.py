@@ -75,13 +75,20 @@ class Fills(Troubled):
 
 
 @pytest.fixture(scope="module")
-def troubled(tmp_path_factory, voc_root):
+def trouble(tmp_path_factory):
+    """The file with the methods that get into trouble."""
+    path = tmp_path_factory.mktemp("methods") / "trouble.py"
+    path.write_text(TROUBLE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def troubled(tmp_path_factory, trouble, voc_root):
     """What a launcher said of a grid in which rank 1 gets into every kind of trouble."""
     command = CommandLine(tmp_path_factory.mktemp("trouble"))
-    (command.folder / "trouble.py").write_text(TROUBLE)
     methods = '["raises", "hangs", "stopped", "fills", "supervised"]'
     grid = command.folder / "grid.toml"
-    grid.write_text('modules = ["trouble.py"]\n' + grid_text(voc_root, methods))
+    grid.write_text(f'modules = ["{trouble}"]\n' + grid_text(voc_root, methods))
     out, err = command("--grid", str(grid), "--processes", "2", "--workers", "1", "--no-plots",
                        "--hang-seconds", "8", code=1)  # fmt: skip
     return command, out, err
@@ -101,11 +108,11 @@ def test_trouble_in_one_process_fails_that_run_and_no_other(troubled):
         ("raises", r"rank 1: ValueError: a number that is none$"),
         (
             "hangs",
-            r"GroupHung: rank 1 \(.*process \d+\) hangs at epoch 0 step 3, forward pass",
+            r"Hung: rank 1 \(.*process \d+\) hangs at epoch 0 step 3, forward pass",
         ),
         (
             "stopped",
-            r"GroupHung: rank 1 \(.*last seen at .*\) gave no sign of life",
+            r"Hung: rank 1 \(.*last seen at .*\) gave no sign of life",
         ),
         ("fills", r"rank 1: OutOfMemory: out of memory with recipe.batch_warmup = 12 over 2 proce"),
     ],
@@ -114,6 +121,44 @@ def test_the_cause_is_told_with_its_rank(troubled, method, message):
     lines = [line for line in troubled[2].splitlines() if line.startswith(f"failed: {method} ")]
     assert re.search(message, lines[0])
     assert len(lines) == 2  # when it came, and at the end
+
+
+def test_a_process_that_hangs_alone_fails_its_run_and_the_next_is_done(command, trouble, voc_root):
+    grid = command.folder / "grid.toml"
+    text = grid_text(voc_root, '["hangs", "supervised"]')
+    grid.write_text(f'modules = ["{trouble}"]\n{text}')
+    _, err = command("--grid", str(grid), "--workers", "1", "--no-plots", "--hang-seconds", "6",
+                     code=1)  # fmt: skip
+    (line,) = {line for line in err.splitlines() if line.startswith("failed: hangs ")}
+    assert re.search(r"Hung: .*process \d+ hangs at epoch 0 step 3, forward pass for 6 s", line)
+    assert result_of(command.runs, "supervised")
+
+
+WATCHED = """
+import sys, time
+from pathlib import Path
+from benchmarks.group import Group
+
+with Group().watched(Path(sys.argv[1]), 1, 2.0, lambda line: print(line, flush=True)):
+    print("watched", flush=True)
+    input()
+print("ended")
+"""
+
+
+@pytest.mark.parametrize("stopped", [True, False])
+def test_a_process_that_was_stopped_did_not_hang(tmp_path, stopped):
+    process = subprocess.Popen([sys.executable, "-c", WATCHED, str(tmp_path)], cwd=ROOT, text=True,
+                               stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # fmt: skip
+    assert process.stdout.readline() == "watched\n"
+    if stopped:  # as by Ctrl-Z, or where Slurm suspends jobs
+        process.send_signal(signal.SIGSTOP)
+    time.sleep(4)
+    process.send_signal(signal.SIGCONT)
+    time.sleep(1)
+    out, _ = process.communicate("\n", timeout=60)
+    assert out.splitlines()[-1] == "ended"
+    assert ("hangs at start for 2 s" in out) == (not stopped)
 
 
 def ranks_of(runs: Path) -> list[int]:
@@ -265,11 +310,13 @@ def test_what_cannot_work_is_refused_by_name(tmp_path, capsys, voc_root, words, 
     assert message in capsys.readouterr().err
 
 
-def test_zero_does_not_go_with_fp16(tmp_path, capsys, voc_root):
+@pytest.mark.parametrize("precision", ["fp16", "fp64"])
+def test_zero_does_not_go_with_every_precision(tmp_path, capsys, voc_root, precision):
     grid = tmp_path / "grid.toml"
-    grid.write_text(grid_text(voc_root, '["csaa"]', precision='"fp16"', strategy='"zero1"'))
+    text = grid_text(voc_root, '["csaa"]', precision=f'"{precision}"', strategy='"zero1"')
+    grid.write_text(text)
     assert main(["plan", "--grid", str(grid), "--data", str(tmp_path)]) == 2
-    assert "'zero1' does not go with precision 'fp16'" in capsys.readouterr().err
+    assert f"'zero1' does not go with precision {precision!r}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

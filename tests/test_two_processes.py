@@ -1,4 +1,10 @@
-"""Two gloo processes follow the trajectory of one, with DDP and with DeepSpeed, and resume it."""
+"""Two gloo processes follow the trajectory of one, with DDP and with DeepSpeed, and resume it.
+
+DDP is compared in float64, where two ways to add up one gradient differ by 1e-14 of it and stay so.
+In float32 they differ by 1e-6, and once that decides on which side of a ReLU's kink an activation
+lies, trajectories part: how far depends on method and seed (`benchmarks.invariance`), and a
+tolerance that covers it would hide real faults.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +54,8 @@ def train(rank: int, world: int, grid: str, folder: str, method: str, strategy: 
     workspace = Workspace(Path(folder) / "data", Path(folder) / "runs")
     jobs = resolve(load(grid), workspace, progress=lambda title: lambda d, n: None, workers=1)
     (job,) = [job for job in jobs if job.spec.method == method]
-    execution = Execution(workspace, make(strategy, "fp32", Group.join()), Options())
+    recipe = job.cell.recipe
+    execution = Execution(workspace, make(strategy, recipe.precision, Group.join()), Options())
     # Without cpu=True accelerate would report one process on both ranks and test nothing.
     assert execution.accelerator.num_processes == world
     semi = job.cell.kind == "semi"
@@ -57,7 +64,6 @@ def train(rank: int, world: int, grid: str, folder: str, method: str, strategy: 
         method, backbone=execution._backbone(job), task=task_of(job, len(pool)), **job.spec.hyper
     )
     hidden = torch.from_numpy(job.prepared.dataset.train.labels[pool])
-    recipe = job.cell.recipe
     schedule = Schedule.semi_supervised(recipe) if semi else Schedule.labelled_only(recipe)
     steps = []
     trainer = Trainer(
@@ -113,10 +119,10 @@ def grid(tmp_path_factory, voc_root):
     """45 unlabelled images: neither the batches nor the pool divide by two."""
     folder = tmp_path_factory.mktemp("grids")
 
-    def write(method: str) -> Path:
-        path = folder / f"{method}.toml"
+    def write(method: str, precision: str = "fp64") -> Path:
+        path = folder / f"{method}-{precision}.toml"
         text = grid_text(voc_root, f'["{method}"]', batch_labelled=5, batch_unlabelled=13,
-                         clip_norm=20.0)  # fmt: skip
+                         clip_norm=20.0, precision=f'"{precision}"')  # fmt: skip
         path.write_text(text)
         return path
 
@@ -128,17 +134,25 @@ def calm(tmp_path_factory, grid):
     """What undisturbed trainings end with; each is done once."""
     folder, found = tmp_path_factory.mktemp("calm"), {}
 
-    def get(world: int, method: str, strategy: str = "ddp"):
-        key = (world, method, strategy)
+    def get(world: int, method: str, strategy: str = "ddp", precision: str = "fp64"):
+        key = (world, method, strategy, precision)
         if key not in found:
-            found[key] = outcome(world, grid(method), folder, method, strategy)
+            found[key] = outcome(world, grid(method, precision), folder, method, strategy)
         return found[key]
 
     return get
 
 
-def assert_alike(one, two):
-    torch.testing.assert_close(one[0], two[0], rtol=1e-3, atol=1e-3)
+def assert_alike(one, two, tolerance: float = 0.0):
+    """The same pseudo-labels and scores; without a tolerance for float32, float64 weights too."""
+    scores = tolerance or 1e-6  # they are stored as float32
+    torch.testing.assert_close(one[0], two[0], rtol=scores, atol=scores)
+    if not tolerance:
+        for first, second in zip(one[3:], two[3:], strict=True):  # model, moving average
+            assert any(value.dtype == torch.float64 for value in first.values())
+            for name, value in first.items():
+                torch.testing.assert_close(value, second[name], rtol=1e-9, atol=1e-9)
+    assert one[0].dtype == torch.float32
     assert one[0].std() > 0.01
     assert one[1].keys() == two[1].keys()
     for name, mask in one[1].items():
@@ -161,7 +175,9 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path, grid, calm, fi
 @needs_deepspeed
 @pytest.mark.parametrize("strategy", [pytest.param("zero1", marks=pytest.mark.slow), "zero2"])
 def test_deepspeed_ends_where_ddp_does(calm, strategy):
-    assert_alike(calm(2, "csaa"), calm(2, "csaa", strategy))
+    # Engine and DDP add up the same two gradients, so float32 is enough; DeepSpeed has no other.
+    ours, theirs = (calm(2, "csaa", name, "fp32") for name in ("ddp", strategy))
+    assert_alike(ours, theirs, 1e-3)
 
 
 @needs_deepspeed
@@ -170,10 +186,12 @@ def test_deepspeed_ends_where_ddp_does(calm, strategy):
     [(2, 1), *(pytest.param(*pair, marks=pytest.mark.slow) for pair in ((1, 2), (2, 2)))],
 )
 def test_a_deepspeed_run_is_continued(tmp_path, grid, calm, first, then):
-    outcome(first, grid("csaa"), tmp_path, "csaa", "zero2", stop=SAVE_AT)
-    again = outcome(then, grid("csaa"), tmp_path, "csaa", "zero2")
-    expected = calm(2, "csaa", "zero2")
-    assert_alike(expected, again)
+    # FixMatch keeps to 1e-5 in float32 (CSAA's learning rate here is three times as high).
+    file = grid("fixmatch", "fp32")
+    outcome(first, file, tmp_path, "fixmatch", "zero2", stop=SAVE_AT)
+    again = outcome(then, file, tmp_path, "fixmatch", "zero2")
+    expected = calm(2, "fixmatch", "zero2", "fp32")
+    assert_alike(expected, again, 1e-3)
     if first == then == 2:
         assert torch.equal(expected[0], again[0])  # the same sums in the same order
 

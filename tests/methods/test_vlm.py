@@ -129,6 +129,9 @@ def test_dense_features_of_a_vit_are_each_patch_attending_to_itself(load, name):
         alone = visual.transformer.resblocks[-1](x.reshape(-1, 1, x.shape[-1])).reshape(x.shape)
         expected = visual.ln_post(alone)[:, 1:] @ visual.proj
     assert torch.allclose(local, expected, atol=1e-5)
+    _, double = vlm.double().dense_features(images.double())  # precision "fp64"
+    assert double.dtype == torch.float64
+    assert torch.allclose(local.double(), double, atol=1e-5)
 
 
 def test_dense_features_say_when_they_do_not_exist(load):

@@ -1,0 +1,74 @@
+"""`python -m benchmarks.invariance`: what depends on the number of processes is found."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+# A method as a third party installs it. Its threshold is taken from the images of one process.
+LOCAL = '''
+from methods.fixmatch import FixMatch
+from methods.registry import register
+from methods.thresholds import fixed_pseudo_labels
+
+
+@register
+class LocalThreshold(FixMatch):
+    """FixMatch with a threshold from its share of the batch."""
+
+    name = "local_threshold"
+
+    def pseudo_labels(self, batch):
+        probabilities = self.weak_probabilities(batch)
+        return fixed_pseudo_labels(probabilities, float(probabilities.mean()), 0.0)
+'''
+
+
+def invariance(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "benchmarks.invariance", *words], cwd=ROOT, text=True,
+        capture_output=True, timeout=580, env={**os.environ, **environment}, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_method_that_depends_on_its_process_is_found(tmp_path):
+    (tmp_path / "local_threshold.py").write_text(LOCAL)
+    declared = tmp_path / "local_threshold-1.dist-info"
+    declared.mkdir()
+    (declared / "METADATA").write_text("Metadata-Version: 2.1\nName: local-threshold\nVersion: 1\n")
+    (declared / "entry_points.txt").write_text(
+        "[ssmll_bench.methods]\nlocal_threshold = local_threshold:LocalThreshold\n"
+    )
+    done = invariance("--methods", "fixmatch", "local_threshold", "--seeds", "1", "--json",
+                      PYTHONPATH=str(tmp_path))  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report["broken"] == 1
+    rows = {(row["method"], row["precision"]): row for row in report["rows"]}
+    assert len(rows) == 4
+    sound, faulty = rows["fixmatch", "fp64"], rows["local_threshold", "fp64"]
+    assert sound["worst"] < 1e-6 < 1e-3 < faulty["worst"]
+    assert (sound["pseudo"], faulty["pseudo"]) == (0, 1)
+    assert (sound["parted"], faulty["parted"]) == (0, 1)
+    assert "local_threshold depends on the number of processes" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--methods", "fixmtach"), "no trained method 'fixmtach'; did you mean 'fixmatch'?"),
+        (("--methods", "zero_shot"), "no trained method 'zero_shot'"),
+        (("--processes", "1"), "would be compared with itself"),
+    ],
+)
+def test_what_cannot_be_examined_is_refused(words, message):
+    done = invariance(*words)
+    assert done.returncode == 2
+    assert message in done.stderr
