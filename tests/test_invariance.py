@@ -11,11 +11,21 @@ import pytest
 
 from tests.conftest import ROOT
 
-# A method as a third party installs it. Its threshold is taken from the images of one process.
-LOCAL = '''
+# Methods as a third party installs them. A threshold is taken from the images of one process.
+THEIRS = '''
 from methods.fixmatch import FixMatch
 from methods.registry import register
 from methods.thresholds import fixed_pseudo_labels
+
+
+@register
+class Raises(FixMatch):
+    """Fails in its first step."""
+
+    name = "raises"
+
+    def training_step(self, batch):
+        raise ValueError("a number that is none")
 
 
 @register
@@ -37,17 +47,31 @@ def invariance(*words: str, **environment: str) -> subprocess.CompletedProcess[s
     )  # fmt: skip
 
 
-@pytest.mark.slow
-def test_a_method_that_depends_on_its_process_is_found(tmp_path):
-    (tmp_path / "local_threshold.py").write_text(LOCAL)
-    declared = tmp_path / "local_threshold-1.dist-info"
+@pytest.fixture
+def installed(tmp_path):
+    """A folder for PYTHONPATH that looks as if `THEIRS` were installed there."""
+    (tmp_path / "theirs.py").write_text(THEIRS)
+    declared = tmp_path / "theirs-1.dist-info"
     declared.mkdir()
-    (declared / "METADATA").write_text("Metadata-Version: 2.1\nName: local-threshold\nVersion: 1\n")
+    (declared / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1\n")
     (declared / "entry_points.txt").write_text(
-        "[ssmll_bench.methods]\nlocal_threshold = local_threshold:LocalThreshold\n"
+        "[ssmll_bench.methods]\nlocal_threshold = theirs:LocalThreshold\nraises = theirs:Raises\n"
     )
+    return str(tmp_path)
+
+
+def test_a_run_that_fails_is_said(installed):
+    done = invariance("--methods", "raises", "--seeds", "1", PYTHONPATH=installed)
+    assert done.returncode == 2
+    assert "ValueError: a number that is none" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("fp64 with --processes 1: the grid ended with")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_method_that_depends_on_its_process_is_found(installed):
     done = invariance("--methods", "fixmatch", "local_threshold", "--seeds", "1", "--json",
-                      PYTHONPATH=str(tmp_path))  # fmt: skip
+                      PYTHONPATH=installed)  # fmt: skip
     assert done.returncode == 1, done.stderr
     report = json.loads(done.stdout.splitlines()[-1])
     assert report["broken"] == 1
