@@ -209,7 +209,7 @@ def _read(name: str, folder: str, keys: tuple[str, ...]) -> tuple[Path, dict[str
         if key not in keys:
             raise UserError(f"{path.name}: no key {key!r}{nearest(key, list(keys))}")
     for module in table.get("modules", []):
-        _import(module, path)
+        import_methods(module, path.parent, f"{path.name}: modules")
     known = {"hyper": methods.available(), "dataset": available_datasets()}
     for section, names in known.items():
         for name in table.get(section, {}):
@@ -218,13 +218,22 @@ def _read(name: str, folder: str, keys: tuple[str, ...]) -> tuple[Path, dict[str
     return path, table
 
 
-def _import(module: str, grid: Path) -> None:
-    """Import a user's file of methods, named relative to the grid file, or an installed module."""
+def import_methods(module: str, folder: Path, where: str) -> None:
+    """Import a user's methods: a file (``*.py``), seen from a folder, or an installed module.
+
+    Args:
+        module: which.
+        folder: that of the grid file.
+        where: what names the module, for the message.
+
+    Raises:
+        UserError: whatever goes wrong in it.
+    """
     try:
         if not module.endswith(".py"):
             importlib.import_module(module)
             return
-        place = (grid.parent / module).resolve()
+        place = (folder / module).resolve()
         name = f"ssmll_bench_user_{place.stem}"
         if name in sys.modules:
             return
@@ -242,7 +251,7 @@ def _import(module: str, grid: Path) -> None:
         raise
     except Exception as error:  # the user's own code: whatever is wrong in it, say where
         raise UserError(
-            f"{grid.name}: modules: cannot import {module!r}: {type(error).__name__}: {error}"
+            f"{where}: cannot import {module!r}: {type(error).__name__}: {error}"
         ) from error
 
 

@@ -34,6 +34,7 @@ import numpy as np
 from tabulate import tabulate
 
 import methods
+from benchmarks.grid import import_methods
 from benchmarks.perf import positive
 from benchmarks.smallgrid import command, write_grid, write_scenes
 from methods.base import StepMethod
@@ -75,7 +76,9 @@ def compare(one: Path, two: Path) -> dict[str, list[Pair]]:
     return found
 
 
-def examine(folder: Path, names: Sequence[str], seeds: int, processes: int) -> list[dict]:
+def examine(
+    folder: Path, names: Sequence[str], seeds: int, processes: int, modules: Sequence[str] = ()
+) -> list[dict]:
     """Run and compare; a row for every precision and method.
 
     Raises:
@@ -85,7 +88,7 @@ def examine(folder: Path, names: Sequence[str], seeds: int, processes: int) -> l
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     rows = []
     for precision in ("fp64", "fp32"):
-        grid = write_grid(folder / f"{precision}.toml", scenes, seeds, names, precision)
+        grid = write_grid(folder / f"{precision}.toml", scenes, seeds, names, precision, modules)
         stores = []
         for count in (1, processes):
             runs = folder / f"{precision}-{count}"
@@ -109,28 +112,34 @@ def examine(folder: Path, names: Sequence[str], seeds: int, processes: int) -> l
     return rows
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of `python -m benchmarks.invariance`."""
-    trained = [n for n in methods.available() if issubclass(methods.get(n), StepMethod)]
     parser = argparse.ArgumentParser(prog="python -m benchmarks.invariance", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--methods", nargs="+", default=trained, metavar="NAME",
+    parser.add_argument("--methods", nargs="+", metavar="NAME",
                         help="trained methods (default: all)")  # fmt: skip
+    parser.add_argument("--modules", nargs="+", default=[], metavar="FILE",
+                        help="files with methods of your own, as in a grid")  # fmt: skip
     parser.add_argument("--seeds", type=positive, default=4, metavar="N",
                         help="runs of each method (default 4)")  # fmt: skip
     parser.add_argument("--processes", type=positive, default=2, metavar="N",
                         help="compared with one (default 2)")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print one JSON line")
-    chosen = parser.parse_args()
+    chosen = parser.parse_args(arguments)
     started = time.monotonic()
     try:
-        for name in chosen.methods:
+        for module in chosen.modules:
+            import_methods(module, Path.cwd(), "--modules")
+        trained = [n for n in methods.available() if issubclass(methods.get(n), StepMethod)]
+        names = chosen.methods or trained
+        for name in names:
             if name not in trained:
                 raise UserError(f"--methods: no trained method {name!r}{nearest(name, trained)}")
         if chosen.processes == 1:
             raise UserError("--processes: 1 process would be compared with itself; take 2 or more")
         with tempfile.TemporaryDirectory(prefix="ssmll-invariance-") as folder:
-            rows = examine(Path(folder), chosen.methods, chosen.seeds, chosen.processes)
+            places = [str(Path(m).resolve()) if m.endswith(".py") else m for m in chosen.modules]
+            rows = examine(Path(folder), names, chosen.seeds, chosen.processes, places)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2

@@ -10,6 +10,7 @@ from pathlib import Path
 RUN = Path(__file__).resolve().parent / "run.py"
 GRID = """
 description = "a small grid for examinations of the harness"
+modules = {modules}
 datasets = [{{ name = "coco", alias = "scenes", root = {root} }}]
 ratios = [0.3]
 seeds = {seeds}
@@ -36,11 +37,12 @@ def write_scenes(folder: Path) -> Path:
 
 
 def write_grid(
-    path: Path, scenes: Path, seeds: int, methods: Sequence[str], precision: str = "fp32"
-) -> Path:
-    """Write the grid of seeds 1 to `seeds`; its path."""
+    path: Path, scenes: Path, seeds: int, methods: Sequence[str], precision: str = "fp32",
+    modules: Sequence[str] = (),
+) -> Path:  # fmt: skip
+    """Write the grid of seeds 1 to `seeds`, with modules where methods are found; its path."""
     values = {"root": str(scenes), "seeds": list(range(1, seeds + 1)), "methods": list(methods),
-              "precision": precision}  # fmt: skip
+              "precision": precision, "modules": list(modules)}  # fmt: skip
     path.write_text(GRID.format(**{name: json.dumps(value) for name, value in values.items()}))
     return path
 

@@ -12,7 +12,6 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.cluster import SpectralClustering
 from torch import Tensor
 
 from methods.errors import UserError, nearest
@@ -90,6 +89,9 @@ def label_contexts(
     graph = co_occurrence_affinity(labels, affinity) + FLOOR
     if num_contexts == count:
         return np.arange(count)
+    # Here, because it takes a second that listing and planning runs need not wait for.
+    from sklearn.cluster import SpectralClustering
+
     found = SpectralClustering(
         n_clusters=num_contexts, affinity="precomputed", assign_labels="kmeans", random_state=seed
     ).fit_predict(graph)

@@ -27,7 +27,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from sklearn.metrics import average_precision_score
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -115,6 +114,9 @@ class LinearProbe(FitMethod):
 
     def _choose(self, x: Matrix, y: Matrix, seed: int) -> float:
         """C by held-out mean average precision."""
+        # Here, because it takes a second that listing and planning runs need not wait for.
+        from sklearn.metrics import average_precision_score
+
         order = np.random.RandomState(seed).permutation(len(x))
         held = max(1, round(self.hyper.held_out * len(x)))
         out, kept = order[:held], order[held:]

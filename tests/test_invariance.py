@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 
 import pytest
 
+from benchmarks.invariance import main
 from tests.conftest import ROOT
 
-# Methods as a third party installs them. A threshold is taken from the images of one process.
+# Methods as a user writes them. A threshold is taken from the images of one process.
 THEIRS = '''
 from methods.fixmatch import FixMatch
 from methods.registry import register
@@ -40,28 +40,23 @@ class LocalThreshold(FixMatch):
 '''
 
 
-def invariance(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def invariance(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "benchmarks.invariance", *words], cwd=ROOT, text=True,
-        capture_output=True, timeout=580, env={**os.environ, **environment}, check=False,
+        capture_output=True, timeout=580, check=False,
     )  # fmt: skip
 
 
 @pytest.fixture
-def installed(tmp_path):
-    """A folder for PYTHONPATH that looks as if `THEIRS` were installed there."""
-    (tmp_path / "theirs.py").write_text(THEIRS)
-    declared = tmp_path / "theirs-1.dist-info"
-    declared.mkdir()
-    (declared / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1\n")
-    (declared / "entry_points.txt").write_text(
-        "[ssmll_bench.methods]\nlocal_threshold = theirs:LocalThreshold\nraises = theirs:Raises\n"
-    )
-    return str(tmp_path)
+def theirs(tmp_path):
+    path = tmp_path / "theirs.py"
+    path.write_text(THEIRS)
+    return str(path)
 
 
-def test_a_run_that_fails_is_said(installed):
-    done = invariance("--methods", "raises", "--seeds", "1", PYTHONPATH=installed)
+@pytest.mark.slow
+def test_a_run_that_fails_is_said(theirs):
+    done = invariance("--modules", theirs, "--methods", "raises", "--seeds", "1")
     assert done.returncode == 2
     assert "ValueError: a number that is none" in done.stderr
     assert done.stderr.splitlines()[-1].startswith("fp64 with --processes 1: the grid ended with")
@@ -69,9 +64,9 @@ def test_a_run_that_fails_is_said(installed):
 
 
 @pytest.mark.slow
-def test_a_method_that_depends_on_its_process_is_found(installed):
-    done = invariance("--methods", "fixmatch", "local_threshold", "--seeds", "1", "--json",
-                      PYTHONPATH=installed)  # fmt: skip
+def test_a_method_that_depends_on_its_process_is_found(theirs):
+    done = invariance("--modules", theirs, "--methods", "fixmatch", "local_threshold",
+                      "--seeds", "1", "--json")  # fmt: skip
     assert done.returncode == 1, done.stderr
     report = json.loads(done.stdout.splitlines()[-1])
     assert report["broken"] == 1
@@ -89,10 +84,10 @@ def test_a_method_that_depends_on_its_process_is_found(installed):
     [
         (("--methods", "fixmtach"), "no trained method 'fixmtach'; did you mean 'fixmatch'?"),
         (("--methods", "zero_shot"), "no trained method 'zero_shot'"),
+        (("--modules", "none.py"), "--modules: cannot import 'none.py': FileNotFoundError"),
         (("--processes", "1"), "would be compared with itself"),
     ],
 )
-def test_what_cannot_be_examined_is_refused(words, message):
-    done = invariance(*words)
-    assert done.returncode == 2
-    assert message in done.stderr
+def test_what_cannot_be_examined_is_refused(capsys, words, message):
+    assert main(words) == 2
+    assert message in capsys.readouterr().err
