@@ -243,16 +243,16 @@ class Trainer:
         with memory_advice(self._batch_knob()):
             with self.strategy.autocast():
                 output = self.model(batch)
-            total = torch.stack([at_least_fp32(loss) for loss in output.losses.values()]).sum()
+            losses = torch.stack([at_least_fp32(loss) for loss in output.losses.values()])
             self.group.at(f"epoch {self.epoch} step {self.step}, backward pass")
             # Losses are sums over this process's samples and gradients are averaged over
             # processes: the factor makes the step follow the gradient of the sum over the global
             # batch.
-            self.accelerator.backward(total * self.group.world)
+            self.accelerator.backward(losses.sum() * self.group.world)
         # Reading a loss waits for the device: the last step's are read while it computes this one.
         self._read_losses()
-        losses = torch.stack([at_least_fp32(loss.detach()) for loss in output.losses.values()])
-        self._unread = (self.step, batch.labelled, batch.unlabelled, list(output.losses), losses)
+        names = list(output.losses)
+        self._unread = (self.step, batch.labelled, batch.unlabelled, names, losses.detach())
         if self.recipe.clip_norm:
             self.strategy.clip(self.model.parameters(), self.recipe.clip_norm)
         self.optimizer.step()
