@@ -355,7 +355,7 @@ class Execution:
             everything = torch.arange(len(getattr(job.prepared, split)))
             found = scorer.scores(backbone.features, split, everything, "test", 0)
             if self.group.is_main:
-                save_array(directory / f"{split}.npy", found.numpy())
+                save_array(directory / f"{split}.npy", found.float().numpy())
 
     def _warmup(self, directory: Path, job: Job) -> None:
         found = warmup(job.cell)

@@ -88,7 +88,7 @@ def measure_fit(job: Job, strategy: Strategy) -> dict[str, float]:
     scorer = Scorer(job.prepared, strategy, job.cell.recipe.eval_batch, 0)
     some = _some(torch.from_numpy(job.split.labelled[:rows]), job, strategy)
     found = scorer.scores(backbone.features, "train", some, "test", 0)
-    features = found[torch.arange(max(rows, tests)) % len(found)]
+    features = found[torch.arange(max(rows, tests)) % len(found)].float()
     features += 0.1 * found.std() * torch.randn(features.shape)  # no two images are the same
     started = time.monotonic()
     method.fit(features[:rows], job.spec.seed)
