@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 
+from benchmarks.workspace import REPOSITORY
+
 PACKAGES = (
     "torch", "torchvision", "accelerate", "open_clip_torch", "timm", "numpy", "scikit-learn",
     "pillow", "scipy", "deepspeed",
@@ -34,7 +36,7 @@ CODE_FILE = "CODE.json"
 @cache
 def code_state() -> dict[str, str | None]:
     """Commit and hash of the uncommitted changes of this copy, None where there are none."""
-    root = Path(__file__).resolve().parent.parent
+    root = REPOSITORY
     if (root / CODE_FILE).is_file():
         return json.loads((root / CODE_FILE).read_text(encoding="utf-8"))
 

@@ -36,8 +36,10 @@ if __package__ in (None, ""):  # called as a file: the packages lie beside this 
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     sys.path = [entry for entry in sys.path if entry != str(Path(__file__).resolve().parent)]
 
-from benchmarks import commands_cluster, commands_status
-from benchmarks.data import commands_prepare, commands_splits
+from benchmarks.cli import datasets as commands_prepare
+from benchmarks.cli import slurm as commands_cluster
+from benchmarks.cli import splits as commands_splits
+from benchmarks.cli import status as commands_status
 from benchmarks.progress import Progress, silent
 from benchmarks.signals import EXIT_STOPPED, Stopped
 from benchmarks.workspace import Workspace
@@ -45,9 +47,9 @@ from methods.errors import UserError, nearest
 from results.errors import StoreError
 
 if TYPE_CHECKING:
-    from benchmarks.grid import Grid
-    from benchmarks.local import Local
-    from benchmarks.plan import Job
+    from benchmarks.launch.local import Local
+    from benchmarks.plan.grid import Grid
+    from benchmarks.plan.jobs import Job
 
 RULES = ("last", "val", "oracle")
 
@@ -170,7 +172,7 @@ def _resolved(
     counter: Callable[[str], Callable[[int, int], None]],
     announce: Callable[[str], None] = lambda line: None,
 ) -> tuple[Grid, list[Job]]:
-    from benchmarks.plan import resolve
+    from benchmarks.plan.jobs import resolve
 
     grid = _grid(chosen)
     workers = chosen.workers or min(os.cpu_count() or 1, 8)
@@ -180,14 +182,14 @@ def _resolved(
 
 
 def _grid(chosen: argparse.Namespace) -> Grid:
-    from benchmarks.grid import load, restrict, with_strategy
+    from benchmarks.plan.grid import load, restrict, with_strategy
 
     grid = restrict(load(chosen.grid), chosen.ratios, chosen.seeds, chosen.methods)
     return with_strategy(grid, chosen.strategy)
 
 
 def _run(chosen: argparse.Namespace) -> int:
-    from benchmarks.plan import remarks
+    from benchmarks.plan.jobs import remarks
 
     if chosen.launcher == "slurm":
         return _run_on_cluster(chosen)
@@ -217,7 +219,7 @@ def _run(chosen: argparse.Namespace) -> int:
 
 def _missing(chosen: argparse.Namespace, jobs: list[Job], workspace: Workspace) -> list[Job]:
     """The runs to execute: what is not done; of `retry`, what was begun and came to no end."""
-    from benchmarks.plan import states
+    from benchmarks.plan.jobs import states
 
     found = states(jobs, workspace)
     if chosen.verb == "retry":
@@ -238,7 +240,7 @@ def _run_on_cluster(chosen: argparse.Namespace) -> int:
 
 
 def _local(chosen: argparse.Namespace) -> Local:
-    from benchmarks.local import Local
+    from benchmarks.launch.local import Local
 
     return Local.default(
         chosen.workers, chosen.processes, chosen.checkpoint_seconds, chosen.hang_seconds,
@@ -248,9 +250,9 @@ def _local(chosen: argparse.Namespace) -> Local:
 
 def _run_in_group(chosen: argparse.Namespace) -> int:
     """Work as one of the processes that torchrun, accelerate or srun has started."""
-    from benchmarks.failures import GroupBroken
-    from benchmarks.local import kinds, plan_of
-    from benchmarks.worker import work
+    from benchmarks.launch.failures import GroupBroken
+    from benchmarks.launch.local import kinds, plan_of
+    from benchmarks.launch.worker import work
 
     main = os.environ.get("RANK", "0") == "0"
     grid, jobs = _resolved(chosen, Progress().counter if main else silent)
@@ -274,8 +276,8 @@ def _run_in_group(chosen: argparse.Namespace) -> int:
 
 def _finish(chosen: argparse.Namespace, grid: Grid, jobs: list[Job], workspace: Workspace) -> int:
     """Print the table and name what is missing in it."""
-    from benchmarks.plan import states
-    from benchmarks.report import write
+    from benchmarks.cli.report import write
+    from benchmarks.plan.jobs import states
 
     print(write(grid, jobs, workspace, chosen.rule, chosen.out, plots=not chosen.no_plots))
     left = {kind: group for kind, group in states(jobs, workspace).items() if kind != "done"}
@@ -287,7 +289,7 @@ def _finish(chosen: argparse.Namespace, grid: Grid, jobs: list[Job], workspace: 
 
 
 def _overview(grid: Grid, jobs: list[Job], workspace: Workspace) -> str:
-    from benchmarks.plan import states
+    from benchmarks.plan.jobs import states
 
     counts = ", ".join(f"{len(group)} {kind}" for kind, group in states(jobs, workspace).items())
     stages = {stage.stage_id for job in jobs for stage in job.stages}
@@ -298,8 +300,8 @@ def _list(chosen: argparse.Namespace) -> int:
     from fnmatch import fnmatch
 
     import methods
-    from benchmarks import grid
     from benchmarks.data.registry import available as datasets
+    from benchmarks.plan import grid
 
     sections = {
         "grids": grid.available("grids"), "recipes": grid.available("recipes"),
@@ -313,7 +315,7 @@ def _list(chosen: argparse.Namespace) -> int:
 
 
 def _plan(chosen: argparse.Namespace) -> int:
-    from benchmarks.plan import remarks
+    from benchmarks.plan.jobs import remarks
 
     progress, workspace = Progress(), _workspace(chosen)
     if chosen.launcher == "slurm":
@@ -346,7 +348,7 @@ def _status(chosen: argparse.Namespace) -> int:
 
 
 def _tables(chosen: argparse.Namespace) -> int:
-    from benchmarks.report import write
+    from benchmarks.cli.report import write
 
     grid, jobs = _resolved(chosen, Progress().counter)
     print(write(grid, jobs, _workspace(chosen), chosen.rule, chosen.out, plots=False))
@@ -354,7 +356,7 @@ def _tables(chosen: argparse.Namespace) -> int:
 
 
 def _plots(chosen: argparse.Namespace) -> int:
-    from benchmarks.report import write_figures
+    from benchmarks.cli.report import write_figures
 
     grid, jobs = _resolved(chosen, Progress().counter)
     for path in write_figures(grid, jobs, _workspace(chosen), chosen.rule, chosen.out):

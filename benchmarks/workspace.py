@@ -7,6 +7,9 @@ from pathlib import Path
 
 from results.store import RunStore
 
+REPOSITORY = Path(__file__).resolve().parent.parent
+"""The folder that holds the packages: a checkout, a copy made for jobs, or site-packages."""
+
 
 @dataclass(frozen=True)
 class Workspace:

@@ -28,13 +28,13 @@ from torch import Tensor, nn
 
 from csaa.contexts import Affinity, context_targets, label_contexts
 from csaa.model import AlignmentClassifier, Features, Reading
+from methods.backbones.clip import VisionLanguageModel
 from methods.base import Batch, Pool, PseudoLabels, StepMethod, StepOutput, Task, at_least_fp32
-from methods.classifiers import calibrated_bias
 from methods.errors import UserError
 from methods.losses import asymmetric_loss, binary_cross_entropy
+from methods.parts.linear import calibrated_bias
 from methods.registry import register
 from methods.thresholds import class_distribution_pseudo_labels, fixed_pseudo_labels
-from methods.vlm import VisionLanguageModel
 
 
 @dataclass(frozen=True)

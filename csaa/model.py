@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from methods.backbones.clip import VisionLanguageModel
 from methods.base import at_least_fp32, full_precision
-from methods.prompts import LearntPrompts, encode_together
-from methods.vlm import VisionLanguageModel
+from methods.parts.prompts import LearntPrompts, encode_together
 
 Reading = Literal["semantic+class", "semantic+negative", "semantic+positive+negative"]
 Features = Literal["label-specific", "global"]

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from methods.backbones.clip import VisionLanguageModel
 from methods.base import (
     Batch,
     StepMethod,
@@ -42,9 +43,8 @@ from methods.base import (
 )
 from methods.errors import UserError, check_range
 from methods.losses import pair_asymmetric_loss
-from methods.prompts import LearntPrompts, encode_together
+from methods.parts.prompts import LearntPrompts, encode_together
 from methods.registry import register
-from methods.vlm import VisionLanguageModel
 
 COSINE_SCALE, SUM_SCALE = 20.0, 5.0
 

@@ -18,8 +18,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from methods.base import Batch, PseudoLabels
-from methods.classifiers import PseudoLabelHyper, PseudoLabelMethod
 from methods.errors import UserError
+from methods.parts.linear import PseudoLabelHyper, PseudoLabelMethod
 from methods.registry import register
 from methods.thresholds import fixed_pseudo_labels
 

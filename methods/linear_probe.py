@@ -30,10 +30,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from methods.backbones import Backbone
+from methods.backbones.base import Backbone
 from methods.base import FitMethod, Task
 from methods.errors import check_range
-from methods.logistic import CLIP_EXAMPLE_C, LogisticRegressions, Matrix, binary_search, varies
+from methods.parts.logistic import (
+    CLIP_EXAMPLE_C,
+    LogisticRegressions,
+    Matrix,
+    binary_search,
+    varies,
+)
 from methods.registry import register
 
 

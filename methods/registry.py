@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from methods.errors import UserError, nearest
 
 if TYPE_CHECKING:  # torch is imported only when a method is built: listing names stays fast
-    from methods.backbones import Backbone
+    from methods.backbones.base import Backbone
     from methods.base import FitMethod, StepMethod, Task
 
     AnyMethod = StepMethod | FitMethod
@@ -124,7 +124,7 @@ def create(
 
     Args:
         name: one of `available`.
-        backbone: from `methods.backbones.load_backbone`; a step method may train it in place.
+        backbone: from `methods.backbones.base.load_backbone`; a step method may train it in place.
         task: what the method is told.
         **overrides: hyper-parameters by field.
 

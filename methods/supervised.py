@@ -21,7 +21,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from methods.base import Batch, StepOutput
-from methods.classifiers import LinearHyper, LinearMethod
+from methods.parts.linear import LinearHyper, LinearMethod
 from methods.registry import register
 
 

@@ -23,10 +23,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from methods.backbones.clip import VisionLanguageModel
 from methods.base import FitMethod, Task
-from methods.prompts import TEMPLATES, text_classifier
+from methods.parts.prompts import TEMPLATES, text_classifier
 from methods.registry import register
-from methods.vlm import VisionLanguageModel
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Whether a cluster can do what a profile asks for, and what to change.
 
-Most is asked from the login node; `slurm.probe` looks at the rest from inside a job.
+Most is asked from the login node; `slurm.node_check` looks at the rest from inside a job.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from methods.errors import UserError, nearest
-from slurm import client, probe
+from slurm import client
+from slurm import node_check as probe
 from slurm.findings import Finding, table
 from slurm.profile import SHORTEST, Profile
 

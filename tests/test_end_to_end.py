@@ -209,7 +209,7 @@ import torch.nn.functional as F
 
 from methods import register
 from methods.base import PseudoLabels
-from methods.classifiers import PseudoLabelHyper, PseudoLabelMethod
+from methods.parts.linear import PseudoLabelHyper, PseudoLabelMethod
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Datasets, splits, the image cache, batches and views.
+"""From files on a disk to a batch on a device: datasets, splits, the image cache, views.
 
-Nothing is imported here: decoding processes start with `benchmarks.data.decode` alone.
+Nothing is imported here: decoding processes start with `benchmarks.data.cache.decode` alone.
 """

@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from benchmarks.data.cache import Prepared
+from benchmarks.data.cache.prepared import Prepared
 
 AHEAD = 2
 """Batches that are on their way to a CUDA device before they are asked for."""

@@ -7,11 +7,11 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.data import archives
-from benchmarks.data.names import prompt_names
-from benchmarks.data.readers import READERS, Contents, Progress, Request
-from benchmarks.data.splits import check_rule
-from benchmarks.data.types import Dataset
+from benchmarks.data.archives import catalogue as archives
+from benchmarks.data.dataset import Dataset
+from benchmarks.data.readers.base import READERS, Contents, Progress, Request
+from benchmarks.data.readers.class_names import prompt_names
+from benchmarks.data.splits.rules import check_rule
 from methods.errors import UserError, check_choice, nearest
 
 CHOICES = {

@@ -4,7 +4,7 @@ Two shared contexts in front of every class name, as in DualCoOp and CSAA, forwa
 
   full  every prompt by itself, padded to the text tower's whole context, as the published code does
   cut   every prompt by itself, cut to the longest one in use
-  tree  what methods do: the context once, with the names behind it (`methods.prompts.NameTree`)
+  tree  what methods do: the context once, with the names behind it (`methods.parts.prompts.NameTree`)
 
 They take turns, round by round, in one process with one thread, or on the GPU if there is one. The
 time does not depend on the weights, which are random, so nothing is downloaded. The features are
@@ -24,14 +24,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.data.names import COCO, NUS, VOC, prompt_names
+from benchmarks.data.readers.class_names import COCO, NUS, VOC, prompt_names
 from benchmarks.perf import positive
 from benchmarks.perf.machine import machine
 from benchmarks.provenance import packages
-from methods.backbones import BackboneSpec, load_backbone
+from methods.backbones.base import BackboneSpec, load_backbone
+from methods.backbones.clip import VisionLanguageModel
 from methods.errors import UserError
-from methods.prompts import LearntPrompts, encode_together
-from methods.vlm import VisionLanguageModel
+from methods.parts.prompts import LearntPrompts, encode_together
 
 CLASSES = {"voc": VOC, "coco": COCO, "nus": NUS}
 VERSIONS = ("python", "torch", "open_clip_torch")

@@ -37,12 +37,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks.data.memory import keep_large_blocks
-from benchmarks.group import RENDEZVOUS, Group
+from benchmarks.launch.memory import keep_large_blocks
 from benchmarks.perf import training
 from benchmarks.perf.training import advance, build, check_steps, find_job, say
 from benchmarks.progress import silent
-from benchmarks.trainer import Trainer
+from benchmarks.training.group import RENDEZVOUS, Group
+from benchmarks.training.trainer import Trainer
 from methods.errors import UserError
 
 WORLD = 2

@@ -27,6 +27,7 @@ from typing import Any
 
 from benchmarks.perf import positive
 from benchmarks.perf.machine import machine
+from benchmarks.workspace import REPOSITORY
 from methods.errors import UserError
 from results.store import RunStore, error_signature
 from slurm.launches import Launch, Launches
@@ -41,7 +42,7 @@ ERRORS = (
     ("Diverged", "loss of csaa not finite at epoch {} step 3: labelled=nan"),
     ("OSError", "[Errno 5] Input/output error: '/data/cache/coco-{}/train.npy'"),
 )
-RUN_PY = Path(__file__).resolve().parents[1] / "run.py"
+RUN_PY = REPOSITORY / "benchmarks" / "run.py"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -31,11 +31,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.perf.machine import machine
+from benchmarks.workspace import REPOSITORY
 from methods.errors import UserError
 from slurm import client
 from slurm.profile import Profile
 
-RUN = Path(__file__).resolve().parents[1] / "run.py"
+RUN = REPOSITORY / "benchmarks" / "run.py"
 GRID = """
 description = "many tiny runs"
 datasets = [{{ name = "coco", alias = "scenes", root = {root} }}]
@@ -78,10 +79,10 @@ def measure(runs: int, rounds: int) -> dict[str, Any]:
         What the JSON line has; seconds are medians.
     """
     started = time.perf_counter()
-    from benchmarks.cluster import Cluster, launch, propose
-    from benchmarks.data import glyphscenes
-    from benchmarks.grid import load
-    from benchmarks.plan import resolve
+    from benchmarks.data.glyphscenes import scenes as glyphscenes
+    from benchmarks.launch.slurm import Cluster, launch, propose
+    from benchmarks.plan.grid import load
+    from benchmarks.plan.jobs import resolve
     from benchmarks.progress import silent
     from benchmarks.workspace import Workspace
 
@@ -134,7 +135,7 @@ def execute(runs: int) -> dict[str, Any]:
     Raises:
         UserError: runs failed.
     """
-    from benchmarks.data import glyphscenes
+    from benchmarks.data.glyphscenes import scenes as glyphscenes
 
     each = {}
     own: list[float] = []

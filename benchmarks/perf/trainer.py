@@ -32,15 +32,15 @@ import torch
 from torch import Tensor
 
 from benchmarks.data import loader
-from benchmarks.data.memory import keep_large_blocks
-from benchmarks.data.views import make_view
-from benchmarks.ema import Ema
-from benchmarks.group import Group
+from benchmarks.data.views.views import make_view
+from benchmarks.launch.memory import keep_large_blocks
 from benchmarks.perf import training
 from benchmarks.perf.training import advance, build, check_steps, make_method, say
-from benchmarks.plan import Job
-from benchmarks.schedule import build_optimizer
-from benchmarks.trainer import Trainer
+from benchmarks.plan.jobs import Job
+from benchmarks.training.ema import Ema
+from benchmarks.training.group import Group
+from benchmarks.training.schedule import build_optimizer
+from benchmarks.training.trainer import Trainer
 from methods.base import Batch
 
 LOOPS = ("trainer", "bare", "recipe")

@@ -14,22 +14,22 @@ from typing import Any
 import torch
 
 import methods
-from benchmarks.checkpoint import Checkpoints
 from benchmarks.data.sampler import SemiSampler
-from benchmarks.grid import load
-from benchmarks.group import Group
+from benchmarks.launch.execution import summariser, task_of
 from benchmarks.perf import positive
 from benchmarks.perf.machine import machine
-from benchmarks.plan import Job, resolve
-from benchmarks.probe import PseudoLabelProbe
+from benchmarks.plan.grid import load
+from benchmarks.plan.jobs import Job, resolve
 from benchmarks.progress import Progress
 from benchmarks.provenance import packages
-from benchmarks.runner import summariser, task_of
-from benchmarks.schedule import Schedule, TrainData
-from benchmarks.strategy import make
-from benchmarks.trainer import Trainer
+from benchmarks.training.checkpoint import Checkpoints
+from benchmarks.training.group import Group
+from benchmarks.training.hidden_labels import PseudoLabelProbe
+from benchmarks.training.schedule import Schedule, TrainData
+from benchmarks.training.strategy import make
+from benchmarks.training.trainer import Trainer
 from benchmarks.workspace import Workspace
-from methods.backbones import load_backbone
+from methods.backbones.base import load_backbone
 from methods.base import StepMethod
 from methods.errors import UserError, nearest
 

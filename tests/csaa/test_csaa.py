@@ -11,11 +11,11 @@ import torch.nn.functional as F
 import methods
 from csaa.contexts import label_contexts
 from csaa.method import CSAA, CSAAHyper
+from methods.backbones.clip import VisionLanguageModel
 from methods.base import Batch, Pool, Task
 from methods.errors import UserError
 from methods.losses import asymmetric_loss
 from methods.thresholds import class_distribution_thresholds
-from methods.vlm import VisionLanguageModel
 
 CLASSES = ("cat", "dog", "traffic light", "car", "bus")
 SIZE, POOL = 64, 12
@@ -246,7 +246,7 @@ def test_a_warm_up_is_loaded_into_every_variant_that_shares_it():
 
 
 def test_needs_a_text_tower():
-    from methods.backbones import BackboneSpec, load_backbone
+    from methods.backbones.base import BackboneSpec, load_backbone
 
     task = Task(CLASSES, CLASSES, labels(), POOL, seed=1)
     tower = load_backbone(BackboneSpec("torchvision/squeezenet1_0"), 64)

@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks.data.names import VOC
-from benchmarks.data.types import Dataset, ImageSet
+from benchmarks.data.dataset import Dataset, ImageSet
+from benchmarks.data.readers.class_names import VOC
 
 
 @pytest.fixture(autouse=True)

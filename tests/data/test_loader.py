@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from benchmarks.data import loader
-from benchmarks.data.cache import prepare
+from benchmarks.data.cache.prepared import prepare
 from benchmarks.data.loader import AHEAD, Loader, carried
 
 TRAIN, TEST = 40, 13

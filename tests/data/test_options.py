@@ -7,9 +7,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from benchmarks import grid
-from benchmarks.data.names import VOC, prompt_names
+from benchmarks.data.readers.class_names import VOC, prompt_names
 from benchmarks.data.registry import CHOICES, OPTIONS, DatasetSpec, available, open_dataset
+from benchmarks.plan import grid
 from methods.errors import UserError
 
 OTHER = {"difficult": "positive", "empty": "keep", "labels": "xml", "order": "file",

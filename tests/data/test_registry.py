@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.data.names import COCO, NUS, VOC
+from benchmarks.data.readers.class_names import COCO, NUS, VOC
 from benchmarks.data.registry import DatasetSpec, available, open_dataset
 from methods.errors import UserError
 
@@ -117,7 +117,7 @@ def test_the_classic_counts_are_accepted_without_a_note(tmp_path, voc, year, cou
             value = 1 if name == "person" else -1
             lines = (f"{split}{k:06d} {value:2d}\n" for k in range(count))
             (tree / "ImageSets" / "Main" / f"{name}_{split}.txt").write_text("".join(lines))
-    monkeypatch.setattr("benchmarks.data.voc.check_files", lambda paths, where: paths)
+    monkeypatch.setattr("benchmarks.data.readers.voc.check_files", lambda paths, where: paths)
     dataset = open_dataset(spec(f"voc{year}"), tmp_path)
     assert (len(dataset.train), len(dataset.test)) == counts
     assert dataset.notes == ()
@@ -298,7 +298,7 @@ def test_digests_of_published_results_stay(tmp_path, build_voc, build_coco, inst
 
 
 def test_glyphscenes_is_rendered_once_on_demand(tmp_path, build_coco, instances, monkeypatch):
-    from benchmarks.data import glyphscenes
+    from benchmarks.data.glyphscenes import scenes as glyphscenes
 
     calls = []
 
@@ -324,7 +324,7 @@ def test_glyphscenes_is_rendered_once_on_demand(tmp_path, build_coco, instances,
 
 
 def test_another_version_of_glyphscenes_is_a_clear_error(tmp_path, monkeypatch):
-    from benchmarks.data import glyphscenes
+    from benchmarks.data.glyphscenes import scenes as glyphscenes
 
     def write(root, **options):
         raise ValueError("holds GlyphScenes version 0")

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.group import RENDEZVOUS, Group
 from benchmarks.perf import scaling as perf
 from benchmarks.perf import training
 from benchmarks.progress import silent
+from benchmarks.training.group import RENDEZVOUS, Group
 from methods.errors import UserError
 from tests.conftest import ROOT, grid_text
 

@@ -12,11 +12,11 @@ import types
 import pytest
 import torch
 
-from benchmarks.group import Group
 from benchmarks.perf import trainer as perf
 from benchmarks.perf import training
 from benchmarks.perf.__main__ import main
 from benchmarks.progress import silent
+from benchmarks.training.group import Group
 from tests.conftest import ROOT, grid_text
 
 

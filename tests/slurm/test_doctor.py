@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from slurm import doctor, probe
+from slurm import doctor
+from slurm import node_check as probe
 from slurm.doctor import Finding, examine, minutes_of, table
 from slurm.profile import Profile
 from tests.slurm.fakes import Fakes

@@ -1,0 +1,1 @@
+"""Examinations of the harness: chaos, invariance."""

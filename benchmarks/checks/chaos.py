@@ -1,0 +1,246 @@
+"""Kills a grid's processes at random moments and looks whether anything was lost.
+
+    python -m benchmarks.checks.chaos --kills 100 --json
+
+A small grid is run twice: once undisturbed, and once by two launchers that compete for the same
+store, while every few seconds a launcher, all processes of a worker, or one of them is killed
+(SIGKILL). Launchers that have ended are started again. When every run is finished and kills are
+left, a new store is begun. Asked at the end of each store:
+
+* lost: results that were seen and are gone or changed, or runs that are not finished;
+* torn: results that cannot be read, or whose predictions are not those they were written with;
+* differing: predictions that are not byte for byte those of the undisturbed run;
+* failed: runs that were recorded as failed on the way, as if they were to blame; a group of
+  processes that hangs is one of them.
+
+All of them have to be 0. The exit code is 1 otherwise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from benchmarks.checks.small_grid import command, write_grid, write_scenes
+from results.errors import StoreError
+from results.store import RunStore
+
+LAUNCHERS = 2
+KINDS = ("launcher", "worker", "process")
+METHODS = ("linear_probe", "supervised", "fixmatch", "csaa")
+
+
+@dataclass
+class Seen:
+    """What was found over all stores.
+
+    Attributes:
+        kills: kills by kind of victim.
+        runs: finished runs that were checked.
+        stores: stores that were filled.
+        lost: see the module.
+        torn: see the module.
+        differing: see the module.
+        failed: see the module.
+        problems: a line for each of them.
+    """
+
+    kills: Counter[str] = field(default_factory=Counter)
+    runs: int = 0
+    stores: int = 0
+    lost: int = 0
+    torn: int = 0
+    differing: int = 0
+    failed: int = 0
+    problems: list[str] = field(default_factory=list)
+
+
+class Chaos:
+    """One grid, its undisturbed results, and the stores that are disturbed.
+
+    Args:
+        folder: where everything goes.
+        processes: processes that train each run together.
+        seeds: seeds of the grid: four runs each.
+        pace: mean seconds between kills.
+        draw: chooses victims and moments.
+    """
+
+    def __init__(
+        self, folder: Path, processes: int, seeds: int, pace: float, draw: random.Random
+    ) -> None:
+        self.folder, self.processes, self.pace, self.draw = folder, processes, pace, draw
+        self.grid = write_grid(folder / "chaos.toml", write_scenes(folder), seeds, METHODS)
+        self.seen = Seen()
+        # Two launchers at once: with more threads they would fight for the cores.
+        self.environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        self.expected = self._calm()
+
+    def _command(self, runs: Path) -> list[str]:
+        words = command(self.grid, self.folder / "data", runs, self.processes)
+        return [*words, "--checkpoint-seconds", "1", "--hang-seconds", "60"]
+
+    def _calm(self) -> dict[str, bytes]:
+        runs = self.folder / "calm"
+        subprocess.run(
+            self._command(runs), check=True, stdout=subprocess.DEVNULL, env=self.environment
+        )
+        found = {}
+        for place in RunStore(runs / "store").scan():
+            found[str(place.relative_to(runs))] = (place / "predictions.npz").read_bytes()
+        return found
+
+    def disturb(self, kills: int) -> None:
+        """Run the grid in a new store, with at most some kills, and check what came of it."""
+        runs = self.folder / f"rough-{self.seen.stores}"
+        store = RunStore(runs / "store")
+        first: dict[Path, str] = {}
+        failures: set[Path] = set()
+        launchers: list[subprocess.Popen[bytes]] = []
+        log = open(self.folder / "launchers.log", "ab")  # noqa: SIM115 - given to the launchers
+        left, next_kill = kills, time.monotonic() + self._pause()
+        while not self._watch(store, first, failures) or any(p.poll() is None for p in launchers):
+            launchers = [process for process in launchers if process.poll() is None]
+            while len(launchers) < LAUNCHERS and len(first) < len(self.expected):
+                launchers.append(
+                    subprocess.Popen(
+                        self._command(runs),
+                        stdout=log,
+                        stderr=subprocess.STDOUT,
+                        env=self.environment,
+                    )
+                )
+            if left and time.monotonic() >= next_kill:
+                left -= self._kill(launchers)
+                next_kill = time.monotonic() + self._pause()
+            time.sleep(0.1)
+        log.close()
+        self._check(runs, store, first, failures)
+
+    def _pause(self) -> float:
+        return self.draw.expovariate(1 / self.pace)
+
+    def _watch(self, store: RunStore, first: dict[Path, str], failures: set[Path]) -> bool:
+        """Note results and failures when they appear; True when every run has a result."""
+        for place in store.scan():
+            result = place / "result.json"
+            if place not in first and result.exists():
+                first[place] = _sha256(result)
+            failures.update(place.glob("failure*.json"))
+        return len(first) == len(self.expected)
+
+    def _kill(self, launchers: list[subprocess.Popen[bytes]]) -> int:
+        """Kill something; how many kills that was (none when nothing is there to be killed)."""
+        kind = self.draw.choice(KINDS)
+        launcher = self.draw.choice(launchers)
+        victims: list[int] = [launcher.pid]
+        if kind != "launcher":
+            try:
+                children = psutil.Process(launcher.pid).children()
+            except psutil.NoSuchProcess:
+                return 0
+            victims = [child.pid for child in children]
+            if kind == "process" and victims:
+                victims = [self.draw.choice(victims)]
+        for pid in victims:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        if victims:
+            self.seen.kills[kind] += 1
+        return int(bool(victims))
+
+    def _check(
+        self, runs: Path, store: RunStore, first: dict[Path, str], failures: set[Path]
+    ) -> None:
+        seen = self.seen
+        for place, digest in first.items():
+            if not (place / "result.json").exists() or _sha256(place / "result.json") != digest:
+                self._problem("lost", f"{place}: its result is gone or was written again")
+        for name, expected in self.expected.items():
+            place = runs / name
+            try:
+                result, scores = store.load(place), store.predictions(place)["scores"]
+            except (StoreError, OSError, ValueError, KeyError) as error:
+                gone = not (place / "result.json").exists()
+                self._problem("lost" if gone else "torn", f"{place}: {error}")
+                continue
+            seen.runs += 1
+            if hashlib.sha256(scores.tobytes()).hexdigest() != result["predictions_sha256"]:
+                self._problem("torn", f"{place}: the predictions are not those of the result")
+            elif (place / "predictions.npz").read_bytes() != expected:
+                self._problem("differing", f"{place}: other predictions than without kills")
+        for file in sorted(failures):
+            self._problem("failed", f"{file}: {_message(file)}")
+        seen.stores += 1
+
+    def _problem(self, kind: str, line: str) -> None:
+        setattr(self.seen, kind, getattr(self.seen, kind) + 1)
+        self.seen.problems.append(f"{kind}: {line}")
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _message(path: Path) -> str:
+    try:
+        return json.loads(path.read_text(encoding="utf-8")).get("message", "")
+    except (OSError, ValueError):
+        return "put aside or gone by now"
+
+
+def main() -> int:
+    """Entry point of `python -m benchmarks.checks.chaos`."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.checks.chaos", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--kills", type=int, default=20, metavar="N", help="kills (default 20)")
+    parser.add_argument("--processes", type=int, default=2, metavar="N",
+                        help="processes that train each run together (default 2)")  # fmt: skip
+    parser.add_argument("--seeds", type=int, default=4, metavar="N",
+                        help="seeds of the grid, four runs each (default 4)")  # fmt: skip
+    parser.add_argument("--pace", type=float, default=6.0, metavar="S",
+                        help="mean seconds between kills (default 6)")  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, help="seed of victims and moments")
+    parser.add_argument("--json", action="store_true", help="print one JSON line")
+    chosen = parser.parse_args()
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="ssmll-chaos-") as folder:
+        chaos = Chaos(
+            Path(folder), chosen.processes, chosen.seeds, chosen.pace, random.Random(chosen.seed)
+        )
+        seen = chaos.seen
+        while True:
+            chaos.disturb(chosen.kills - seen.kills.total())
+            print(f"store {seen.stores}: {seen.kills.total()} kills, {seen.runs} runs checked, "
+                  f"{len(seen.problems)} problems", file=sys.stderr, flush=True)  # fmt: skip
+            if seen.kills.total() >= chosen.kills or seen.problems:
+                break
+    for line in seen.problems:
+        print(line, file=sys.stderr)
+    report = {
+        "kills": seen.kills.total(), "lost": seen.lost, "torn": seen.torn,
+        "differing": seen.differing, "failed": seen.failed, "runs": seen.runs,
+        "stores": seen.stores, "by": dict(sorted(seen.kills.items())),
+        "processes": chosen.processes, "seconds": round(time.monotonic() - started),
+    }  # fmt: skip
+    print(json.dumps(report) if chosen.json else "\n".join(f"{k}: {v}" for k, v in report.items()))
+    return 1 if seen.problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

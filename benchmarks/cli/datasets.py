@@ -1,0 +1,197 @@
+"""The verb `prepare`: check datasets, bring them where that is asked for, and cache their images.
+
+`prepare DATASET ...` takes what the options say; `prepare --grid NAME` takes every dataset of a
+grid as the grid looks at it, at every resolution it is needed at.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmarks.progress import Progress
+from benchmarks.workspace import Workspace
+from methods.errors import UserError
+
+if TYPE_CHECKING:
+    from benchmarks.data.dataset import Dataset
+    from benchmarks.data.registry import DatasetSpec
+
+SIZE = 224
+SHARED = ("root", "allow_counts", "skip_bad", "difficult", "empty", "labels", "order")
+"""Fields of `DatasetSpec` that options give to every dataset of the call."""
+OWN = ("alias", "train", "test", "images")
+"""Fields that make sense for one dataset only."""
+
+
+def add(verbs: argparse._SubParsersAction, parents: dict[str, argparse.ArgumentParser]) -> None:
+    """Register the verb.
+
+    Args:
+        verbs: the command line's verbs.
+        parents: shared options; "place" has --data, --runs and --workers.
+    """
+    prepare = verbs.add_parser(
+        "prepare", parents=[parents["place"]], help="check, bring and cache datasets"
+    )
+    option = prepare.add_argument
+    option("datasets", nargs="*", metavar="DATASET", help="names of datasets")
+    option("--grid", default=None, help="instead: all datasets of a grid, as it needs them")
+    option("--size", type=_positive, nargs="+", default=None, metavar="PIXELS",
+           help=f"pixels a side (default {SIZE}); several make several caches")  # fmt: skip
+    option("--cache", type=Path, default=None, help="where the cache goes (default: DATA/cache)")
+    option("--download", action="store_true",
+           help="bring the official archives of a dataset that is absent")  # fmt: skip
+    option("--verify", action="store_true",
+           help="read the whole cache and compare it with its hashes")  # fmt: skip
+    option("--root", default=None, help="where the dataset lies, if not under --data")
+    option("--allow-counts", action="store_true",
+           help="accept a copy whose image counts differ from the classic ones")  # fmt: skip
+    option("--skip-bad", action="store_true",
+           help="leave unreadable images out and record them, instead of failing")  # fmt: skip
+    option("--alias", default=None, help="the dataset's name in tables")
+    option("--train", default=None, metavar="FILE", help="coco, csv: file of the training images")
+    option("--test", default=None, metavar="FILE", help="coco, csv: file of the test images")
+    option("--images", default=None, metavar="FOLDER", help="folder that image paths start from")
+    option("--labels", default=None, help="VOC: lists (default) or xml")
+    option("--difficult", default=None, help="VOC's difficult objects: ignore (default), positive")
+    option("--empty", default=None, help="images without a label: drop (default) or keep")
+    option("--order", default=None, help="VOC, COCO: order of images, published (default) or file")
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return value
+
+
+def execute(chosen: argparse.Namespace) -> int:
+    """Run `prepare`.
+
+    Prints one line for each cache; everything else goes to the progress display.
+
+    Returns:
+        The exit code, 0.
+
+    Raises:
+        UserError: bad usage, or datasets that are absent, wrong or unreadable (one line each; the
+            others are prepared).
+    """
+    progress, workspace = Progress(), Workspace(chosen.data, chosen.runs)
+    cache = chosen.cache or workspace.cache
+    if cache.resolve() != workspace.cache.resolve():
+        progress.line(f"grids read their caches in {workspace.cache}, not in {cache}")
+    problems = []
+    for spec, sizes in _wanted(chosen).items():
+        try:
+            _prepare(spec, sizes, cache, chosen, progress)
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError("\n".join(problems))
+    return 0
+
+
+def _wanted(chosen: argparse.Namespace) -> dict[DatasetSpec, list[int]]:
+    """What is asked for: datasets and the sizes of each."""
+    from benchmarks.data.registry import DatasetSpec
+
+    given = {
+        field: value for field in (*SHARED, *OWN) if (value := getattr(chosen, field)) is not None
+    }
+    if bool(chosen.datasets) == bool(chosen.grid):
+        raise UserError("prepare: name either datasets or a --grid")
+    if chosen.grid:
+        from benchmarks.plan.grid import load
+
+        for field, value in {**given, "size": chosen.size}.items():
+            if value:
+                flag = field.replace("_", "-")
+                raise UserError(f"prepare --grid: --{flag} is the grid file's business")
+        return load(chosen.grid).datasets
+    for field in OWN:
+        if field in given and len(chosen.datasets) > 1:
+            raise UserError(
+                f"prepare: --{field} is for one dataset, not for {len(chosen.datasets)}; prepare "
+                "them one by one"
+            )
+    sizes = list(dict.fromkeys(chosen.size or [SIZE]))
+    return {DatasetSpec(name=name, **given): sizes for name in chosen.datasets}
+
+
+def _prepare(
+    spec: DatasetSpec, sizes: list[int], cache: Path, chosen: argparse.Namespace, progress: Progress
+) -> None:
+    from benchmarks.data.cache.prepared import prepare
+
+    dataset = _opened(spec, chosen, progress)
+    progress.line(
+        f"{dataset.name}: {_counts(dataset)} in {_root(spec, chosen.data)}, read as {spec.name}"
+    )
+    for note in dataset.notes:
+        progress.line(note)
+    for size in sizes:
+        ready = prepare(
+            dataset, size, cache, workers=chosen.workers, skip_bad=spec.skip_bad,
+            progress=progress.counter(f"prepare {dataset.name} at {size} px"),
+            announce=progress.line,
+        )  # fmt: skip
+        remarks = [f"{size} px", f"digest {ready.digest[:16]}"]
+        if ready.skipped:
+            remarks.append(f"{len(ready.skipped)} unreadable images left out")
+        if chosen.verify:
+            ready.verify(progress.counter(f"verify {dataset.name} at {size} px"))
+            remarks.append("verified")
+        print(f"{dataset.name}: {_counts(ready.dataset)}, {', '.join(remarks)}, {ready.directory}")
+
+
+def _opened(spec: DatasetSpec, chosen: argparse.Namespace, progress: Progress) -> Dataset:
+    """The dataset, brought first where it is absent or incomplete and that is asked for."""
+    from benchmarks.data.archives import catalogue as archives
+    from benchmarks.data.registry import open_dataset
+
+    def read(spec: DatasetSpec) -> Dataset:
+        show = progress.counter(f"render {spec.name}")
+        return open_dataset(spec, chosen.data, progress=show, workers=chosen.workers)
+
+    try:
+        return read(spec)
+    except UserError:
+        if not chosen.download:
+            raise
+        if spec.name not in archives.ARCHIVES:
+            progress.line(f"--download: {spec.name} has no public archives")
+            raise
+        # A copy that can be read, but has other counts or classes, is the user's: nothing is
+        # unpacked over it.
+        if _readable(dataclasses.replace(spec, classes=(), prompts=(), allow_counts=True), read):
+            raise
+    archives.download(
+        spec.name, _root(spec, chosen.data), progress=progress.counter, announce=progress.line
+    )
+    return read(spec)
+
+
+def _readable(spec: DatasetSpec, read: Callable[[DatasetSpec], Dataset]) -> bool:
+    try:
+        read(spec)
+    except UserError:
+        return False
+    return True
+
+
+def _root(spec: DatasetSpec, data: Path) -> Path:
+    return Path(spec.root).expanduser() if spec.root else data / spec.name
+
+
+def _counts(dataset: Dataset) -> str:
+    images = len(dataset.train) + len(dataset.test)
+    labels = int(dataset.train.labels.sum()) + int(dataset.test.labels.sum())
+    return (
+        f"{len(dataset.train)} training and {len(dataset.test)} test images, "
+        f"{len(dataset.classes)} classes, {labels / images:.2f} labels an image"
+    )

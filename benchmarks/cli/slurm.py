@@ -1,0 +1,254 @@
+"""The verbs of the command line that deal with a SLURM cluster."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.workspace import Workspace
+from methods.errors import UserError
+from slurm import client, profile
+from slurm.launches import Launch, Launches
+
+if TYPE_CHECKING:
+    from benchmarks.launch.slurm import Cluster
+    from benchmarks.plan.grid import Grid
+    from benchmarks.plan.jobs import Job
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The options of launching on a cluster."""
+    parser.add_argument("--launcher", choices=("local", "slurm"), default="local",
+                        help="where runs are executed (default: local)")  # fmt: skip
+    parser.add_argument("--profile", default=None, metavar="NAME",
+                        help="what jobs ask the cluster for: a .toml file, or one of "
+                             f"{', '.join(profile.available())} (default: "
+                             f"${profile.VARIABLE})")  # fmt: skip
+    parser.add_argument("--nodes", type=int, default=0, metavar="N",
+                        help="nodes that the processes of a run are spread over "
+                             "(default: as few as possible)")  # fmt: skip
+    parser.add_argument("--max-gpu-hours", type=float, default=None, metavar="H",
+                        help="submit nothing that is estimated to take longer")  # fmt: skip
+
+
+def add(verbs: Any, parents: Mapping[str, argparse.ArgumentParser]) -> None:
+    """Add the verbs `cancel`, `retry` and `doctor`; `retry` is `run` for what has failed."""
+    cancel = verbs.add_parser(
+        "cancel", parents=[parents["place"]], help="cancel the jobs of a grid or launch"
+    )
+    cancel.add_argument("name", nargs="?", default=None,
+                        help="a grid, or the start of a launch's name (default: all)")  # fmt: skip
+    cancel.add_argument("--yes", action="store_true", help="do not ask")
+    doctor = verbs.add_parser(
+        "doctor", parents=[parents["place"]], help="is the cluster ready for this harness?"
+    )
+    doctor.add_argument("--profile", default=None, metavar="NAME", help="as for `run`")
+    doctor.add_argument("--no-job", action="store_true",
+                        help="look from here only, without a job on a node")  # fmt: skip
+
+
+def cluster(chosen: argparse.Namespace) -> Cluster:
+    """What the command line asks for.
+
+    Raises:
+        UserError: a bad profile; SLURM is not here.
+    """
+    from benchmarks.launch.slurm import Cluster
+
+    wanted = profile.load(chosen.profile)
+    client.require()
+    if chosen.nodes < 0:
+        raise UserError(f"--nodes {chosen.nodes}: at least 1")
+    return Cluster(
+        wanted, chosen.processes, chosen.nodes, chosen.strategy,
+        getattr(chosen, "checkpoint_seconds", 30.0), getattr(chosen, "hang_seconds", 600.0),
+        0 if chosen.verb == "retry" else wanted.max_attempts,
+    )  # fmt: skip
+
+
+def check_local(chosen: argparse.Namespace) -> None:
+    """Refuse flags that would be left unheard without a cluster.
+
+    Raises:
+        UserError: names the flag.
+    """
+    for flag in ("profile", "nodes", "max_gpu_hours", "probe", "save"):
+        if getattr(chosen, flag, None):
+            raise UserError(f"--{flag.replace('_', '-')} goes with --launcher slurm")
+
+
+def part(chosen: argparse.Namespace) -> list[str]:
+    """The words that say which part of a grid is meant."""
+    words: list[str] = []
+    for flag in ("ratios", "seeds", "methods"):
+        values = getattr(chosen, flag)
+        words += [f"--{flag}", *map(str, values)] if values else []
+    return words + (["--strategy", chosen.strategy] if chosen.strategy else [])
+
+
+def ready(
+    chosen: argparse.Namespace, grid: Grid, workspace: Workspace, report: Callable[[str], None]
+) -> Cluster:
+    """Check the cluster and have the images cached by a job where they are not yet.
+
+    Raises:
+        UserError: see `cluster`; with --dry-run, what is not cached.
+    """
+    from benchmarks.launch.slurm_jobs import prepare
+    from benchmarks.plan.jobs import uncached
+
+    asked = cluster(chosen)
+    left = uncached(grid, workspace)
+    if left and (chosen.verb == "plan" or chosen.dry_run):
+        raise UserError(
+            f"{', '.join(left)}: the images are not cached, so runs have no identity yet; "
+            f"`run --grid {chosen.grid} --launcher slurm` has a job do it, `prepare` does it here"
+        )
+    if left:
+        prepare(asked, grid, part(chosen), workspace, report)
+    return asked
+
+
+def execute(
+    chosen: argparse.Namespace, grid: Grid, jobs: list[Job], only: set[str] | None, asked: Cluster,
+    workspace: Workspace, report: Callable[[str], None],
+) -> bool:  # fmt: skip
+    """Submit what is missing of a grid; with --wait, wait for it.
+
+    Args:
+        chosen: the command line.
+        grid: the grid.
+        jobs: its runs.
+        only: identities of the runs to submit; None for all that are missing.
+        asked: from `ready`.
+        workspace: where results lie.
+        report: gets progress.
+
+    Returns:
+        Whether there is an outcome to print: after waiting, or when everything was done before.
+    """
+    from benchmarks.launch.slurm import check_hours, confirmed, launch, propose
+    from benchmarks.launch.slurm_jobs import wait
+
+    proposal = propose(asked, jobs, workspace, only)
+    report(proposal.table())
+    if not proposal.bundles and all(kind == "done" for kind in proposal.kinds.values()):
+        _tell_spent(asked, jobs, workspace, report)
+        return True
+    if chosen.dry_run:
+        return False
+    made = None
+    if proposal.bundles:
+        check_hours(proposal, chosen.max_gpu_hours)
+        if not (chosen.yes or confirmed("submit?")):
+            report("nothing was submitted")
+            return False
+        made = launch(grid, proposal, workspace, report)
+        if made is None:
+            report("another launch has submitted these runs in the meantime")
+        else:
+            report(
+                f"launch {made.folder.name}; now `status --grid {chosen.grid}`, `logs`, `cancel`"
+            )
+    if not chosen.wait:
+        return False
+    wait(proposal, workspace, report)
+    _tell_spent(asked, jobs, workspace, report)
+    return True
+
+
+def _tell_spent(
+    asked: Cluster, jobs: list[Job], workspace: Workspace, report: Callable[[str], None]
+) -> None:
+    from benchmarks.launch.slurm_jobs import spent
+
+    told = spent(asked, jobs, workspace)
+    if told:
+        report(told)
+
+
+def plan(
+    chosen: argparse.Namespace, grid: Grid, jobs: list[Job], asked: Cluster, workspace: Workspace,
+    report: Callable[[str], None],
+) -> str:  # fmt: skip
+    """What `run` would submit, and what it would cost; the text to print.
+
+    With --probe, what nothing is known of is measured first. With --save, the bundles are written
+    to a file for `slurm/array.sbatch`.
+
+    Raises:
+        UserError: the measurement failed; the file cannot be written.
+    """
+    from benchmarks.launch.slurm import plan_record, propose
+    from benchmarks.launch.slurm_jobs import measure
+    from benchmarks.launch.snapshot import snapshot
+    from results.files import atomic_write_json
+
+    proposal = propose(asked, jobs, workspace)
+    if chosen.probe:
+        measure(grid, proposal, workspace, report)
+        proposal = propose(asked, jobs, workspace)
+    text = proposal.table()
+    if chosen.save is None:
+        return text
+    code = snapshot(workspace.runs.resolve() / "slurm" / "code")
+    try:
+        atomic_write_json(chosen.save, plan_record(grid, proposal, workspace, code))
+    except OSError as error:
+        raise UserError(f"{chosen.save}: {error.strerror}") from None
+    return (
+        f"{text}\n{len(proposal.bundles)} bundles in {chosen.save}: "
+        f"sbatch --array=0-{max(0, len(proposal.bundles) - 1)} slurm/array.sbatch {chosen.save}"
+    )
+
+
+def cancel(chosen: argparse.Namespace) -> int:
+    """Cancel jobs that wait or work; runs in training save first."""
+    from benchmarks.launch.slurm import confirmed
+
+    workspace = Workspace(chosen.data, chosen.runs)
+    found = _launches(workspace, chosen.name)
+    live = client.queue({launch.job_name for launch in found})
+    jobs = [job for launch in found for job in launch.jobs().values() if job in live]
+    if not jobs:
+        print("no jobs to cancel")
+        return 0
+    working = sum(not live[job].waits for job in jobs)
+    if not (chosen.yes or confirmed(f"cancel {len(jobs)} jobs, of which {working} are at work?")):
+        print("nothing was cancelled")
+        return 0
+    for first in range(0, len(jobs), 200):
+        client.call("scancel", *jobs[first : first + 200])
+    print(f"cancelled {len(jobs)} jobs; finished runs are kept, the others go on when run again")
+    return 0
+
+
+def _launches(workspace: Workspace, name: str | None) -> list[Launch]:
+    every = list(Launches(workspace.runs))
+    found = [
+        launch for launch in every
+        if name is None or launch.job_name == f"ssmll-{name}" or launch.folder.name.startswith(name)
+    ]  # fmt: skip
+    if name is not None and not found:
+        from methods.errors import nearest
+
+        known = {launch.job_name.removeprefix("ssmll-") for launch in every}
+        raise UserError(f"no launch of {name!r} in {workspace.runs}{nearest(name, known)}")
+    return found
+
+
+def doctor(chosen: argparse.Namespace) -> int:
+    """Examine the cluster; 1 when something stands in the way."""
+    from benchmarks.progress import Progress
+    from benchmarks.provenance import packages
+    from slurm.doctor import examine, table
+
+    shared = Path(chosen.runs).resolve() / "slurm"
+    findings = examine(
+        profile.load(chosen.profile), shared, packages(), submit=not chosen.no_job,
+        report=Progress().line,
+    )  # fmt: skip
+    print(table(findings))
+    return 1 if any(finding.state == "problem" for finding in findings) else 0

@@ -1,0 +1,173 @@
+"""The verb `splits`: labelled subsets as files.
+
+`splits write DATASET` (or `--grid NAME`) draws them and writes their files; `splits verify` draws
+the splits of files again and compares.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmarks.progress import Progress
+from methods.errors import UserError
+
+if TYPE_CHECKING:
+    from benchmarks.data.dataset import Dataset
+    from benchmarks.data.registry import DatasetSpec
+
+RATIOS = (0.05, 0.1, 0.15, 0.2)
+NAMED = 5
+"""Absent classes that a row of the table names."""
+HEADER = ("dataset", "rule", "ratio", "seed", "labelled", "absent classes", "sha256")
+
+
+def add(verbs: argparse._SubParsersAction, parents: dict[str, argparse.ArgumentParser]) -> None:
+    """Register the verb.
+
+    Args:
+        verbs: the command line's verbs.
+        parents: shared options; "place" has --data.
+    """
+    splits = verbs.add_parser("splits", help="labelled subsets as files: write them, verify them")
+    actions = splits.add_subparsers(dest="action", required=True)
+    write = actions.add_parser("write", parents=[parents["place"]], help="draw splits, write files")
+    write.add_argument("dataset", nargs="?", metavar="DATASET", help="a dataset's name")
+    write.add_argument("--grid", default=None, help="instead: a grid, for all its splits")
+    write.add_argument("--root", default=None, help="where the dataset lies, if not under --data")
+    write.add_argument(
+        "--allow-counts",
+        action="store_true",
+        help="accept a copy whose image counts differ from the classic ones",
+    )
+    write.add_argument("--ratios", type=float, nargs="+", default=[],
+                       help="labelled shares (default: .05 .1 .15 .2, or the grid's)")  # fmt: skip
+    write.add_argument("--seeds", type=int, nargs="+", default=[],
+                       help="seeds (default: 1, or the grid's)")  # fmt: skip
+    write.add_argument("--rule", choices=("published", "stratified"), default=None,
+                       help="prefix of a seeded permutation (default), or every class kept in "
+                            "its share")  # fmt: skip
+    verify = actions.add_parser(
+        "verify", parents=[parents["place"]], help="draw the splits of files again and compare"
+    )
+    verify.add_argument("paths", nargs="*", type=Path, metavar="FILE",
+                        help="files, folders of them (default: splits/ under --data)")  # fmt: skip
+
+
+def execute(chosen: argparse.Namespace) -> int:
+    """Run `splits write` or `splits verify`.
+
+    Returns:
+        The exit code: 0, or 1 when `verify` found a file that differs.
+
+    Raises:
+        UserError: bad usage, an absent dataset, a folder that cannot be written to, or (`write`)
+            an existing file that differs from what is drawn.
+    """
+    return {"write": _write, "verify": _verify}[chosen.action](chosen)
+
+
+def _write(chosen: argparse.Namespace) -> int:
+    from benchmarks.data.registry import open_dataset
+    from benchmarks.data.splits.files import FOLDER, SplitRecord, keep
+    from benchmarks.data.splits.lists import is_file
+    from benchmarks.data.splits.rules import absent_classes, draw
+
+    wanted = _wanted(chosen)
+    progress, opened, problems = Progress(), {}, []
+    for spec in dict.fromkeys(spec for spec, _, _ in wanted):
+        try:
+            opened[spec] = open_dataset(
+                spec, chosen.data, progress=progress.counter(f"render {spec.name}")
+            )
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError("\n".join(problems))
+    folder, rows = chosen.data / FOLDER, [HEADER]
+    for spec, ratio, seed in wanted:
+        dataset: Dataset = opened[spec]
+        drawn = draw(dataset, spec.split, ratio, seed)
+        for note in drawn.notes:
+            progress.line(note)
+        record = SplitRecord.of(dataset, spec, ratio, seed, drawn.labelled)
+        if not is_file(spec.split):  # a user's list is a file already
+            outcome = keep(folder, record)
+            if outcome not in ("written", "present"):
+                raise UserError(f"{record.path(folder)}: cannot be written: {outcome}")
+        rows.append((
+            dataset.name, spec.split, f"{ratio:g}", str(seed), f"{len(drawn.labelled):,}",
+            _names(absent_classes(dataset, drawn.labelled)), record.sha256[:16],
+        ))  # fmt: skip
+    widths = [max(len(row[k]) for row in rows) for k in range(len(HEADER))]
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        print("  ".join(cells).rstrip())
+    progress.line(f"files are in {folder}")
+    return 0
+
+
+def _wanted(chosen: argparse.Namespace) -> list[tuple[DatasetSpec, float, int]]:
+    """Dataset, ratio, seed of the splits that are asked for, each once."""
+    from benchmarks.data.registry import DatasetSpec
+
+    if (chosen.dataset is None) == (chosen.grid is None):
+        raise UserError("splits write: name either a dataset or a --grid")
+    if chosen.grid is None:
+        spec = DatasetSpec(
+            name=chosen.dataset, root=chosen.root, allow_counts=chosen.allow_counts,
+            split=chosen.rule or "published",
+        )  # fmt: skip
+        return [(spec, ratio, seed)
+                for ratio in chosen.ratios or RATIOS for seed in chosen.seeds or [1]]  # fmt: skip
+    from benchmarks.plan.grid import load, restrict
+
+    for flag, given in (("--root", chosen.root), ("--allow-counts", chosen.allow_counts),
+                        ("--rule", chosen.rule)):  # fmt: skip
+        if given:
+            raise UserError(f"splits write --grid: {flag} belongs to a dataset in the grid file")
+    grid = restrict(load(chosen.grid), chosen.ratios, chosen.seeds, [])
+    for spec in grid.datasets:
+        if spec.skip_bad:
+            raise UserError(
+                f"dataset {spec.alias!r} leaves unreadable images out (skip_bad), which are known "
+                "after its images are prepared; `run` then writes its split files"
+            )
+    return list(dict.fromkeys((cell.dataset, cell.ratio, cell.seed) for cell in grid.cells))
+
+
+def _names(absent: tuple[str, ...]) -> str:
+    more = f" and {len(absent) - NAMED} more" if len(absent) > NAMED else ""
+    return ", ".join(absent[:NAMED]) + more or "none"
+
+
+def _verify(chosen: argparse.Namespace) -> int:
+    from benchmarks.data.registry import open_dataset
+    from benchmarks.data.splits.files import FOLDER, Verifier
+
+    progress = Progress()
+    verifier = Verifier(
+        lambda spec: open_dataset(
+            spec, chosen.data, progress=progress.counter(f"render {spec.name}")
+        )
+    )
+    files = _files(chosen.paths or [chosen.data / FOLDER])
+    different = 0
+    for file in files:
+        finding = verifier.check(file)
+        different += bool(finding.problem)
+        parts = [str(file), finding.text, finding.problem]
+        print(("differs: " if finding.problem else "ok: ") + ": ".join(p for p in parts if p))
+    progress.line(f"{len(files)} split files, {different} of them differ")
+    return 1 if different else 0
+
+
+def _files(paths: list[Path]) -> list[Path]:
+    found: list[Path] = []
+    for path in paths:
+        inside = sorted(path.rglob("*.json")) if path.is_dir() else [path]
+        if not inside or not inside[0].exists():
+            raise UserError(f"no split file in {path}; write some: run.py splits write DATASET")
+        found += inside
+    return list(dict.fromkeys(found))

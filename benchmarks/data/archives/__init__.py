@@ -1,0 +1,1 @@
+"""Official archives: where they are, download, unpack."""

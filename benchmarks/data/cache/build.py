@@ -1,0 +1,227 @@
+"""Filling one cache folder; `benchmarks.data.cache.prepared` says what lies there and why."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any
+
+import PIL
+
+from benchmarks.data.cache.decode import RESIZE, Chunk, chunks_of
+from benchmarks.data.cache.pool import decode
+from benchmarks.data.dataset import Dataset
+from benchmarks.data.space import FULL, DiskFullError, amount, reserve, unallocated
+from methods.errors import UserError
+from results.files import atomic_write_bytes, atomic_write_json, fsync_directory, remove_temporaries
+
+FORMAT = 1
+SPLITS = ("train", "test")
+NAMED = 50
+"""Unreadable images that an error names; all of them are written to a file beside the cache."""
+
+Progress = Callable[[int, int], None]
+
+
+class UnreadableError(UserError):
+    """Images of a dataset cannot be read.
+
+    Attributes:
+        builder: what found them; its finished chunks are kept.
+        found: (file, reason) of each.
+    """
+
+    def __init__(self, builder: Builder, found: Sequence[tuple[Path, str]], message: str) -> None:
+        super().__init__(message)
+        self.builder, self.found = builder, tuple(found)
+
+
+class Builder:
+    """Fills one cache folder; the caller holds its lock.
+
+    Args:
+        dataset: the images.
+        size: side of the resized images in pixels.
+        directory: the folder.
+        images_per_chunk: images that are decoded, hashed and marked as finished together.
+        progress: called with (images done, images in total).
+        announce: gets the disk need before anything is decoded.
+        donor: an unfinished cache of the same size whose finished images are copied.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        size: int,
+        directory: Path,
+        images_per_chunk: int,
+        progress: Progress | None,
+        announce: Callable[[str], None],
+        donor: Builder | None = None,
+    ) -> None:
+        self.dataset, self.size, self.directory = dataset, size, directory
+        self.images_per_chunk = images_per_chunk
+        self.markers = directory / "chunks"
+        self.progress, self.announce = progress, announce
+        self.files = {split: directory / f"{split}.u8" for split in SPLITS}
+        finished = donor.finished() if donor is not None else {}
+        self.chunks = {
+            split: chunks_of(
+                split, getattr(dataset, split).paths, size, self.files[split], images_per_chunk,
+                [finished.get((split, name)) for name in getattr(dataset, split).ids],
+            )
+            for split in SPLITS
+        }  # fmt: skip
+        self.total = len(dataset.train) + len(dataset.test)
+        self.done = 0
+
+    def build(self, workers: int) -> None:
+        """Decode what is not finished, then write `meta.json`.
+
+        Args:
+            workers: decoding processes; 1 decodes in this one.
+
+        Raises:
+            UnreadableError: images that cannot be read; everything else is kept.
+            DiskFullError: no room; what there was of the cache is removed.
+            UserError: the folder cannot be written; finished parts are kept.
+        """
+        try:
+            self._build(workers)
+        except OSError as error:
+            if error.errno in FULL:
+                raise self._full(os.strerror(error.errno)) from None
+            raise UserError(
+                f"{self.directory}: the cache cannot be written: {error.strerror or error}; "
+                "finished parts are kept, run again when that is mended"
+            ) from None
+
+    def finished(self) -> dict[tuple[str, str], tuple[Path, int]]:
+        """Where the pixels of finished images lie: (split, id) to (file, first byte)."""
+        found = {}
+        for split, chunks in self.chunks.items():
+            ids = getattr(self.dataset, split).ids
+            for chunk in filter(self._marked, chunks):
+                first = chunk.number * self.images_per_chunk
+                for k in range(first, first + len(chunk.paths)):
+                    found[split, ids[k]] = (chunk.file, k * 3 * self.size**2)
+        return found
+
+    def discard(self) -> None:
+        """Remove the folder; the caller holds its lock, which goes with it."""
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _build(self, workers: int) -> None:
+        self._layout()
+        hashes: dict[tuple[str, int], str] = {}
+        pending = []
+        for chunk in (chunk for split in SPLITS for chunk in self.chunks[split]):
+            found = self._marked(chunk)
+            if found:
+                hashes[chunk.split, chunk.number] = found
+                self.done += len(chunk.paths)
+            else:
+                pending.append(chunk)
+        self._make_room(pending)
+        self._report()
+        unreadable: list[tuple[Path, str]] = []
+        # Closed at once where something fails: no process may write into a folder that is removed.
+        with closing(decode(pending, workers)) as results:
+            for decoded in results:
+                unreadable += decoded.unreadable
+                if decoded.sha256:
+                    chunk = decoded.chunk
+                    atomic_write_bytes(self._marker(chunk), f"{decoded.sha256}\n".encode())
+                    hashes[chunk.split, chunk.number] = decoded.sha256
+                self.done += len(decoded.chunk.paths)
+                self._report()
+        if unreadable:
+            raise self._unreadable(unreadable)
+        self._finish(hashes)
+
+    def _layout(self) -> None:
+        """Make the files in full length; markers count only while the files are the same."""
+        self.markers.mkdir(exist_ok=True)
+        for split, file in self.files.items():
+            length = len(getattr(self.dataset, split)) * 3 * self.size**2
+            if not file.is_file() or file.stat().st_size != length:
+                for chunk in self.chunks[split]:
+                    self._marker(chunk).unlink(missing_ok=True)
+                with open(file, "wb") as stream:
+                    stream.truncate(length)
+        remove_temporaries(self.markers)
+        fsync_directory(self.directory)
+
+    def _marker(self, chunk: Chunk) -> Path:
+        # The number of images is in the name: with another chunk length no marker fits.
+        return self.markers / f"{chunk.split}-{chunk.number:06d}-{self.images_per_chunk}"
+
+    def _marked(self, chunk: Chunk) -> str:
+        try:
+            text = self._marker(chunk).read_text().strip()
+        except OSError:
+            return ""
+        return text if len(text) == 64 else ""
+
+    def _make_room(self, pending: Sequence[Chunk]) -> None:
+        """Say what is needed, and take it before the first image is decoded."""
+        per_image = 3 * self.size**2
+        missing = sum(len(chunk.paths) for chunk in pending) * per_image
+        pixels = min(missing, sum(map(unallocated, self.files.values())))
+        need = pixels + 4096 * (len(pending) + 4)  # markers and meta.json, a block each
+        free = shutil.disk_usage(self.directory).free
+        self.announce(
+            f"cache of {self.total:,} images at {self.size} px: {amount(self.total * per_image)} "
+            f"in {self.directory}, {amount(pixels)} of it to be added, {amount(free)} free"
+        )
+        if need > free:
+            raise self._full(f"{amount(need)} more are needed, {amount(free)} are left")
+        for file in self.files.values():
+            reserve(file)
+
+    def _full(self, why: str) -> DiskFullError:
+        self.discard()
+        return DiskFullError(
+            f"{self.directory}: the disk is too full for the cache: {why}; the unfinished cache is "
+            "removed; make room or choose another folder for the cache, and run again"
+        )
+
+    def _unreadable(self, found: list[tuple[Path, str]]) -> UnreadableError:
+        found.sort()
+        file = self.directory / "unreadable.txt"
+        atomic_write_bytes(file, "".join(f"{p}\t{reason}\n" for p, reason in found).encode())
+        return UnreadableError(self, found, (
+            f"dataset {self.dataset.name!r}: {len(found)} of {self.total} images cannot be read: "
+            f"{named(found, NAMED)}; replace them and run again, or leave them out with --skip-bad "
+            f"(skip_bad = true in a grid); the list is in {file}"
+        ))  # fmt: skip
+
+    def _finish(self, hashes: dict[tuple[str, int], str]) -> None:
+        chunks = {split: [hashes[split, c.number] for c in self.chunks[split]] for split in SPLITS}
+        pixels = hashlib.sha256("\n".join(chunks["train"] + ["-"] + chunks["test"]).encode())
+        whole = hashlib.sha256(f"{self.dataset.digest} {pixels.hexdigest()}".encode())
+        meta: dict[str, Any] = {
+            "format": FORMAT, "dataset": self.dataset.name, "dataset_digest": self.dataset.digest,
+            "size": self.size, "resize": RESIZE, "pillow": PIL.__version__,
+            "train": len(self.dataset.train), "test": len(self.dataset.test),
+            "chunk": self.images_per_chunk,
+            "chunks": chunks, "pixels": pixels.hexdigest(), "digest": whole.hexdigest(),
+        }  # fmt: skip
+        atomic_write_json(self.directory / "meta.json", meta)
+        shutil.rmtree(self.markers, ignore_errors=True)
+        with suppress(FileNotFoundError):
+            os.unlink(self.directory / "unreadable.txt")
+
+    def _report(self) -> None:
+        if self.progress is not None:
+            self.progress(self.done, self.total)
+
+
+def named(found: Sequence[tuple[object, str]], most: int) -> str:
+    """Images with their reasons, the first `most` of them, for a message."""
+    text = ", ".join(f"{image} ({reason})" for image, reason in found[:most])
+    return text + (f" and {len(found) - most} more" if len(found) > most else "")

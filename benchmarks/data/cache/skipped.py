@@ -1,0 +1,176 @@
+"""The record of a dataset's unreadable images, which caches without them are built from.
+
+`<cache root>/<name>-<first 12 digits of the dataset's digest>-skipped.json` holds split, id, file
+and reason of each, whatever the size of the cache, and the file's length and time of change: a file
+that has been replaced since is looked at again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from benchmarks.data.cache.decode import load_image, reason_unreadable
+from benchmarks.data.dataset import Dataset
+from methods.errors import UserError
+from results.files import atomic_write_json
+
+SPLITS = ("train", "test")
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """One image.
+
+    Attributes:
+        split: "train" or "test".
+        id: its name there.
+        path: its file.
+        reason: why it cannot be read.
+        stamp: length in bytes and time of change in ns of the file; None where the system refused
+            to read it at all, which may pass without the file being changed.
+    """
+
+    split: str
+    id: str
+    path: str
+    reason: str
+    stamp: tuple[int, int] | None
+
+
+class Skipped:
+    """The unreadable images of a dataset, as they are recorded.
+
+    Args:
+        dataset: the whole dataset.
+        cache_root: folder of all caches.
+
+    Raises:
+        UserError: the record is damaged.
+    """
+
+    def __init__(self, dataset: Dataset, cache_root: Path) -> None:
+        self.dataset = dataset
+        self.file = cache_root / f"{dataset.name}-{dataset.digest[:12]}-skipped.json"
+        self.lock = self.file.with_suffix(".lock")
+        self.images: tuple[Unreadable, ...] = ()
+        self._rest: Dataset | None = dataset
+        self.read()
+
+    def read(self) -> None:
+        """Read the record; without a file nothing is left out."""
+        self._rest = None
+        try:
+            found = json.loads(self.file.read_text(encoding="utf-8"))
+            if found["dataset_digest"] != self.dataset.digest:
+                raise ValueError("it belongs to another dataset")
+            self.images = tuple(
+                Unreadable(**{**image, "stamp": image["stamp"] and tuple(image["stamp"])})
+                for image in found["skipped"]
+            )
+            for image in self.images:
+                if (image.split, image.id) not in self._paths:
+                    raise ValueError(f"no {image.split} image {image.id!r}")
+        except FileNotFoundError:
+            self.images = ()
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{self.file}: damaged: {error}; remove it and run again") from None
+
+    @property
+    def rest(self) -> Dataset:
+        """The dataset without them.
+
+        Raises:
+            UserError: nothing would be left of a split.
+        """
+        if self._rest is None:  # kept, because its digest is asked for more than once
+            rest = self.dataset
+            for split in SPLITS:
+                rest = rest.without([i.id for i in self.images if i.split == split], split=split)
+            self._rest = rest
+        return self._rest
+
+    @property
+    def reasons(self) -> tuple[tuple[str, str], ...]:
+        """(id, reason) of each, in the order of the dataset."""
+        return tuple((image.id, image.reason) for image in self.images)
+
+    def is_current(self) -> bool:
+        """Whether no file has changed since it was found unreadable."""
+        return all(self._current(image) for image in self.images)
+
+    def refresh(self) -> None:
+        """Look again at the files that have changed, and keep what is still unreadable."""
+        found = []
+        for image in self.images:
+            path = self._paths[image.split, image.id]
+            reason = image.reason if self._current(image) else _reason(path)
+            if reason:
+                found.append(dataclasses.replace(image, reason=reason, stamp=_stamp(path)))
+        self._write(found)
+
+    def add(self, found: Iterable[tuple[Path, str]]) -> None:
+        """Record files that cannot be read, with the reason of each."""
+        reasons = dict(found)
+        new = [
+            Unreadable(split, name, str(path), reasons[path], _stamp(path))
+            for (split, name), path in self._paths.items()
+            if path in reasons
+        ]
+        self._write([*self.images, *new])
+
+    @cached_property
+    def _paths(self) -> dict[tuple[str, str], Path]:
+        """(split, id) to file, in the order of the dataset."""
+        sets = {"train": self.dataset.train, "test": self.dataset.test}
+        return {
+            (split, name): path
+            for split, images in sets.items()
+            for name, path in zip(images.ids, images.paths, strict=True)
+        }
+
+    def _current(self, image: Unreadable) -> bool:
+        stamp = _stamp(self._paths[image.split, image.id])
+        return stamp is not None and stamp == image.stamp
+
+    def _write(self, images: list[Unreadable]) -> None:
+        found = {(image.split, image.id): image for image in images}
+        ordered = [found[key] for key in self._paths if key in found]
+        if ordered == list(self.images):
+            return
+        self.images, self._rest = tuple(ordered), None
+        try:
+            if not ordered:
+                self.file.unlink(missing_ok=True)
+                return
+            atomic_write_json(self.file, {
+                "dataset": self.dataset.name, "dataset_digest": self.dataset.digest,
+                "skipped": [dataclasses.asdict(image) for image in ordered],
+            })  # fmt: skip
+        except OSError as error:
+            raise UserError(f"{self.file}: cannot be written: {error.strerror}") from None
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    try:
+        with open(path, "rb") as file:  # permission and a disk's fault show only here
+            file.read(1)
+            found = os.fstat(file.fileno())
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns
+
+
+def _reason(path: Path) -> str:
+    """Why an image cannot be read; empty where it can."""
+    try:
+        load_image(path, 8)
+    # Whatever a format's plugin raises, as in `decode_chunk`.
+    except Exception as error:
+        return reason_unreadable(path, error)
+    return ""

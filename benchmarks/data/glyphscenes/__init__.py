@@ -1,0 +1,1 @@
+"""GlyphScenes, the rendered dataset, and the CLIP trained on its captions."""

@@ -1,0 +1,1 @@
+"""Dataset layouts: VOC, COCO, NUS-WIDE, arrays, CSV tables."""

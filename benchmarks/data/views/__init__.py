@@ -1,0 +1,1 @@
+"""Weak, strong and test views."""

@@ -1,0 +1,61 @@
+"""What is kept of a run or stage that failed, and how the processes of a group end then."""
+
+from __future__ import annotations
+
+import os
+import traceback
+from pathlib import Path
+from typing import Any
+
+from benchmarks.plan.identity import RunSpec
+from benchmarks.provenance import now
+from benchmarks.status.progress_file import LOG
+from benchmarks.workspace import Workspace
+
+EXIT_BROKEN = 76
+"""Exit code of a process whose group cannot go on; the cause is recorded with the run."""
+EXIT_LOST = 77
+"""Exit code of a process that another one of its group left: there is nothing to record."""
+
+
+class Hung(RuntimeError):  # noqa: N818 - it is an outcome of a run before it is an error
+    """Nothing moved for too long; names the process, or those of a group that hold it up."""
+
+
+class GroupBroken(BaseException):
+    """A process of a group failed or is gone; the group's communication is of no use any more.
+
+    Attributes:
+        code: how this process ends.
+    """
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+class StageFailed(RuntimeError):  # noqa: N818
+    """A stage that the run stands on has failed before."""
+
+
+def failure(error: BaseException, launch: str, rank: str = "") -> dict[str, Any]:
+    """What is kept of an error: type, message (after the rank it came from), traceback, log."""
+    log = os.environ.get(LOG)
+    return {
+        "launch": launch,
+        "type": type(error).__name__,
+        "message": f"{rank}{error}",
+        "traceback": "".join(traceback.format_exception(error)),
+        "time": now(),
+        **({"log": log} if log else {}),
+    }
+
+
+def fail_dependent(
+    workspace: Workspace, spec: RunSpec, directory: Path, why: str, launch: str
+) -> None:
+    """Record a run as failed because a stage that it stands on has failed."""
+    lease = workspace.store.claim(directory, spec.record())
+    if lease is not None:
+        with lease:
+            workspace.store.write_failure(directory, lease, failure(StageFailed(why), launch))

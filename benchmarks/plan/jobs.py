@@ -1,0 +1,284 @@
+"""From a grid to runs with identities, what of them is finished, and what they share."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import methods
+from benchmarks.data.cache.prepared import Prepared, is_prepared, prepare
+from benchmarks.data.dataset import Dataset
+from benchmarks.data.registry import DatasetSpec, open_dataset, renders
+from benchmarks.data.splits.files import FOLDER, SplitRecord, keep
+from benchmarks.data.splits.rules import RULES, absent_classes, draw, split_digest
+from benchmarks.plan.grid import Cell, Grid
+from benchmarks.plan.identity import RunSpec, digest
+from benchmarks.progress import silent
+from benchmarks.workspace import Workspace
+from methods.backbones.base import BackboneSpec, weights_digest
+from methods.base import StepMethod
+from methods.errors import UserError
+
+
+@dataclass(frozen=True)
+class Split:
+    """The labelled subset of a run.
+
+    Attributes:
+        labelled: (n_l,) int64 positions in the training images that are trained on.
+        held_out: (n_v,) int64 labelled positions kept for the "val" rule.
+        unlabelled: (n_u,) int64 the rest.
+        digest: SHA-256 of the labelled subset.
+        absent: classes that no image that is trained on shows.
+        notes: remarks of a user's list of labelled images.
+    """
+
+    labelled: NDArray[np.int64]
+    held_out: NDArray[np.int64]
+    unlabelled: NDArray[np.int64]
+    digest: str
+    absent: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def subset(self) -> NDArray[np.int64]:
+        """The whole labelled subset, as it was drawn."""
+        return np.concatenate([self.labelled, self.held_out])
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Work that several runs share, computed once.
+
+    Attributes:
+        kind: "features" or "warmup".
+        key: everything that its result depends on.
+    """
+
+    kind: str
+    key: dict[str, Any] = field(hash=False)
+
+    @cached_property
+    def stage_id(self) -> str:
+        """SHA-256 of kind and key."""
+        return digest({"kind": self.kind, "key": self.key})
+
+    def directory(self, workspace: Workspace) -> Path:
+        """Where its result lies."""
+        return workspace.stages / f"{self.kind}-{self.stage_id[:16]}"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run, ready to be executed.
+
+    Attributes:
+        spec: what it is.
+        cell: the same before it was resolved.
+        prepared: its images.
+        split: its labelled subset.
+        stages: what has to be there before it starts.
+    """
+
+    spec: RunSpec
+    cell: Cell
+    prepared: Prepared
+    split: Split
+    stages: tuple[Stage, ...]
+
+    def directory(self, workspace: Workspace) -> Path:
+        """The run's directory in the store."""
+        spec = self.spec
+        return workspace.store.directory(spec.run_id, {
+            "dataset": {"alias": spec.dataset}, "method": spec.method, "ratio": spec.ratio,
+            "seed": spec.seed,
+        })  # fmt: skip
+
+
+def split_of(dataset: Dataset, rule: str, ratio: float, seed: int, val_share: float) -> Split:
+    """The labelled subset by a rule (see `splits.draw`), its tail held out when asked for."""
+    drawn = draw(dataset, rule, ratio, seed)
+    labelled = drawn.labelled
+    kept = len(labelled) - int(val_share * len(labelled))
+    if kept < 1:
+        raise UserError(f"val_share {val_share:g} leaves none of {len(labelled)} labelled images")
+    return Split(
+        labelled[:kept], labelled[kept:], drawn.unlabelled, split_digest(labelled),
+        absent_classes(dataset, labelled[:kept]), drawn.notes,
+    )  # fmt: skip
+
+
+def _stages(cell: Cell, prepared: Prepared, split: Split, backbone: dict[str, Any]) -> list[Stage]:
+    if cell.kind == "fit":
+        return [Stage("features", {
+            "data": prepared.digest, "backbone": backbone, "precision": cell.recipe.precision,
+        })]  # fmt: skip
+    found = warmup(cell) if cell.kind == "semi" else None
+    if found is None or not cell.recipe.warmup_epochs:
+        return []
+    name, hyper = found
+    return [Stage("warmup", {
+        "data": prepared.digest, "split": split.digest, "seed": cell.seed, "backbone": backbone,
+        "recipe": cell.recipe.warmup_part(), "method": name,
+        "version": methods.get(name).version, "hyper": dataclasses.asdict(hyper),
+    })]  # fmt: skip
+
+
+def warmup(cell: Cell) -> tuple[str, Any] | None:
+    """The labelled-only training that a run starts from: method and hyper-parameters, or None."""
+    cls = methods.get(cell.method)
+    assert issubclass(cls, StepMethod)  # only these are trained
+    hyper = cls.warmup_hyper(cell.hyper)
+    return None if hyper is None else (cls.warmup_name or cell.method, hyper)
+
+
+def resolve(
+    grid: Grid,
+    workspace: Workspace,
+    *,
+    progress: Callable[[str], Callable[[int, int], None]],
+    workers: int,
+    announce: Callable[[str], None] = lambda line: None,
+) -> list[Job]:
+    """Open and prepare the data of a grid and give every run its identity.
+
+    Args:
+        grid: the cells.
+        workspace: where data and runs lie.
+        progress: makes a (done, total) callback from a title.
+        workers: processes that prepare images.
+        announce: called with one-line remarks on the preparation.
+
+    Raises:
+        UserError: datasets are absent (all of them named, with the commands), or a weights file is;
+            or a split is drawn differently than in the file that an earlier call left.
+    """
+    opened, prepared, problems = {}, {}, []
+    for spec, sizes in grid.datasets.items():
+        try:
+            dataset = open_dataset(spec, workspace.data, progress=progress(f"render {spec.name}"))
+            opened[spec] = dataset
+        except UserError as error:
+            problems.append(str(error))
+            continue
+        for size in sizes:
+            prepared[spec, size] = prepare(
+                dataset, size, workspace.cache, workers=workers, skip_bad=spec.skip_bad,
+                progress=progress(f"prepare {dataset.name} at {size} px"), announce=announce,
+            )  # fmt: skip
+    if problems:
+        raise UserError("\n".join(problems))
+    found = jobs(grid, prepared)
+    _keep_splits(found, opened, workspace)
+    return found
+
+
+def uncached(grid: Grid, workspace: Workspace) -> list[str]:
+    """Which of a grid's datasets have no cache yet, by name and size; nothing is prepared.
+
+    Raises:
+        UserError: datasets are absent.
+    """
+    found = []
+    for spec, sizes in grid.datasets.items():
+        if renders(spec, workspace.data):
+            found.append(spec.name)
+            continue
+        dataset = open_dataset(spec, workspace.data, progress=silent("open"))
+        found += [
+            f"{dataset.name} at {size} px" for size in sizes
+            if not is_prepared(dataset, size, workspace.cache, skip_bad=spec.skip_bad)
+        ]  # fmt: skip
+    return found
+
+
+def _keep_splits(
+    found: Sequence[Job], opened: dict[DatasetSpec, Dataset], workspace: Workspace
+) -> None:
+    """Leave the split files of the rules, or compare with those of earlier calls."""
+    seen = set()
+    for job in found:
+        spec, ratio, seed = job.cell.dataset, job.cell.ratio, job.cell.seed
+        dataset = job.prepared.dataset
+        key = (dataset.digest, spec.split, ratio, seed)
+        if key not in seen and spec.split in RULES:  # a user's list is a file already
+            seen.add(key)
+            keep(workspace.data / FOLDER, SplitRecord.of(
+                dataset, spec, ratio, seed, job.split.subset, opened[spec]
+            ))  # fmt: skip
+
+
+def jobs(grid: Grid, prepared: dict[tuple[DatasetSpec, int], Prepared]) -> list[Job]:
+    """The runs of a grid over images that are prepared."""
+    splits: dict[tuple[Any, ...], Split] = {}
+    backbones: dict[Any, dict[str, Any]] = {}
+    found = []
+    for cell in grid.cells:
+        if cell.backbone not in backbones:
+            backbones[cell.backbone] = {
+                **_without_path(cell.backbone), "weights_sha256": weights_digest(cell.backbone)
+            }  # fmt: skip
+        backbone = backbones[cell.backbone]
+        images = prepared[cell.dataset, cell.recipe.resolution]
+        key = (images.digest, cell.dataset.split, cell.ratio, cell.seed, cell.recipe.val_share)
+        if key not in splits:
+            splits[key] = split_of(images.dataset, *key[1:])
+        split = splits[key]
+        if cell.kind == "semi" and not len(split.unlabelled):
+            raise UserError(
+                f"{cell.label} uses unlabelled images and at ratio {cell.ratio:g} there are none; "
+                "leave it out of that grid"
+            )
+        cls = methods.get(cell.method)
+        spec = RunSpec(
+            dataset=images.dataset.name, dataset_digest=images.digest, ratio=cell.ratio,
+            seed=cell.seed, split_digest=split.digest, method=cell.method, version=cls.version,
+            hyper=dataclasses.asdict(cell.hyper), backbone=backbone,
+            recipe=cell.recipe.relevant(cell.kind), label=cell.label,
+        )  # fmt: skip
+        stages = _stages(cell, images, split, backbone)
+        found.append(Job(spec, cell, images, split, tuple(stages)))
+    return found
+
+
+def remarks(found: Sequence[Job]) -> list[str]:
+    """What a reader of a grid's numbers should know of its data and splits, a line each."""
+    lines: dict[str, None] = {}
+    for job in found:
+        dataset, split = job.prepared.dataset, job.split
+        where = f"{dataset.name} p={job.spec.ratio:g} seed={job.spec.seed}"
+        for note in dataset.notes:
+            lines[note] = None
+        if job.prepared.skipped:
+            count = len(job.prepared.skipped)
+            lines[f"{dataset.name}: {count} unreadable images are left out"] = None
+        for note in split.notes:
+            lines[f"{where}: {note}"] = None
+        if split.absent:
+            names = ", ".join(split.absent[:5]) + (" …" if len(split.absent) > 5 else "")
+            lines[f"{where}: no labelled image to train on of {len(split.absent)} classes: {names}"
+                  " (split = 'stratified' keeps every class)"] = None  # fmt: skip
+    return list(lines)
+
+
+def states(found: Sequence[Job], workspace: Workspace) -> dict[str, list[Job]]:
+    """Runs by their state in the store: done, running, dead, failed, not started."""
+    grouped: dict[str, list[Job]] = {}
+    for job in found:
+        kind = workspace.store.state(job.directory(workspace)).kind
+        grouped.setdefault(kind, []).append(job)
+    return grouped
+
+
+def _without_path(backbone: BackboneSpec) -> dict[str, Any]:
+    """What a backbone is, but for where its weights lie: those are identified by their hash."""
+    values = dataclasses.asdict(backbone)
+    del values["weights"]
+    return values

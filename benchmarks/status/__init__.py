@@ -1,0 +1,1 @@
+"""Where runs stand; nothing here imports torch."""

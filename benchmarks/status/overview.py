@@ -1,0 +1,311 @@
+"""Where runs stand: what the store, the launches and SLURM's queue say, put together.
+
+The store alone says done, running, failed, begun or not begun. Launches say what was submitted. The
+queue says which of that still waits; without it (a copied folder, a laptop) the answer names what
+is not known. Nothing heavy is imported: a status of 10,000 runs takes seconds.
+"""
+
+from __future__ import annotations
+
+import calendar
+import json
+import os
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.status import progress_file as progressfile
+from benchmarks.workspace import Workspace
+from methods.errors import UserError
+from results.errors import StoreError
+from results.store import RunState, RunStore
+from slurm import client
+from slurm.launches import Launch, Launches, assigned
+
+KINDS = (
+    "done", "running", "preempted", "queued", "submitted", "dead", "failed", "not started",
+)  # fmt: skip
+QUEUE_SECONDS = 15.0
+"""The queue is asked so often at most, however often a live view is redrawn."""
+SHORT = 16
+"""Characters of a run's identity that its directory's name holds."""
+Wanted = Sequence[tuple[str, str, Path | None]]
+"""Run id, title ("" for unknown) and directory of each run; None where only its spec would tell."""
+
+
+@dataclass(slots=True)
+class Run:
+    """What is known of one run (or of a shared stage at work).
+
+    Attributes:
+        run_id: its identity, or the first 16 characters of it.
+        kind: one of `KINDS`.
+        directory: where it lies; None for a submitted run that was never begun.
+        known_title: its name for people as a grid or a launch says it; see `title`.
+        age: seconds since the last heartbeat; running and dead runs.
+        detail: one line.
+        error: failed runs: what was recorded.
+        attempts: how often it was begun.
+        progress: what its progress file says, see `benchmarks.status.progress_file`; None without one.
+        current: whether that file is from the process that works on it now.
+        launch: the launch that submitted it last, or whose job has it now.
+        job: number of that job.
+        why: why its job waits, or how the job ended, in SLURM's words.
+    """
+
+    run_id: str
+    kind: str
+    directory: Path | None = None
+    known_title: str = ""
+    age: float | None = None
+    detail: str = ""
+    error: dict[str, Any] | None = None
+    attempts: int = 0
+    progress: dict[str, Any] | None = None
+    current: bool = False
+    launch: Launch | None = None
+    job: str | None = None
+    why: str = ""
+
+    @property
+    def title(self) -> str:
+        """Its name for people; reads the spec of a run that no grid and no launch names."""
+        if not self.known_title and self.directory is not None:
+            self.known_title = _title(self.directory, self.run_id)
+        return self.known_title or self.run_id[:8]
+
+    def left(self, now: float) -> float | None:
+        """Estimated seconds to its end; None where nothing is known.
+
+        Args:
+            now: seconds since the epoch.
+        """
+        if not self.current or self.progress is None or self.progress.get("left") is None:
+            return None
+        return max(0.0, self.progress["left"] - (now - self.progress["time"]))
+
+
+@dataclass
+class Overview:
+    """Where everything stands at one moment.
+
+    Attributes:
+        name: what was looked at.
+        root: the folder of runs.
+        runs: every run, in no particular order.
+        stages: shared stages that are being computed.
+        remarks: what is not known, a line each.
+        taken: when, seconds since the epoch.
+    """
+
+    name: str
+    root: Path
+    runs: list[Run]
+    stages: list[Run] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+    taken: float = field(default_factory=time.time)
+
+    def of(self, *kinds: str) -> list[Run]:
+        """The runs of some kinds."""
+        return [run for run in self.runs if run.kind in kinds]
+
+    def counts(self) -> dict[str, int]:
+        """Runs by kind, those that occur."""
+        found = dict.fromkeys(KINDS, 0)
+        for run in self.runs:
+            found[run.kind] += 1
+        return {kind: count for kind, count in found.items() if count}
+
+    @property
+    def settled(self) -> bool:
+        """Whether every run is done, or failed with no job that would try it again."""
+        return all(run.kind == "done" or (run.kind == "failed" and not run.why)
+                   for run in self.runs)  # fmt: skip
+
+
+class Cluster:
+    """SLURM's answers, kept for a while."""
+
+    def __init__(self) -> None:
+        self._asked = float("-inf")
+        self._queue: dict[str, client.Queued] | None = None
+        self._remark = ""
+        self._ended: dict[str, str] = {}
+
+    def queue(self, names: Iterable[str]) -> tuple[dict[str, client.Queued] | None, str]:
+        """The jobs of some names that wait or work, or None and why that is not known."""
+        if time.monotonic() - self._asked >= QUEUE_SECONDS:
+            self._queue, self._remark = None, ""
+            if not client.available():
+                self._remark = "no squeue here: which submitted runs still wait is not known"
+            else:
+                try:
+                    self._queue = client.queue(names)
+                except client.SlurmError as error:
+                    self._remark = f"the queue is not known: {error}"
+            self._asked = time.monotonic()
+        return self._queue, self._remark
+
+    def ended(self, jobs: Iterable[str]) -> dict[str, str]:
+        """How jobs ended, by number, as far as there is an accounting; an end is final."""
+        asked = set(jobs)
+        found = client.ended(asked - self._ended.keys())
+        # The accounting may lag behind the queue.
+        self._ended |= {k: v for k, v in found.items() if v not in ("PENDING", "RUNNING")}
+        return {job: self._ended[job] for job in asked & self._ended.keys()}
+
+
+def overview(
+    runs: Path, wanted: Wanted | None = None, *, name: str = "",
+    stages: Iterable[Path] | None = None, cluster: Cluster | None = None,
+) -> Overview:  # fmt: skip
+    """Look at everything once.
+
+    Args:
+        runs: the folder of runs.
+        wanted: the runs of a grid; None for all of the store and all that was submitted.
+        name: what this is about, for the first line.
+        stages: directories of the grid's shared stages; None for all.
+        cluster: keeps answers of SLURM between calls.
+    """
+    workspace = Workspace(Path(), runs)
+    found = Overview(name or str(runs), runs, [])
+    launches = _sound(Launches(runs), found.remarks)
+    submitted = _submitted(launches)
+    if wanted is None:
+        wanted = _everything(workspace.store, launches, submitted)
+    cluster = cluster or Cluster()
+    live: dict[str, client.Queued] | None = {}
+    remark = ""
+    if launches:  # asked before the store is read: what ends meanwhile is seen as done
+        live, remark = cluster.queue({launch.job_name for launch in launches})
+    waiting = {run[:SHORT]: each for run, each in assigned(launches, live or {}).items()}
+    for run_id, title, directory in wanted:
+        run = _look(workspace.store, run_id, directory)
+        run.known_title = title
+        if run.kind not in ("done", "running"):
+            _queued(run, waiting.get(run_id[:SHORT]), submitted.get(run_id[:SHORT]), live is None)
+        found.runs.append(run)
+    if remark and found.of("submitted"):
+        found.remarks.append(remark)
+    if live is not None:
+        gone = [run for run in found.of("dead", "not started") if run.job]
+        ended = cluster.ended({run.job for run in gone if run.job}) if gone else {}
+        for run in gone:
+            run.why = ended.get(run.job or "", "")
+    store = RunStore(workspace.stages)
+    for directory in _folders(workspace.stages) if stages is None else stages:
+        if not (directory / "stage.json").exists():
+            stage = _look(store, directory.name, directory)
+            if stage.kind == "running":
+                stage.known_title = str((stage.progress or {}).get("title") or directory.name)
+                found.stages.append(stage)
+    return found
+
+
+def _look(store: RunStore, run_id: str, directory: Path | None) -> Run:
+    """A run as the store knows it."""
+    if directory is None:
+        return Run(run_id, "not started")
+    try:
+        state = store.state(directory)
+    except StoreError as error:  # one damaged file hides no other run
+        state = RunState("failed", None, str(error), {"type": "StoreError", "message": str(error)})
+    run = Run(run_id, state.kind, directory, "", state.heartbeat_age, state.detail, state.error,
+              state.attempts)  # fmt: skip
+    if state.kind in ("running", "dead"):
+        run.progress = progressfile.read(directory)
+    if run.progress and state.kind == "running":
+        holder = f"process {run.progress.get('pid')} on {run.progress.get('host')}"
+        run.current = state.detail == holder
+        run.job = run.progress.get("job") if run.current else None
+    return run
+
+
+def _queued(
+    run: Run, waits: tuple[Launch, client.Queued] | None, last: tuple[Launch, str] | None,
+    unknown: bool,
+) -> None:  # fmt: skip
+    """Add what launches and the queue know of a run that nobody works on."""
+    if last is not None:
+        run.launch, run.job = last
+    if waits is not None:
+        run.launch, run.job = waits[0], waits[1].job
+        run.why = waits[1].reason if waits[1].waits else waits[1].state
+        if run.kind != "failed":
+            run.kind = "preempted" if run.attempts else "queued"
+    elif unknown and last is not None and run.kind != "failed":
+        run.kind = "submitted"
+
+
+def submitted_at(launch: Launch) -> float | None:
+    """When a launch was made, seconds since the epoch; None when its folder was renamed."""
+    try:
+        stamp = time.strptime(launch.folder.name[:15], "%Y%m%d-%H%M%S")
+    except ValueError:
+        return None
+    return float(calendar.timegm(stamp))
+
+
+def _sound(launches: Launches, remarks: list[str]) -> list[Launch]:
+    found = []
+    for launch in launches:
+        try:
+            if isinstance(launch.plan["bundles"], list) and launch.job_name:
+                found.append(launch)
+        except UserError as error:
+            remarks.append(str(error))
+        except (KeyError, TypeError):
+            remarks.append(f"{launch.folder} is no launch of this version; it is left out")
+    return found
+
+
+def _submitted(launches: Sequence[Launch]) -> dict[str, tuple[Launch, str]]:
+    """The newest launch and job of each run that was submitted, by the start of its identity."""
+    found: dict[str, tuple[Launch, str]] = {}
+    for launch in launches:
+        bundles = launch.plan["bundles"]
+        for bundle, job in launch.jobs().items():
+            if bundle < len(bundles):
+                for run_id in bundles[bundle].get("run_ids", ()):
+                    found.setdefault(run_id[:SHORT], (launch, job))
+    return found
+
+
+def _everything(
+    store: RunStore, launches: Sequence[Launch], submitted: Iterable[str]
+) -> Wanted:  # fmt: skip
+    """All runs of the store and of the launches."""
+    titles: dict[str, str] = {}
+    for launch in reversed(launches):  # the newest has the last word
+        titles |= {run[:SHORT]: name for run, name in launch.plan.get("titles", {}).items()}
+    found: list[tuple[str, str, Path | None]]
+    found = [(run, titles.get(run, ""), path) for path in store.scan()
+             for run in (path.name.rsplit("-", 1)[1],)]  # fmt: skip
+    begun = {run for run, _, _ in found}
+    for run in dict.fromkeys([*submitted, *titles]):
+        if run not in begun:
+            found.append((run, titles.get(run, ""), None))
+    return found
+
+
+def _title(directory: Path, run_id: str) -> str:
+    """As `RunSpec.title`, from the spec that was stored, or else from the directory's name."""
+    ratio, seed = directory.name.rsplit("-", 1)[0].removeprefix("p").rsplit("-s", 1)
+    method, dataset = directory.parent.name, directory.parent.parent.name
+    try:
+        spec = json.loads((directory / "spec.json").read_text(encoding="utf-8"))
+        method, dataset = spec.get("label") or method, spec["dataset"]["alias"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass  # never begun, or written by a newer version: the name says nearly as much
+    return f"{method} · {dataset} p={ratio} seed={seed} [{run_id[:8]}]"
+
+
+def _folders(parent: Path) -> list[Path]:
+    try:
+        with os.scandir(parent) as entries:
+            return sorted(Path(entry.path) for entry in entries if entry.is_dir())
+    except FileNotFoundError:
+        return []

@@ -1,0 +1,1 @@
+"""One training: the loop, batches, scoring, metrics, checkpoints, processes."""

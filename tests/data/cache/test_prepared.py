@@ -1,0 +1,224 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from benchmarks.data.cache import build
+from benchmarks.data.cache import prepared as cache
+from benchmarks.data.cache.decode import load_image
+from benchmarks.data.cache.prepared import prepare
+from benchmarks.data.dataset import Dataset, ImageSet
+from methods.errors import UserError
+
+
+@pytest.fixture
+def dataset(tmp_path, build_dataset):
+    return build_dataset(tmp_path / "images", 20, 9)
+
+
+@pytest.fixture(autouse=True)
+def _short_chunks(monkeypatch):
+    monkeypatch.setattr(cache, "CHUNK", 4)
+
+
+def test_images_come_back_as_they_were_decoded(tmp_path, dataset):
+    ready = prepare(dataset, 16, tmp_path / "cache", workers=1)
+    assert ready.directory.name == f"tiny-{dataset.digest[:12]}-16"
+    assert ready.train.shape == (20, 3, 16, 16)
+    assert ready.test.shape == (9, 3, 16, 16)
+    for pixels, images in ((ready.train, dataset.train), (ready.test, dataset.test)):
+        for k, path in enumerate(images.paths):
+            assert (pixels[k] == load_image(path, 16)).all()
+    indices = [3, 3, 19, 0]
+    for some in (indices, np.array(indices), torch.tensor(indices)):
+        gathered = ready.images("train", some)
+        assert gathered.dtype == torch.uint8
+        assert gathered.is_contiguous()
+        assert (gathered.numpy() == ready.train[indices]).all()
+    gathered[:] = 0  # a copy: the cache is read-only
+    assert ready.images("test", [8]).shape == (1, 3, 16, 16)
+    assert ready.images("train", []).shape == (0, 3, 16, 16)
+    with pytest.raises(IndexError):
+        ready.images("test", [9])
+    ready.verify()
+
+
+def test_a_second_call_is_instant_and_touches_nothing(tmp_path, dataset):
+    first = prepare(dataset, 16, tmp_path / "cache", workers=1)
+    before = {f: f.stat().st_mtime_ns for f in first.directory.iterdir()}
+    for path in (*dataset.train.paths, *dataset.test.paths):
+        path.unlink()
+    start = time.perf_counter()
+    again = prepare(dataset, 16, tmp_path / "cache", progress=lambda *a: pytest.fail("worked"))
+    assert time.perf_counter() - start < 0.5
+    assert again.digest == first.digest
+    assert {f: f.stat().st_mtime_ns for f in first.directory.iterdir()} == before
+
+
+def test_the_digest_covers_dataset_size_and_pixels(tmp_path, dataset, photo_like):
+    base = prepare(dataset, 16, tmp_path / "a", workers=1)
+    assert prepare(dataset, 16, tmp_path / "b", workers=1).digest == base.digest
+    assert prepare(dataset, 18, tmp_path / "b", workers=1).digest != base.digest
+    Image.fromarray(photo_like(99, 40, 50)).save(dataset.test.paths[-1])
+    changed = prepare(dataset, 16, tmp_path / "c", workers=1)
+    assert changed.directory.name == base.directory.name
+    assert changed.digest != base.digest
+
+
+def test_the_digest_does_not_depend_on_the_number_of_processes(tmp_path, dataset):
+    seen = []
+    one = prepare(dataset, 16, tmp_path / "a", workers=1)
+    two = prepare(dataset, 16, tmp_path / "b", workers=2, progress=lambda *a: seen.append(a))
+    assert one.digest == two.digest
+    assert (one.train == two.train).all()
+    assert seen[0] == (0, 29)
+    assert seen[-1] == (29, 29)
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+
+
+def test_verify_finds_a_changed_byte(tmp_path, dataset):
+    ready = prepare(dataset, 16, tmp_path / "cache", workers=1)
+    with open(ready.directory / "test.u8", "r+b") as file:
+        file.seek(1000)
+        byte = file.read(1)
+        file.seek(1000)
+        file.write(bytes([byte[0] ^ 1]))
+    with pytest.raises(UserError, match=r"test.u8 has changed on the disk; remove the folder"):
+        prepare(dataset, 16, tmp_path / "cache").verify()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda d: os.truncate(d / "train.u8", 100), r"train.u8 has 100 bytes for 20 images"),
+        (lambda d: (d / "test.u8").unlink(), r"test.u8 has 0 bytes"),
+        (lambda d: (d / "meta.json").write_text("{"), r"meta.json"),
+        (lambda d: (d / "meta.json").write_text('{"format": 0}'), r"format 0 instead of 1"),
+    ],
+)
+def test_a_damaged_cache_is_named(tmp_path, dataset, damage, message):
+    damage(prepare(dataset, 16, tmp_path / "cache", workers=1).directory)
+    with pytest.raises(UserError, match=message) as caught:
+        prepare(dataset, 16, tmp_path / "cache")
+    assert "remove the folder and prepare again" in str(caught.value)
+
+
+def test_a_pickled_cache_carries_no_pixels(tmp_path, dataset):
+    ready = prepare(dataset, 64, tmp_path / "cache", workers=1)
+    assert ready.train.size > 200_000
+    packed = pickle.dumps(ready)
+    assert len(packed) < 20_000
+    assert (pickle.loads(packed).train == ready.train).all()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_unreadable_images_are_all_named_and_the_rest_is_kept(tmp_path, dataset, workers):
+    bad = [dataset.train.paths[k] for k in (2, 17)] + [dataset.test.paths[5]]
+    good = {path: path.read_bytes() for path in bad}
+    bad[0].write_bytes(b"")
+    bad[1].write_bytes(good[bad[1]][:400])  # truncated
+    bad[2].write_bytes(b"not an image at all")
+    with pytest.raises(UserError) as caught:
+        prepare(dataset, 16, tmp_path / "cache", workers=workers)
+    message = str(caught.value)
+    assert message.startswith("dataset 'tiny': 3 of 29 images cannot be read: ")
+    assert all(str(path) in message for path in bad)
+    assert "\n" not in message
+    listed = next((tmp_path / "cache").iterdir()) / "unreadable.txt"
+    assert [line.split("\t")[0] for line in listed.read_text().splitlines()] == sorted(
+        map(str, bad)
+    )
+    for path, content in good.items():
+        path.write_bytes(content)
+    seen = []
+    ready = prepare(dataset, 16, tmp_path / "cache", workers=1, progress=lambda *a: seen.append(a))
+    assert seen[0] == (29 - 12, 29)  # only the three damaged chunks of four are left to do
+    assert not listed.exists()
+    assert ready.digest == prepare(dataset, 16, tmp_path / "other", workers=1).digest
+
+
+def test_a_file_in_the_place_of_the_folder_is_a_clear_error(tmp_path, dataset):
+    (tmp_path / "cache").write_text("")
+    with pytest.raises(UserError, match="cannot be created"):
+        prepare(dataset, 16, tmp_path / "cache")
+    with pytest.raises(UserError, match="image size is 0"):
+        prepare(dataset, 0, tmp_path)
+
+
+def test_a_kill_just_before_the_clean_up_leaves_nothing_behind(tmp_path, build_dataset):
+    dataset = build_dataset(tmp_path / "images", 10, 5)
+    first = prepare(dataset, 32, tmp_path / "cache", workers=1)
+    markers = first.directory / "chunks"
+    markers.mkdir()
+    (markers / "train-00000.json").write_text("{}")
+    again = prepare(dataset, 32, tmp_path / "cache", workers=1)
+    assert again.digest == first.digest
+    assert not markers.exists()
+
+
+def test_torn_markers_are_not_believed(tmp_path, dataset, monkeypatch):
+    def interrupted(self, hashes):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(build.Builder, "_finish", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(dataset, 16, tmp_path / "cache", workers=1)
+    directory = next((tmp_path / "cache").iterdir())
+    markers = sorted((directory / "chunks").iterdir())
+    assert len(markers) == 8
+    markers[0].write_text("")
+    markers[3].write_text("abc")
+    (directory / "chunks" / ".x.tmp").write_text("left behind")
+    seen = []
+    ready = prepare(dataset, 16, tmp_path / "cache", workers=1, progress=lambda *a: seen.append(a))
+    chunk_sizes = [1 if m.name.startswith("test-000002") else 4 for m in (markers[0], markers[3])]
+    assert seen[0] == (29 - sum(chunk_sizes), 29)
+    assert ready.digest == prepare(dataset, 16, tmp_path / "other", workers=1).digest
+
+
+def test_a_data_file_of_another_length_starts_over(tmp_path, dataset, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(build.Builder, "_finish", lambda self, hashes: (_ for _ in ()).throw(
+            KeyboardInterrupt))  # fmt: skip
+        with pytest.raises(KeyboardInterrupt):
+            prepare(dataset, 16, tmp_path / "cache", workers=1)
+    directory = next((tmp_path / "cache").iterdir())
+    os.truncate(directory / "train.u8", 5)
+    ready = prepare(dataset, 16, tmp_path / "cache", workers=1)
+    ready.verify()
+    assert ready.digest == prepare(dataset, 16, tmp_path / "other", workers=1).digest
+
+
+def test_the_digest_is_what_it_says(tmp_path, dataset):
+    ready = prepare(dataset, 16, tmp_path / "cache", workers=1)
+    meta = json.loads((ready.directory / "meta.json").read_text())
+    chunks = [
+        [
+            hashlib.sha256(np.asarray(p[k : k + 4]).tobytes()).hexdigest()
+            for k in range(0, len(p), 4)
+        ]
+        for p in (ready.train, ready.test)
+    ]
+    pixels = hashlib.sha256("\n".join([*chunks[0], "-", *chunks[1]]).encode()).hexdigest()
+    assert meta["pixels"] == pixels
+    assert ready.digest == hashlib.sha256(f"{dataset.digest} {pixels}".encode()).hexdigest()
+    assert meta["resize"] == "PIL bilinear, antialiased"
+
+
+def test_restricted_classes_have_a_cache_of_their_own(tmp_path, dataset):
+    labels = dataset.train.labels.copy()
+    labels[:, 0] = np.arange(20) % 2
+    images = ImageSet(dataset.train.ids, dataset.train.paths, labels)
+    whole = Dataset("tiny", dataset.classes, dataset.prompts, images, dataset.test)
+    some = whole.restrict(("a",))
+    assert prepare(some, 16, tmp_path, workers=1).train.shape[0] == 10
+    assert prepare(whole, 16, tmp_path, workers=1).train.shape[0] == 20

@@ -1,0 +1,212 @@
+"""Bundles, arrays and submissions without a cluster: SLURM's commands are replaced."""
+
+from __future__ import annotations
+
+import errno
+import json
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import pytest
+
+from benchmarks.launch import slurm as module
+from benchmarks.launch.bundles import GUESS_SECONDS, Bundle, pack
+from benchmarks.launch.slurm import (
+    Cluster,
+    arrays,
+    check_hours,
+    confirmed,
+    launch,
+    propose,
+    shortened,
+)  # fmt: skip
+from methods.errors import UserError
+from results.store import RunStore
+from slurm import client
+from slurm.profile import Profile
+
+
+@dataclass(frozen=True)
+class Stage:
+    kind: str
+    stage_id: str
+
+
+def job(name: str, kind: str = "semi", dataset: str = "voc", stages=(), precision: str = "fp32"):
+    recipe = SimpleNamespace(precision=precision, strategy="ddp")
+    return SimpleNamespace(
+        spec=SimpleNamespace(run_id=name, dataset=dataset), stages=tuple(stages),
+        cell=SimpleNamespace(kind=kind, recipe=recipe),
+    )  # fmt: skip
+
+
+def packed(jobs, stages=(), processes=1, target=100.0, seconds=30.0):
+    length = seconds if callable(seconds) else lambda job: seconds
+    return pack(jobs, list(stages), processes, target, of_run=length,
+                of_stage=lambda stage, job: 10.0)  # fmt: skip
+
+
+def test_bundles_are_filled_to_their_length_and_hold_every_run_once():
+    jobs = [job(f"r{k}") for k in range(10)]
+    found = packed(jobs)
+    assert [len(bundle.run_ids) for bundle in found] == [3, 3, 3, 1]
+    assert [run for bundle in found for run in bundle.run_ids] == [f"r{k}" for k in range(10)]
+    assert [bundle.seconds for bundle in found] == [90, 90, 90, 30]
+    # One that is longer than a bundle has a bundle for itself.
+    alone = packed(jobs[:3], seconds=lambda job: 500.0 if job.spec.run_id == "r1" else 1.0)
+    assert [bundle.run_ids for bundle in alone] == [("r0",), ("r1",), ("r2",)]
+
+
+def test_runs_of_unknown_length_are_guessed():
+    (bundle,) = packed([job("a")], seconds=lambda job: None)
+    assert bundle.seconds == GUESS_SECONDS
+
+
+def test_what_a_process_is_set_up_for_and_how_many_there_are_keep_runs_apart():
+    jobs = [job("a"), job("b", precision="bf16"), job("c", kind="fit"), job("d", dataset="coco")]
+    found = packed(jobs, processes=4)
+    assert {bundle.run_ids: (bundle.precision, bundle.processes) for bundle in found} == {
+        ("a",): ("fp32", 4), ("b",): ("bf16", 4), ("c",): ("fp32", 1), ("d",): ("fp32", 4),
+    }  # fmt: skip
+
+
+def test_stages_come_first_and_only_their_runs_wait_for_them():
+    warm, features = Stage("warmup", "w"), Stage("features", "f")
+    jobs = [job("a", stages=[warm]), job("b", stages=[warm]), job("c", kind="fit")]
+    found = packed(jobs, [(warm, jobs[0]), (features, jobs[2])], processes=2)
+    assert [bundle.kind for bundle in found] == ["stages", "stages", "runs", "runs"]
+    assert [(bundle.stage_ids, bundle.processes) for bundle in found[:2]] == [
+        (("w",), 2), (("f",), 1),
+    ]  # fmt: skip
+    assert {bundle.run_ids: bundle.needs for bundle in found[2:]} == {
+        ("a", "b"): ("w",), ("c",): (),
+    }  # fmt: skip
+
+
+def test_arrays_hold_bundles_of_one_shape_that_wait_for_one_dataset():
+    def bundle(kind: str, dataset: str, processes: int, needs=()) -> Bundle:
+        return Bundle(kind, "fp32", "ddp", dataset, processes, needs=needs)
+
+    bundles = [
+        bundle("stages", "voc", 1), bundle("stages", "coco", 1), bundle("runs", "voc", 1, ("w",)),
+        bundle("runs", "coco", 1, ("x",)), bundle("runs", "voc", 1), bundle("runs", "coco", 1),
+        bundle("runs", "voc", 8),
+    ]  # fmt: skip
+    found = arrays(Cluster(Profile(processes_per_node=4), processes=8), bundles)
+    assert [(array.bundles, array.nodes, array.each) for array in found] == [
+        ((0, 1), 1, 1), ((2,), 1, 1), ((3,), 1, 1), ((4, 5), 1, 1), ((6,), 2, 4),
+    ]  # fmt: skip
+
+
+def test_many_jobs_to_wait_for_are_named_by_their_arrays():
+    assert shortened(["7_0", "7_1"]) == ("7_0", "7_1")
+    assert shortened([f"7_{k}" for k in range(60)] + ["9"]) == ("7", "9")
+
+
+@pytest.fixture
+def ready(tmp_path, monkeypatch):
+    """A proposal of two arrays, and SLURM's commands that note what they are asked."""
+    bundles = [
+        Bundle("stages", "fp32", "ddp", "voc", 1, stage_ids=("w",), seconds=1.0),
+        Bundle("runs", "fp32", "ddp", "voc", 1, run_ids=("a",), needs=("w",), seconds=1.0),
+    ]
+    proposal = SimpleNamespace(
+        cluster=Cluster(Profile()), jobs=[], submitted=[job("a")], bundles=bundles, stages=[],
+    )  # fmt: skip
+    calls: list[tuple[str, ...]] = []
+    asked = []
+
+    def submit(array, folder, name, profile, work, pythonpath, size):
+        asked.append(array)
+        return [(k, f"{10 * len(asked)}_{i}") for i, k in enumerate(array.bundles)]
+
+    monkeypatch.setattr(module, "propose", lambda *arguments: proposal)
+    monkeypatch.setattr(module, "largest_array", lambda profile: 100)
+    monkeypatch.setattr(module, "snapshot", lambda folder: tmp_path)
+    monkeypatch.setattr(module, "plan_record", lambda *arguments: {
+        "bundles": [bundle.record() for bundle in bundles], "job_name": "ssmll-x",
+    })  # fmt: skip
+    monkeypatch.setattr(module, "submit", submit)
+    monkeypatch.setattr(client, "call", lambda *words: calls.append(words) or "")
+    workspace = SimpleNamespace(runs=tmp_path / "runs")
+    (tmp_path / "runs").mkdir()
+    grid = SimpleNamespace(name="x")
+    return SimpleNamespace(
+        go=lambda: launch(grid, proposal, workspace, lambda line: None), asked=asked, calls=calls,
+        launches=tmp_path / "runs" / "slurm" / "launches", monkeypatch=monkeypatch,
+    )  # fmt: skip
+
+
+def test_runs_wait_for_the_jobs_of_their_stages(ready):
+    made = ready.go()
+    assert [array.after for array in ready.asked] == [(), ("10_0",)]
+    assert made.jobs() == {0: "10_0", 1: "20_0"}
+    assert ready.calls == []
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_one_message_and_no_job_goes_on_unrecorded(ready, number):
+    def full(self, jobs):
+        raise OSError(number, "No space left")
+
+    ready.monkeypatch.setattr(module.Launch, "record", full)
+    with pytest.raises(UserError, match="No space left; nothing more was submitted"):
+        ready.go()
+    assert ready.calls == [("scancel", "10")]
+    assert list(ready.launches.iterdir()) == []
+
+
+def test_what_was_submitted_before_a_refusal_is_kept_and_told(ready):
+    first = module.submit
+
+    def refuse(array, *rest):
+        if ready.asked:
+            raise client.SlurmError("sbatch refused: no", [(1, "20_0")])
+        return first(array, *rest)
+
+    ready.monkeypatch.setattr(module, "submit", refuse)
+    with pytest.raises(UserError, match="sbatch refused: no; 2 jobs submitted before go on"):
+        ready.go()
+    (folder,) = ready.launches.iterdir()
+    lines = [json.loads(line)["jobs"] for line in (folder / "jobs.jsonl").read_text().splitlines()]
+    assert lines == [{"0": "10_0"}, {"1": "20_0"}]
+    assert ready.calls == []
+
+
+def test_a_run_that_was_begun_too_often_is_left_out_until_it_is_retried(tmp_path, monkeypatch):
+    store = RunStore(tmp_path / "store")
+    jobs = []
+    for name, begun in (("a" * 64, 3), ("b" * 64, 2), ("c" * 64, 0)):
+        spec = {"dataset": {"alias": "voc"}, "method": "csaa", "ratio": 0.1, "seed": 1}
+        place = store.directory(name, spec)
+        for _ in range(begun):
+            store.claim(place, spec).release()
+        one = job(name)
+        one.directory = lambda workspace, place=place: place
+        jobs.append(one)
+    monkeypatch.setattr(client, "available", lambda: False)
+    monkeypatch.setattr(module, "Estimates", lambda *a, **k: SimpleNamespace(
+        run=lambda job: SimpleNamespace(seconds=1.0, source="")))  # fmt: skip
+    workspace = SimpleNamespace(store=store, runs=tmp_path)
+    bounded = propose(Cluster(Profile(), max_attempts=3), jobs, workspace)
+    assert bounded.exhausted == {"a" * 64}
+    assert [one.spec.run_id[0] for one in bounded.submitted] == ["b", "c"]
+    free = propose(Cluster(Profile(), max_attempts=0), jobs, workspace, {"a" * 64})
+    assert [one.spec.run_id[0] for one in free.submitted] == ["a"]
+
+
+@pytest.mark.parametrize(("answer", "yes"), [("y", True), ("YES", True), ("", False), ("n", False)])
+def test_only_yes_is_yes(monkeypatch, answer, yes):
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("builtins.input", lambda question: answer)
+    assert confirmed("submit?") is yes
+
+
+def test_what_may_cost_too_much_is_refused():
+    proposal = SimpleNamespace(cluster=Cluster(Profile()), hours=lambda: (2.0, 0))
+    check_hours(proposal, None)
+    check_hours(proposal, 2.0)
+    with pytest.raises(UserError, match=r"2.00 GPU-hours are more than the 1.5 allowed"):
+        check_hours(proposal, 1.5)
+    with pytest.raises(UserError, match="cannot be promised: of 3 runs or stages"):
+        check_hours(SimpleNamespace(cluster=Cluster(Profile()), hours=lambda: (0.0, 3)), 1.5)

@@ -1,0 +1,165 @@
+"""The trainer's parts on their own: checkpoints, moving average, probe."""
+
+import logging
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from sklearn.metrics import precision_score, recall_score
+from torch import nn
+
+from benchmarks.training.checkpoint import Checkpoints
+from benchmarks.training.ema import Ema
+from benchmarks.training.hidden_labels import PseudoLabelProbe
+from benchmarks.training.strategy import check_statistics
+from methods.base import PseudoLabels
+from methods.errors import UserError
+
+
+def state(step: int) -> dict:
+    weights = torch.full((3,), float(step))
+    return {
+        "model": {"a.weight": weights, "tied": weights},  # safetensors knows no shared memory
+        "scheduler": {"last_epoch": step}, "empty": {}, "progress": {"step": step, "best": None},
+    }  # fmt: skip
+
+
+def files_of(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_two_checkpoints_are_kept_and_come_back_as_they_were(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "c", 0.0)
+    assert checkpoints.newest() is None
+    for step in range(5):
+        checkpoints.save(state(step), 0, step)
+    assert files_of(tmp_path / "c") == ["00000-0000003", "00000-0000004"]
+    assert checkpoints.newest() == (0, 4)
+    loaded = checkpoints.load(0, 4)
+    assert torch.equal(loaded["model"].pop("tied"), loaded["model"]["a.weight"])
+    assert torch.equal(loaded.pop("model")["a.weight"], torch.full((3,), 4.0))
+    assert loaded == {key: value for key, value in state(4).items() if key != "model"}
+    names = files_of(tmp_path / "c" / "00000-0000004")
+    assert names == ["COMPLETE.json", "model.safetensors", "state.pt"]
+    checkpoints.save(state(4), 0, 4)  # continued from it and asked to stop at once
+    assert checkpoints.newest() == (0, 4)
+    checkpoints.clear()
+    assert not (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "state.pt", "COMPLETE.json"])
+@pytest.mark.parametrize("damage", ["cut", "flipped", "gone", "empty"])
+def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path, caplog, name, damage):
+    checkpoints = Checkpoints(tmp_path / "c", 0.0)
+    for step in (1, 2):
+        checkpoints.save(state(step), 7, step)
+    file = tmp_path / "c" / "00007-0000002" / name
+    data = bytearray(file.read_bytes())
+    if damage == "gone":
+        file.unlink()
+    else:
+        if damage == "flipped":
+            data[len(data) // 2] ^= 4
+        file.write_bytes({"cut": data[:-9], "flipped": data, "empty": b""}[damage])
+    with caplog.at_level(logging.WARNING):
+        assert checkpoints.newest() == (7, 1)
+    assert "00007-0000002 is damaged" in caplog.text
+    assert checkpoints.load(7, 1)["progress"]["step"] == 1
+
+
+def test_a_half_written_checkpoint_does_not_count_and_is_swept_away(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "c", 0.0)
+    checkpoints.save(state(1), 0, 1)
+    checkpoints.stage(0, 2)
+    checkpoints.write(state(2), 0, 2)  # killed here: never sealed
+    assert Checkpoints(tmp_path / "c", 0.0).newest() == (0, 1)
+    checkpoints.save(state(3), 0, 3)
+    assert files_of(tmp_path / "c") == ["00000-0000001", "00000-0000003"]
+
+
+def test_a_checkpoint_executes_nothing(tmp_path):
+    class Payload:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "owned"), "w"))
+
+    checkpoints = Checkpoints(tmp_path / "c", 0.0)
+    checkpoints.save({"progress": Payload()}, 0, 1)
+    with pytest.raises(pickle.UnpicklingError):
+        checkpoints.load(0, 1)
+    assert not (tmp_path / "owned").exists()
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.frozen = nn.Linear(3, 3)
+        self.frozen.requires_grad_(False)
+        self.norm = nn.BatchNorm1d(3)
+        self.head = nn.Linear(3, 2)
+
+
+def test_ema_against_the_literal_recursion():
+    torch.manual_seed(0)
+    net = Net()
+    ema = Ema(net, 0.9)
+    expected = {name: value.clone() for name, value in net.state_dict().items()}
+    for _ in range(7):
+        net.norm(torch.randn(8, 3))  # moves the running statistics
+        with torch.no_grad():
+            for value in net.head.parameters():
+                value += torch.randn_like(value)
+        ema.update()
+        for name, value in net.state_dict().items():
+            if value.is_floating_point():
+                expected[name] = 0.9 * expected[name] + 0.1 * value
+            else:
+                expected[name] = value.clone()
+    for name, value in ema.module.state_dict().items():
+        torch.testing.assert_close(value, expected[name])
+
+
+def test_ema_shares_frozen_weights_and_never_trains():
+    net = Net()
+    ema = Ema(net, 0.9)
+    assert ema.module.frozen.weight.data_ptr() == net.frozen.weight.data_ptr()
+    assert ema.module.head.weight.data_ptr() != net.head.weight.data_ptr()
+    assert not any(value.requires_grad for value in ema.module.parameters())
+    assert not ema.module.training
+
+
+def test_probe_against_scikit_learn_over_batches():
+    generator = np.random.default_rng(3)
+    hidden = generator.random((200, 6)) < 0.3
+    targets = generator.random((200, 6)) < 0.4
+    mask = generator.random((200, 6)) < 0.8
+    probe = PseudoLabelProbe(torch.from_numpy(hidden), Accelerator(cpu=True))
+    assert probe.summary() is None
+    order = generator.permutation(200)
+    for some in np.array_split(order, 7):
+        pseudo = PseudoLabels(
+            torch.from_numpy(targets[some]).float(), torch.from_numpy(mask[some]).float()
+        )
+        probe.update(torch.from_numpy(some), pseudo)
+    found = probe.summary()
+    used = targets & mask
+    assert found["OP"] == pytest.approx(100 * precision_score(hidden, used, average="micro"))
+    assert found["OR"] == pytest.approx(100 * recall_score(hidden, used, average="micro"))
+    assert found["CP"] == pytest.approx(100 * precision_score(hidden, used, average="macro"))
+    assert found["CR"] == pytest.approx(100 * recall_score(hidden, used, average="macro"))
+    assert found["coverage"] == pytest.approx(100 * mask.mean())
+    # A checkpoint in the middle of an epoch carries the counts.
+    other = PseudoLabelProbe(torch.from_numpy(hidden), Accelerator(cpu=True))
+    other.load(probe.state())
+    assert other.summary() == found
+
+
+def test_batch_statistics_of_a_part_of_the_batch_are_refused():
+    net = Net()
+    check_statistics(net, 1)
+    with pytest.raises(UserError, match=r"freeze_bn = false\) would depend on the 2 processes"):
+        check_statistics(net, 2)
+    net.train = lambda mode=True: net  # as a backbone with frozen statistics does
+    net.norm.eval()
+    check_statistics(net, 2)
