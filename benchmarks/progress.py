@@ -62,11 +62,7 @@ class _Count:
             self.bar.update(done - self.bar.n)
             if done >= total:
                 self._close()
-        elif (
-            moved
-            and not self.progress.interactive
-            and (done >= total or now - self.shown >= LOG_SECONDS)
-        ):
+        elif moved and not self.progress.interactive and (done >= total or now - self.shown >= LOG_SECONDS):
             self.shown = now
             self.progress.line(f"{self.title}: {done}/{total} ({self._pace(now)})")
 

@@ -21,14 +21,35 @@ import torch
 from benchmarks.workspace import REPOSITORY
 
 PACKAGES = (
-    "torch", "torchvision", "accelerate", "open_clip_torch", "timm", "numpy", "scikit-learn",
-    "pillow", "scipy", "deepspeed",
-)  # fmt: skip
+    "torch",
+    "torchvision",
+    "accelerate",
+    "open_clip_torch",
+    "timm",
+    "numpy",
+    "scikit-learn",
+    "pillow",
+    "scipy",
+    "deepspeed",
+)
 # Variables that change what accelerate, torch or the BLAS below them do.
 PREFIXES = (
-    "ACCELERATE_", "SLURM_JOB_ID", "SLURM_ARRAY", "SLURMD_NODENAME", "OMP_", "MKL_", "CUDA_VISIBLE",
-    "CUBLAS_", "DS_", "NCCL_", "GLOO_", "TORCH_", "PYTORCH_", "WORLD_SIZE", "LOCAL_WORLD_SIZE",
-)  # fmt: skip
+    "ACCELERATE_",
+    "SLURM_JOB_ID",
+    "SLURM_ARRAY",
+    "SLURMD_NODENAME",
+    "OMP_",
+    "MKL_",
+    "CUDA_VISIBLE",
+    "CUBLAS_",
+    "DS_",
+    "NCCL_",
+    "GLOO_",
+    "TORCH_",
+    "PYTORCH_",
+    "WORLD_SIZE",
+    "LOCAL_WORLD_SIZE",
+)
 CODE_FILE = "CODE.json"
 """In a copy that was made for jobs: what `code_state` was where it was made."""
 

@@ -64,33 +64,54 @@ class _Parser(argparse.ArgumentParser):
 def parser() -> argparse.ArgumentParser:
     """The command line's grammar."""
     place = _Parser(add_help=False)
-    place.add_argument("--data", type=Path, default=Path(os.environ.get("SSMLL_DATA", "data")),
-                       help="folder of the datasets (default: $SSMLL_DATA or ./data)")  # fmt: skip
-    place.add_argument("--runs", type=Path, default=Path(os.environ.get("SSMLL_RUNS", "runs")),
-                       help="folder of the run store (default: $SSMLL_RUNS or ./runs)")  # fmt: skip
-    place.add_argument("--workers", type=_positive, default=None, metavar="N",
-                       help="worker processes (default: one a GPU, else one a core)")  # fmt: skip
+    place.add_argument(
+        "--data",
+        type=Path,
+        default=Path(os.environ.get("SSMLL_DATA", "data")),
+        help="folder of the datasets (default: $SSMLL_DATA or ./data)",
+    )
+    place.add_argument(
+        "--runs",
+        type=Path,
+        default=Path(os.environ.get("SSMLL_RUNS", "runs")),
+        help="folder of the run store (default: $SSMLL_RUNS or ./runs)",
+    )
+    place.add_argument(
+        "--workers",
+        type=_positive,
+        default=None,
+        metavar="N",
+        help="worker processes (default: one a GPU, else one a core)",
+    )
     grid = _Parser(add_help=False)
-    grid.add_argument("--strategy", default=None, metavar="NAME",
-                      help="how steps are spread over processes, instead of what the recipe says: "
-                           "ddp, or DeepSpeed's zero1 or zero2 (in a run's identity)")  # fmt: skip
+    grid.add_argument(
+        "--strategy",
+        default=None,
+        metavar="NAME",
+        help="how steps are spread over processes, instead of what the recipe says: "
+        "ddp, or DeepSpeed's zero1 or zero2 (in a run's identity)",
+    )
     grid.add_argument("--grid", required=True, help="a grid's name, or the path of a .toml file")
     grid.add_argument("--ratios", type=float, nargs="+", default=[], help="only these ratios")
     grid.add_argument("--seeds", type=int, nargs="+", default=[], help="only these seeds")
     grid.add_argument("--methods", nargs="+", default=[], help="only these methods (by label)")
     rule = _Parser(add_help=False)
-    rule.add_argument("--rule", choices=RULES, default="last",
-                      help="which epoch's number: last (EMA weights), val (held-out labels), or "
-                           "oracle (best on test; not a fair number)")  # fmt: skip
+    rule.add_argument(
+        "--rule",
+        choices=RULES,
+        default="last",
+        help="which epoch's number: last (EMA weights), val (held-out labels), or "
+        "oracle (best on test; not a fair number)",
+    )
     rule.add_argument("--out", type=Path, default=None, help="folder for tables and figures")
 
     top = _Parser(prog="run.py", description=__doc__.splitlines()[0] if __doc__ else None)
     verbs = top.add_subparsers(dest="verb", required=True, parser_class=_Parser)
     run = verbs.add_parser("run", parents=[place, grid, rule], help="run what is missing of a grid")
-    retry = verbs.add_parser("retry", parents=[place, grid, rule],
-                             help="run again what failed, or was begun too often")  # fmt: skip
-    retry.add_argument("--failed", action="store_true",
-                       help="only runs that failed; not those that died")  # fmt: skip
+    retry = verbs.add_parser(
+        "retry", parents=[place, grid, rule], help="run again what failed, or was begun too often"
+    )
+    retry.add_argument("--failed", action="store_true", help="only runs that failed; not those that died")
     for verb in (run, retry):
         _add_execution(verb)
     listing = verbs.add_parser("list", help="grids, recipes, methods, datasets")
@@ -98,12 +119,19 @@ def parser() -> argparse.ArgumentParser:
     commands_prepare.add(verbs, {"place": place})
     commands_splits.add(verbs, {"place": place})
     plan = verbs.add_parser("plan", parents=[place, grid], help="what would run, and its cost")
-    plan.add_argument("--processes", type=_positive, default=1, metavar="N",
-                      help="processes (GPUs) that train each run together (default 1)")  # fmt: skip
-    plan.add_argument("--probe", action="store_true",
-                      help="measure a few steps of what was never measured, in jobs")  # fmt: skip
-    plan.add_argument("--save", type=Path, default=None, metavar="FILE",
-                      help="write the bundles for slurm/array.sbatch")  # fmt: skip
+    plan.add_argument(
+        "--processes",
+        type=_positive,
+        default=1,
+        metavar="N",
+        help="processes (GPUs) that train each run together (default 1)",
+    )
+    plan.add_argument(
+        "--probe", action="store_true", help="measure a few steps of what was never measured, in jobs"
+    )
+    plan.add_argument(
+        "--save", type=Path, default=None, metavar="FILE", help="write the bundles for slurm/array.sbatch"
+    )
     commands_cluster.add_flags(plan)
     commands_cluster.add(verbs, {"place": place})
     commands_status.add(verbs, {"place": place})
@@ -117,17 +145,31 @@ def parser() -> argparse.ArgumentParser:
 def _add_execution(verb: argparse.ArgumentParser) -> None:
     """The options of the verbs that execute runs."""
     verb.add_argument("--dry-run", action="store_true", help="show the plan and stop")
-    verb.add_argument("--checkpoint-seconds", type=float, default=30.0, metavar="S",
-                     help="time between checkpoints inside an epoch (default 30)")  # fmt: skip
-    verb.add_argument("--processes", type=_positive, default=1, metavar="N",
-                     help="processes (GPUs) that train each run together (default 1)")  # fmt: skip
-    verb.add_argument("--hang-seconds", type=float, default=600.0, metavar="S",
-                     help="a group of processes that does not move for so long ends, the late one "
-                          "is named and the run counts as failed (default 600)")  # fmt: skip
+    verb.add_argument(
+        "--checkpoint-seconds",
+        type=float,
+        default=30.0,
+        metavar="S",
+        help="time between checkpoints inside an epoch (default 30)",
+    )
+    verb.add_argument(
+        "--processes",
+        type=_positive,
+        default=1,
+        metavar="N",
+        help="processes (GPUs) that train each run together (default 1)",
+    )
+    verb.add_argument(
+        "--hang-seconds",
+        type=float,
+        default=600.0,
+        metavar="S",
+        help="a group of processes that does not move for so long ends, the late one "
+        "is named and the run counts as failed (default 600)",
+    )
     verb.add_argument("--no-plots", action="store_true", help="leave the figures out")
     verb.add_argument("--yes", action="store_true", help="submit to SLURM without asking")
-    verb.add_argument("--wait", action="store_true",
-                      help="with --launcher slurm: until the jobs have ended")  # fmt: skip
+    verb.add_argument("--wait", action="store_true", help="with --launcher slurm: until the jobs have ended")
     commands_cluster.add_flags(verb)
 
 
@@ -154,12 +196,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"error: {line}", file=sys.stderr)
         return 2
     except Stopped:
-        print("asked to stop: finished runs are kept; the same command goes on from here",
-              file=sys.stderr)  # fmt: skip
+        print("asked to stop: finished runs are kept; the same command goes on from here", file=sys.stderr)
         return EXIT_STOPPED
     except KeyboardInterrupt:
-        print("interrupted: finished runs are kept; the same command goes on from here",
-              file=sys.stderr)  # fmt: skip
+        print("interrupted: finished runs are kept; the same command goes on from here", file=sys.stderr)
         return 130
 
 
@@ -176,9 +216,7 @@ def _resolved(
 
     grid = _grid(chosen)
     workers = chosen.workers or min(os.cpu_count() or 1, 8)
-    return grid, resolve(
-        grid, _workspace(chosen), progress=counter, workers=workers, announce=announce
-    )
+    return grid, resolve(grid, _workspace(chosen), progress=counter, workers=workers, announce=announce)
 
 
 def _grid(chosen: argparse.Namespace) -> Grid:
@@ -208,9 +246,7 @@ def _run(chosen: argparse.Namespace) -> int:
             progress.line(remark)
         local = _local(chosen)
         each = f"{local.processes} processes of " if local.processes > 1 else ""
-        progress.line(
-            f"{len(missing)} runs on {local.workers} workers of {each}{local.threads} threads"
-        )
+        progress.line(f"{len(missing)} runs on {local.workers} workers of {each}{local.threads} threads")
         started = time.monotonic()
         local.execute(grid, missing, workspace, progress.line)
         progress.line(f"{grid.name}: {time.monotonic() - started:.0f} s")
@@ -243,9 +279,12 @@ def _local(chosen: argparse.Namespace) -> Local:
     from benchmarks.launch.local import Local
 
     return Local.default(
-        chosen.workers, chosen.processes, chosen.checkpoint_seconds, chosen.hang_seconds,
+        chosen.workers,
+        chosen.processes,
+        chosen.checkpoint_seconds,
+        chosen.hang_seconds,
         chosen.strategy,
-    )  # fmt: skip
+    )
 
 
 def _run_in_group(chosen: argparse.Namespace) -> int:
@@ -304,9 +343,11 @@ def _list(chosen: argparse.Namespace) -> int:
     from benchmarks.plan import grid
 
     sections = {
-        "grids": grid.available("grids"), "recipes": grid.available("recipes"),
-        "methods": methods.available(), "datasets": datasets(),
-    }  # fmt: skip
+        "grids": grid.available("grids"),
+        "recipes": grid.available("recipes"),
+        "methods": methods.available(),
+        "datasets": datasets(),
+    }
     for title, names in sections.items():
         found = [name for name in names if fnmatch(name, chosen.pattern)]
         if found:
@@ -372,11 +413,20 @@ def _why(chosen: argparse.Namespace) -> int:
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
-    "run": _run, "list": _list, "prepare": commands_prepare.execute,
-    "splits": commands_splits.execute, "plan": _plan, "status": _status, "tables": _tables,
-    "plots": _plots, "why": _why, "retry": _run, "cancel": commands_cluster.cancel,
-    "doctor": commands_cluster.doctor, "logs": commands_status.logs,
-}  # fmt: skip
+    "run": _run,
+    "list": _list,
+    "prepare": commands_prepare.execute,
+    "splits": commands_splits.execute,
+    "plan": _plan,
+    "status": _status,
+    "tables": _tables,
+    "plots": _plots,
+    "why": _why,
+    "retry": _run,
+    "cancel": commands_cluster.cancel,
+    "doctor": commands_cluster.doctor,
+    "logs": commands_status.logs,
+}
 
 
 if __name__ == "__main__":

@@ -49,9 +49,7 @@ def co_occurrence_affinity(
     if affinity == "jaccard":
         union = alone[:, None] + alone[None, :] - together
         return np.divide(together, union, out=np.zeros_like(together), where=union > 0)
-    conditional = np.divide(
-        together, alone[:, None], out=np.zeros_like(together), where=alone[:, None] > 0
-    )
+    conditional = np.divide(together, alone[:, None], out=np.zeros_like(together), where=alone[:, None] > 0)
     if affinity == "sqrt-conditional":
         conditional = np.sqrt(conditional)
     return (conditional + conditional.T) / 2

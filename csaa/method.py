@@ -133,10 +133,16 @@ class CSAA(StepMethod):
                 )
             backbone.requires_grad_(False)
         self.classifier = AlignmentClassifier(
-            backbone, task.prompts, reading=hyper.reading, features=hyper.features,
-            temperature=hyper.temperature, context_length=hyper.context_length,
-            context_words=hyper.context_words, class_specific=hyper.class_specific, seed=task.seed,
-        )  # fmt: skip
+            backbone,
+            task.prompts,
+            reading=hyper.reading,
+            features=hyper.features,
+            temperature=hyper.temperature,
+            context_length=hyper.context_length,
+            context_words=hyper.context_words,
+            class_specific=hyper.class_specific,
+            seed=task.seed,
+        )
         self.register_buffer("frequencies", task.labels.mean(dim=0))
         for part, width in (("class", classes), ("context", hyper.num_contexts)):
             size = task.num_unlabelled if self._teaches(part) else 0
@@ -181,8 +187,7 @@ class CSAA(StepMethod):
                 decay = self.hyper.weight_decay if value.ndim > 1 else 0.0
                 groups.setdefault((rate, decay), []).append(value)
         return [
-            {"params": params, "lr": rate, "weight_decay": decay}
-            for (rate, decay), params in groups.items()
+            {"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in groups.items()
         ]
 
     def training_step(self, batch: Batch) -> StepOutput:
@@ -272,8 +277,15 @@ class CSAA(StepMethod):
         variant with the same classifier and context task starts from the same checkpoint.
         """
         default = CSAAHyper()
-        unread = ("eta_pos", "eta_neg", "fixed_pos", "fixed_neg", "unlabelled_weight",
-                  "context_images", "context_labels")  # fmt: skip
+        unread = (
+            "eta_pos",
+            "eta_neg",
+            "fixed_pos",
+            "fixed_neg",
+            "unlabelled_weight",
+            "context_images",
+            "context_labels",
+        )
         kept = {name: getattr(default, name) for name in unread}
         if not hyper.context_weight:
             unused = ("num_contexts", "affinity", "context_feature", "lr_head")

@@ -50,23 +50,37 @@ class AlignmentClassifier(nn.Module):
     """
 
     def __init__(
-        self, vlm: VisionLanguageModel, names: tuple[str, ...], *, reading: Reading,
-        features: Features, temperature: float, context_length: int, context_words: str,
-        class_specific: bool, seed: int,
-    ) -> None:  # fmt: skip
+        self,
+        vlm: VisionLanguageModel,
+        names: tuple[str, ...],
+        *,
+        reading: Reading,
+        features: Features,
+        temperature: float,
+        context_length: int,
+        context_words: str,
+        class_specific: bool,
+        seed: int,
+    ) -> None:
         super().__init__()
         self.vlm, self.reading, self.features = vlm, reading, features
         self.temperature = temperature
         roles = reading.split("+")
         if features == "global" and reading != "semantic+negative":
             roles.remove("semantic")  # it only weighs locations, and there are none
-        self.prompts = nn.ModuleDict({
-            role: LearntPrompts(
-                vlm, names, length=context_length, class_specific=class_specific,
-                seed=seed + place, words=context_words,
-            )
-            for place, role in enumerate(roles)
-        })  # fmt: skip
+        self.prompts = nn.ModuleDict(
+            {
+                role: LearntPrompts(
+                    vlm,
+                    names,
+                    length=context_length,
+                    class_specific=class_specific,
+                    seed=seed + place,
+                    words=context_words,
+                )
+                for place, role in enumerate(roles)
+            }
+        )
         self.log_scale = nn.Parameter(torch.tensor(3.0))
         self.bias = nn.Parameter(torch.zeros(len(names)))
 

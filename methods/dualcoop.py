@@ -131,9 +131,7 @@ class DualCoOp(StepMethod):
         """Positive and negative logits, each (B, K) float32, of images (B, 3, H, W) in [0, 1]."""
         official = self.hyper.locations == "code"
         with torch.no_grad():
-            _, local = self.vlm.dense_features(
-                images, positional_embedding=official, mean_token=official
-            )
+            _, local = self.vlm.dense_features(images, positional_embedding=official, mean_token=official)
         positive, negative = encode_together([self.positive, self.negative])
         return region_logits(local, positive, negative)
 

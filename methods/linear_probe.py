@@ -139,8 +139,7 @@ class LinearProbe(FitMethod):
                 start = self._regress(problem, y[kept][:, scored], c, start)
                 logits = x[out] @ start[:-1] + start[-1]
                 precision = [
-                    average_precision_score(y[out, k], logits[:, column])
-                    for column, k in enumerate(scored)
+                    average_precision_score(y[out, k], logits[:, column]) for column, k in enumerate(scored)
                 ]
                 self.searched[c] = float(np.mean(precision))
             return self.searched[c]

@@ -85,9 +85,7 @@ def get(name: str) -> type[AnyMethod]:
     try:
         cls = point.load()
     except Exception as error:  # a broken third-party package must not look like our own fault
-        raise UserError(
-            f"method {name!r}: cannot load its entry point {point.value!r}: {error}"
-        ) from error
+        raise UserError(f"method {name!r}: cannot load its entry point {point.value!r}: {error}") from error
     if _registered.get(name) is not cls:  # its module may already use the decorator
         register(cls)
     if getattr(cls, "name", None) != name:
@@ -110,16 +108,12 @@ def hyper(name: str, **overrides: Any) -> Any:
     values = {}
     for field, value in overrides.items():
         if field not in fields:
-            raise UserError(
-                f"method {name!r}: unknown hyper-parameter {field!r}{nearest(field, fields)}"
-            )
+            raise UserError(f"method {name!r}: unknown hyper-parameter {field!r}{nearest(field, fields)}")
         values[field] = _cast(f"{name}.{field}", value, types[field])
     return hyper_class(**values)
 
 
-def create(
-    name: str, *, backbone: Backbone, task: Task, **overrides: Any
-) -> StepMethod | FitMethod:
+def create(name: str, *, backbone: Backbone, task: Task, **overrides: Any) -> StepMethod | FitMethod:
     """Build a method: parameters are drawn under a generator seeded with ``task.seed``.
 
     Args:
@@ -186,17 +180,13 @@ def _cast(where: str, value: Any, kind: Any) -> Any:
         return float(value)
     if typing.get_origin(kind) is typing.Literal:
         if value not in typing.get_args(kind):
-            raise UserError(
-                f"{where}: unknown value {value!r}{nearest(str(value), typing.get_args(kind))}"
-            )
+            raise UserError(f"{where}: unknown value {value!r}{nearest(str(value), typing.get_args(kind))}")
         return value
     if typing.get_origin(kind) is tuple and isinstance(value, list | tuple):
         return tuple(value)
     if kind in (int, float, bool, str):
         # bool is a subclass of int: True must not pass for a number.
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            raise UserError(
-                f"{where}: expected {kind.__name__}, got {value!r} ({type(value).__name__})"
-            )
+            raise UserError(f"{where}: expected {kind.__name__}, got {value!r} ({type(value).__name__})")
         return value
     raise UserError(f"{where}: cannot set a field of type {kind}; got {value!r}")

@@ -83,9 +83,7 @@ def fixed_pseudo_labels(probabilities: Tensor, positive: float, negative: float)
         ValueError: ``negative >= positive``.
     """
     if not negative < positive:
-        raise ValueError(
-            f"the negative threshold {negative} must lie below the positive one {positive}"
-        )
+        raise ValueError(f"the negative threshold {negative} must lie below the positive one {positive}")
     targets = probabilities >= positive
     return PseudoLabels(targets.float(), (targets | (probabilities <= negative)).float())
 

@@ -61,9 +61,7 @@ def collect(store: RunStore, wanted: Sequence[dict[str, Any]]) -> pd.DataFrame:
     return frame.astype(dict.fromkeys(numbers, "float64"))
 
 
-def collect_classes(
-    store: RunStore, wanted: Sequence[dict[str, Any]], rule: str = "last"
-) -> pd.DataFrame:
+def collect_classes(store: RunStore, wanted: Sequence[dict[str, Any]], rule: str = "last") -> pd.DataFrame:
     """Average precision of every class of every finished run.
 
     Args:
@@ -85,9 +83,7 @@ def collect_classes(
         found = result["metrics"].get(rule)
         if found is None:
             continue
-        per_class = zip(
-            result["classes"], found["AP"], found["train_counts"], found["groups"], strict=True
-        )
+        per_class = zip(result["classes"], found["AP"], found["train_counts"], found["groups"], strict=True)
         rows += [
             {**item, "class": name, "AP": ap, "train_count": count, "group": group}
             for name, ap, count, group in per_class
@@ -120,9 +116,7 @@ def collect_epochs(store: RunStore, wanted: Sequence[dict[str, Any]]) -> pd.Data
     return frame.astype(dict.fromkeys(QUALITY, "float64"))
 
 
-def _located(
-    store: RunStore, wanted: Sequence[dict[str, Any]]
-) -> list[tuple[dict[str, Any], Path]]:
+def _located(store: RunStore, wanted: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], Path]]:
     """The keys of every wanted run with its directory, after a check for clashes."""
     located = []
     cells: dict[tuple, str] = {}

@@ -28,8 +28,18 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Okabe & Ito (2008) without black and the pale yellow, then four that differ in lightness.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195", "#6B6B6B",
-           "#8C564B", "#9C9A00")  # fmt: skip
+COLOURS = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+    "#7A5195",
+    "#6B6B6B",
+    "#8C564B",
+    "#9C9A00",
+)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h")
 GROUP_SHADES = {"head": "#EFEFEF", "medium": "#FFFFFF", "tail": "#EFEFEF"}
 Style = dict[str, dict[str, Any]]
@@ -148,14 +158,25 @@ def ratio_figure(runs: pd.DataFrame, rule: str, metric: str, style: Style) -> Fi
             grouped = mine.groupby("ratio", sort=True)[column]
             x = [places[ratio] + shift for ratio in grouped.groups]
             axis.plot(
-                mine["ratio"].map(places) + shift, mine[column], alpha=0.35, markersize=3,
+                mine["ratio"].map(places) + shift,
+                mine[column],
+                alpha=0.35,
+                markersize=3,
                 **{**style[label], "linestyle": "none", "markeredgewidth": 0},
-            )  # fmt: skip
+            )
             axis.errorbar(
-                x, grouped.mean(), yerr=grouped.std(ddof=1).fillna(0), label=label, capsize=2,
-                elinewidth=1, linewidth=1.6, markersize=5.5, markeredgecolor="white",
-                markeredgewidth=0.6, **style[label],
-            )  # fmt: skip
+                x,
+                grouped.mean(),
+                yerr=grouped.std(ddof=1).fillna(0),
+                label=label,
+                capsize=2,
+                elinewidth=1,
+                linewidth=1.6,
+                markersize=5.5,
+                markeredgecolor="white",
+                markeredgewidth=0.6,
+                **style[label],
+            )
         axis.set_xticks(range(len(ratios)), [percent(ratio) for ratio in ratios])
         axis.set_xlim(-0.5, len(ratios) - 0.5)
         axis.grid(axis="x", visible=False)
@@ -200,17 +221,29 @@ def classes_figure(classes: pd.DataFrame, style: Style, title: str) -> Figure:
         if places.size:
             axis.axvspan(places[0] - 0.5, places[-1] + 0.5, color=shade, zorder=0, linewidth=0)
             axis.text(
-                (places[0] + places[-1]) / 2, 1.015, group, transform=top, ha="center", va="bottom",
-                color="#555555", fontsize=9,
-            )  # fmt: skip
+                (places[0] + places[-1]) / 2,
+                1.015,
+                group,
+                transform=top,
+                ha="center",
+                va="bottom",
+                color="#555555",
+                fontsize=9,
+            )
     low, high = means.min(), means.max()
     axis.vlines(range(len(names)), low, high, color="#BBBBBB", linewidth=1, zorder=1)
     for label, row in means.iterrows():
         look = {**style[str(label)], "linestyle": "none"}
         axis.plot(
-            range(len(names)), row, label=label, markersize=5, markeredgecolor="white",
-            markeredgewidth=0.5, zorder=2, **look,
-        )  # fmt: skip
+            range(len(names)),
+            row,
+            label=label,
+            markersize=5,
+            markeredgecolor="white",
+            markeredgewidth=0.5,
+            zorder=2,
+            **look,
+        )
     axis.set_xticks(range(len(names)), names, rotation=90, fontsize=8 if len(names) <= 50 else 7)
     axis.set_xlim(-0.7, len(names) - 0.3)
     axis.grid(axis="x", visible=False)
@@ -236,10 +269,14 @@ def quality_figure(epochs: pd.DataFrame, style: Style, title: str) -> Figure:
     from matplotlib.ticker import MaxNLocator
 
     named = {
-        "OP": "OP: micro precision", "OR": "OR: micro recall", "OF1": "OF1: micro F1",
-        "CP": "CP: macro precision", "CR": "CR: macro recall", "CF1": "CF1: macro F1",
+        "OP": "OP: micro precision",
+        "OR": "OR: micro recall",
+        "OF1": "OF1: micro F1",
+        "CP": "CP: macro precision",
+        "CR": "CR: macro recall",
+        "CF1": "CF1: macro F1",
         "coverage": "coverage",
-    }  # fmt: skip
+    }
     figure, axes = _panels(4, 2, width=3.1, height=2.5)
     # Micro measures above, macro below; coverage at the right end, the legend below it.
     slots = dict(zip(("OP", "OR", "OF1", "coverage", "CP", "CR", "CF1"), axes, strict=False))
@@ -255,9 +292,13 @@ def quality_figure(epochs: pd.DataFrame, style: Style, title: str) -> Figure:
             every = max(1, len(mean) // 8)
             axis.plot(mean.index, mean, label=label, linewidth=1.6, markevery=every, **look)
             axis.fill_between(
-                mean.index, mean - spread, mean + spread, color=look["color"], alpha=0.15,
+                mean.index,
+                mean - spread,
+                mean + spread,
+                color=look["color"],
+                alpha=0.15,
                 linewidth=0,
-            )  # fmt: skip
+            )
         axis.set_title(named[measure], fontsize=10)
         axis.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     for axis in axes[4:]:
@@ -269,9 +310,7 @@ def quality_figure(epochs: pd.DataFrame, style: Style, title: str) -> Figure:
     handles, labels = axes[0].get_legend_handles_labels()
     axes[7].legend(handles, labels, loc="upper left", frameon=False, borderaxespad=0)
     figure.suptitle(f"pseudo-labels: {title}")
-    _caption(
-        figure, "mean over seeds, band: standard deviation; hidden labels of the pool as truth"
-    )
+    _caption(figure, "mean over seeds, band: standard deviation; hidden labels of the pool as truth")
     return figure
 
 
@@ -332,8 +371,9 @@ def _rendered(draw: Callable[[], Figure], kind: str) -> bytes:
 
     figure = draw()
     buffer = io.BytesIO()
-    metadata = {"Software": None} if kind == "png" else {"CreationDate": None, "Producer": None,
-                                                         "Creator": None}  # fmt: skip
+    metadata = (
+        {"Software": None} if kind == "png" else {"CreationDate": None, "Producer": None, "Creator": None}
+    )
     try:
         figure.savefig(buffer, format=kind, metadata=metadata)
     finally:

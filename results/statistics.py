@@ -101,9 +101,7 @@ class Comparison:
     smallest: float
 
 
-def compare_with_best(
-    values: Mapping[str, Mapping[tuple, float]], level: float = 0.05
-) -> Comparison:
+def compare_with_best(values: Mapping[str, Mapping[tuple, float]], level: float = 0.05) -> Comparison:
     """Test every method against the best one over the blocks that all of them have.
 
     A method with values in fewer than half of the blocks would shrink the common blocks of all
@@ -131,6 +129,4 @@ def compare_with_best(
     smallest = min(1.0, len(others) * smallest_p(len(common)))
     possible = smallest <= level
     equivalent = tuple(name for name in others if p_values[name] > level) if possible else ()
-    return Comparison(
-        best, len(common), p_values, equivalent, left_out, len(every), possible, smallest
-    )
+    return Comparison(best, len(common), p_values, equivalent, left_out, len(every), possible, smallest)

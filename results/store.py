@@ -97,8 +97,7 @@ class RunStore:
             name = f"p{float(spec['ratio']):g}-s{int(spec['seed'])}-{run_id[:16]}"
         except (KeyError, TypeError) as error:
             raise StoreError(
-                f"the spec of run {run_id[:16]} lacks {error}; "
-                "need dataset.alias, method, ratio and seed"
+                f"the spec of run {run_id[:16]} lacks {error}; need dataset.alias, method, ratio and seed"
             ) from error
         return self.root / _safe(dataset) / _safe(method) / name
 
@@ -165,9 +164,7 @@ class RunStore:
 
     # ---------------------------------------------------------------- working on a run
 
-    def claim(
-        self, directory: Path, spec: dict[str, Any], *, ttl: float = DEFAULT_TTL
-    ) -> Lease | None:
+    def claim(self, directory: Path, spec: dict[str, Any], *, ttl: float = DEFAULT_TTL) -> Lease | None:
         """Take a run for this process.
 
         Writes spec.json, puts the failure of an earlier attempt aside and removes temporary files
@@ -343,9 +340,7 @@ class RunStore:
         import numpy as np
 
         if not (directory / "result.json").exists():
-            raise StoreError(
-                f"{directory}: no predictions, the run is {self.state(directory).kind}"
-            )
+            raise StoreError(f"{directory}: no predictions, the run is {self.state(directory).kind}")
         with np.load(directory / "predictions.npz", allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
 
@@ -362,14 +357,10 @@ class RunStore:
         try:
             return json.loads(self._bytes(directory, name))
         except ValueError as error:
-            raise StoreError(
-                f"{directory}/{name} is damaged ({error}); remove it to run again"
-            ) from error
+            raise StoreError(f"{directory}/{name} is damaged ({error}); remove it to run again") from error
 
     def _failure(self, directory: Path) -> dict[str, Any] | None:
-        return (
-            self._read(directory, "failure.json") if (directory / "failure.json").exists() else None
-        )
+        return self._read(directory, "failure.json") if (directory / "failure.json").exists() else None
 
     def _require(self, directory: Path, lease: Lease | Share) -> None:
         if lease.directory != directory:

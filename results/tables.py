@@ -111,9 +111,7 @@ class Table:
             best_mark: how the format marks the best cell, such as "Bold".
         """
         most = max(cell.wanted for cell in self.cells.values())
-        fewer = {
-            label: cell.wanted for (label, _), cell in self.cells.items() if cell.wanted < most
-        }
+        fewer = {label: cell.wanted for (label, _), cell in self.cells.items() if cell.wanted < most}
         by_plan = ", ".join(f"{label} ({count})" for label, count in sorted(fewer.items()))
         used = int((self.runs["value"].notna()).sum())
         lines = [
@@ -154,8 +152,7 @@ class Table:
         if found.left_out:
             names = ", ".join(f"{name} ({n})" for name, n in found.left_out.items())
             lines.append(
-                f"Not tested, with results in fewer than half of the {found.total_blocks} blocks: "
-                f"{names}."
+                f"Not tested, with results in fewer than half of the {found.total_blocks} blocks: {names}."
             )
         return lines
 
@@ -198,9 +195,7 @@ def table(frame: pd.DataFrame, rule: str, metric: str = "mAP") -> Table:
     for label in labels:
         for column in columns:
             chosen = runs[
-                (runs["label"] == label)
-                & (runs["dataset"] == column[0])
-                & (runs["ratio"] == column[1])
+                (runs["label"] == label) & (runs["dataset"] == column[0]) & (runs["ratio"] == column[1])
             ]
             if chosen.empty:
                 continue

@@ -158,16 +158,13 @@ def _by_path(store: RunStore, query: str) -> list[Path]:
     if not chosen:
         hint = nearest(parts[0], sorted(_methods(store)))
         raise StoreError(f"no run of method '{parts[0]}' in {store.root}{hint}")
-    for place, (kind, part) in enumerate(
-        zip(("dataset", "ratio", "seed"), parts[1:], strict=False)
-    ):
+    for place, (kind, part) in enumerate(zip(("dataset", "ratio", "seed"), parts[1:], strict=False)):
         wanted = _ratio(part) if kind == "ratio" else part
         valid = sorted({rest[place] for _, rest in chosen})
         chosen = [(run, rest) for run, rest in chosen if rest[place] == wanted]
         if not chosen:
             raise StoreError(
-                f"no run of '{'/'.join(parts[: place + 1])}' with {kind} '{part}'"
-                f"{nearest(wanted, valid)}"
+                f"no run of '{'/'.join(parts[: place + 1])}' with {kind} '{part}'{nearest(wanted, valid)}"
             )
     return [run for run, _ in chosen]
 

@@ -114,8 +114,7 @@ def to_latex(table: Table) -> str:
         first += len(ratios)
     ratios_row = [latex_escape(percent(r)).replace(" ", r"\,") for _, r in table.columns]
     lines = [
-        f"% selection rule: {table.rule}; metric: {table.metric}; "
-        f"results hash sha256:{table.results_hash}",
+        f"% selection rule: {table.rule}; metric: {table.metric}; results hash sha256:{table.results_hash}",
         "% needs \\usepackage{booktabs}",
         "\\begin{table}[t]",
         "\\centering",
@@ -147,9 +146,21 @@ def to_latex(table: Table) -> str:
 def to_csv(table: Table) -> str:
     """Tidy CSV, one row per cell, full precision; empty where there is no value."""
     rows: list[list[Any]] = [
-        ["dataset", "ratio", "label", "metric", "rule", "mean", "std", "n", "wanted", "missing",
-         "best", "p_adjusted"]
-    ]  # fmt: skip
+        [
+            "dataset",
+            "ratio",
+            "label",
+            "metric",
+            "rule",
+            "mean",
+            "std",
+            "n",
+            "wanted",
+            "missing",
+            "best",
+            "p_adjusted",
+        ]
+    ]
     for column in table.columns:
         for label in table.labels:
             cell = table.cells.get((label, column))
@@ -160,8 +171,20 @@ def to_csv(table: Table) -> str:
 
 def to_runs_csv(table: Table) -> str:
     """CSV with one row per run: identity, state, value and the digest of its result."""
-    head = ["dataset", "ratio", "label", "method", "seed", "run_id", "state", "metric", "rule",
-            "value", "seconds", "digest"]  # fmt: skip
+    head = [
+        "dataset",
+        "ratio",
+        "label",
+        "method",
+        "seed",
+        "run_id",
+        "state",
+        "metric",
+        "rule",
+        "value",
+        "seconds",
+        "digest",
+    ]
     rows: list[list[Any]] = [head]
     for run in table.runs.to_dict("records"):
         values = {**run, "metric": table.metric, "rule": table.rule}

@@ -26,9 +26,12 @@ _HINTS = (
     ("node name", "exclude", "`sinfo -N` lists the nodes"),
     ("reservation", "reservation", "`scontrol show reservation` lists them"),
     ("unrecognized option", "extra", "`sbatch --help` lists the flags"),
-    ("node configuration is not available", "gpus, cpus or memory_gb",
-     "no node of the partition has as much"),
-)  # fmt: skip
+    (
+        "node configuration is not available",
+        "gpus, cpus or memory_gb",
+        "no node of the partition has as much",
+    ),
+)
 
 
 class SlurmError(UserError):
@@ -90,9 +93,13 @@ def call(*words: str) -> str:
     """
     try:
         done = subprocess.run(
-            list(words), capture_output=True, text=True, timeout=SECONDS, check=False,
+            list(words),
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+            check=False,
             env=outside(),
-        )  # fmt: skip
+        )
     except FileNotFoundError:
         require()
         raise SlurmError(f"{words[0]} is not on the PATH") from None
@@ -112,15 +119,18 @@ def outside() -> dict[str, str]:
     own `SQUEUE_STATES` and the like would hide jobs, which would then be submitted again.
     """
     dropped = (
-        "SLURM_", "SLURMD_", "SRUN_", "SBATCH_", "SUBMITIT_", "SQUEUE_", "SACCT_", "SINFO_",
-    )  # fmt: skip
+        "SLURM_",
+        "SLURMD_",
+        "SRUN_",
+        "SBATCH_",
+        "SUBMITIT_",
+        "SQUEUE_",
+        "SACCT_",
+        "SINFO_",
+    )
     # Where the cluster is, and who asks.
     kept = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT")
-    return {
-        name: value
-        for name, value in os.environ.items()
-        if name in kept or not name.startswith(dropped)
-    }
+    return {name: value for name, value in os.environ.items() if name in kept or not name.startswith(dropped)}
 
 
 def explained(command: str, text: str) -> str:
@@ -142,9 +152,13 @@ def queue(names: Iterable[str]) -> dict[str, Queued]:
         return {}
     found = {}
     out = call(
-        "squeue", "--noheader", "--array", "--all", f"--name={','.join(wanted)}",
+        "squeue",
+        "--noheader",
+        "--array",
+        "--all",
+        f"--name={','.join(wanted)}",
         "--format=%i|%T|%r|%M|%N",
-    )  # fmt: skip
+    )
     for line in out.splitlines():
         if line.count("|") >= 4:
             job, state, reason, used, nodes = line.strip().split("|", 4)
@@ -162,9 +176,13 @@ def ended(jobs: Iterable[str]) -> dict[str, str]:
         part = ",".join(wanted[first : first + 500])
         try:
             out = call(
-                "sacct", "--noheader", "--allocations", "--parsable2", f"--jobs={part}",
+                "sacct",
+                "--noheader",
+                "--allocations",
+                "--parsable2",
+                f"--jobs={part}",
                 "--format=JobID,State",
-            )  # fmt: skip
+            )
         except SlurmError:  # no accounting: the run store knows what was finished
             return found
         for line in out.splitlines():

@@ -25,9 +25,13 @@ _FOR_A_JOB = ("partition", _TRIED)
 
 
 def examine(
-    profile: Profile, shared: Path, packages: Mapping[str, str], *, submit: bool = True,
+    profile: Profile,
+    shared: Path,
+    packages: Mapping[str, str],
+    *,
+    submit: bool = True,
     report: Callable[[str], None],
-) -> list[Finding]:  # fmt: skip
+) -> list[Finding]:
     """Try out a profile. What SLURM refuses becomes a finding, never an error.
 
     Args:
@@ -119,11 +123,15 @@ def minutes_of(text: str) -> float | None:
 def _commands() -> list[Finding]:
     absent = [name for name in client.COMMANDS if shutil.which(name) is None]
     if absent:
-        return [Finding(
-            "commands", "problem", f"not on the PATH: {', '.join(absent)}",
-            "call this on a login node (perhaps after `module load slurm`), or try the throwaway "
-            "cluster of slurm/cluster/up",
-        )]  # fmt: skip
+        return [
+            Finding(
+                "commands",
+                "problem",
+                f"not on the PATH: {', '.join(absent)}",
+                "call this on a login node (perhaps after `module load slurm`), or try the throwaway "
+                "cluster of slurm/cluster/up",
+            )
+        ]
     try:
         return [Finding("commands", "ok", client.call("sbatch", "--version").strip())]
     except client.SlurmError as error:
@@ -164,8 +172,14 @@ def _arrays(cluster: _Cluster) -> list[Finding]:
     text, wanted = cluster.get("MaxArraySize") or "1001", cluster.profile.array_size
     limit = int(text)
     if limit < 1:
-        return [Finding("arrays", "problem", f"MaxArraySize={limit}: the cluster takes no arrays",
-                        "ask an administrator to set MaxArraySize")]  # fmt: skip
+        return [
+            Finding(
+                "arrays",
+                "problem",
+                f"MaxArraySize={limit}: the cluster takes no arrays",
+                "ask an administrator to set MaxArraySize",
+            )
+        ]
     note = f"; the profile's {wanted} are cut into arrays of {limit}" if limit < wanted else ""
     return [Finding("arrays", "ok", f"MaxArraySize={limit}, array_size={wanted}{note}")]
 
@@ -174,12 +188,24 @@ def _partition(cluster: _Cluster) -> list[Finding]:
     every, profile = cluster.partitions(), cluster.profile
     absent = [name for name in profile.partition.split(",") if name and name not in every]
     if absent:
-        return [Finding("partition", "problem", f"no partition {absent[0]!r}",
-                        f"partition in the profile{nearest(absent[0], every)}")]  # fmt: skip
+        return [
+            Finding(
+                "partition",
+                "problem",
+                f"no partition {absent[0]!r}",
+                f"partition in the profile{nearest(absent[0], every)}",
+            )
+        ]
     mine = cluster.mine()
     if not mine:
-        return [Finding("partition", "problem", "the cluster has no default partition",
-                        f"name one in the profile{nearest('', every)}")]  # fmt: skip
+        return [
+            Finding(
+                "partition",
+                "problem",
+                "the cluster has no default partition",
+                f"name one in the profile{nearest('', every)}",
+            )
+        ]
     found = []
     for fields in mine:
         name, state = fields["PartitionName"], fields.get("State", "")
@@ -190,10 +216,14 @@ def _partition(cluster: _Cluster) -> list[Finding]:
             found.append(Finding("partition", "problem", said, "take another partition, or wait"))
         elif limit is not None and limit < profile.minutes:
             enough = f"minutes = {limit:.0f} or less in the profile, or "
-            found.append(Finding("partition", "problem", f"{said}; the profile asks for "
-                                 f"{profile.minutes} min and would wait for ever",
-                                 (enough if limit >= SHORTEST else "") + "another partition",
-                                 ))  # fmt: skip
+            found.append(
+                Finding(
+                    "partition",
+                    "problem",
+                    f"{said}; the profile asks for {profile.minutes} min and would wait for ever",
+                    (enough if limit >= SHORTEST else "") + "another partition",
+                )
+            )
         else:
             found.append(Finding("partition", "ok", f"{said}; asked for: {profile.minutes} min"))
     return found
@@ -208,9 +238,14 @@ def _association(cluster: _Cluster) -> list[Finding]:
     if cluster.get("AccountingStorageType").rpartition("/")[2] in ("", "none"):
         return [Finding(what, "warning", f"{said}: cannot be told without accounting")]
     lines = client.call(
-        "sacctmgr", "--noheader", "--parsable2", "show", "associations",
-        f"user={getpass.getuser()}", "format=account,qos",
-    ).splitlines()  # fmt: skip
+        "sacctmgr",
+        "--noheader",
+        "--parsable2",
+        "show",
+        "associations",
+        f"user={getpass.getuser()}",
+        "format=account,qos",
+    ).splitlines()
     rows = [line.strip().split("|") for line in lines if "|" in line]
     if not rows:
         return [Finding(what, "warning", f"{said}: sacctmgr shows no associations of yours")]
@@ -224,9 +259,14 @@ def _association(cluster: _Cluster) -> list[Finding]:
         return [Finding(what, "ok", said)]
     # Without enforcement SLURM only writes the name down.
     enforced = "associations" in cluster.get("AccountingStorageEnforce").lower()
-    return [Finding(what, "problem" if enforced else "warning",
-                    f"{name} {wanted[name]!r} is none of yours",
-                    f"{name} in the profile{nearest(wanted[name], known)}")]  # fmt: skip
+    return [
+        Finding(
+            what,
+            "problem" if enforced else "warning",
+            f"{name} {wanted[name]!r} is none of yours",
+            f"{name} in the profile{nearest(wanted[name], known)}",
+        )
+    ]
 
 
 def _preemption(cluster: _Cluster) -> list[Finding]:
@@ -239,11 +279,23 @@ def _preemption(cluster: _Cluster) -> list[Finding]:
     else:
         said = f"{kind}, PreemptMode {'/'.join(sorted(modes))}"
         if any("CANCEL" in mode for mode in modes):
-            found.append(Finding("preemption", "warning", said, "preempted jobs do not come back; "
-                                 "the next `run` submits what is left"))  # fmt: skip
+            found.append(
+                Finding(
+                    "preemption",
+                    "warning",
+                    said,
+                    "preempted jobs do not come back; the next `run` submits what is left",
+                )
+            )
         elif any("SUSPEND" in mode for mode in modes):
-            found.append(Finding("preemption", "warning", said, "a suspended job loses its runs to "
-                                 "other jobs after a minute"))  # fmt: skip
+            found.append(
+                Finding(
+                    "preemption",
+                    "warning",
+                    said,
+                    "a suspended job loses its runs to other jobs after a minute",
+                )
+            )
         else:
             found.append(Finding("preemption", "ok", said))
         found.append(_preemption_signal(cluster, kind))
@@ -252,10 +304,14 @@ def _preemption(cluster: _Cluster) -> list[Finding]:
     wait = cluster.get("KillWait")
     seconds = wait.split(" ")[0]
     short = seconds.isdecimal() and int(seconds) < 5
-    found.append(Finding("KillWait", "warning" if short else "ok",
-                         f"{wait} from SIGTERM to SIGKILL",
-                         "jobs ended by SIGTERM lose at most checkpoint_seconds of work"
-                         if short else ""))  # fmt: skip
+    found.append(
+        Finding(
+            "KillWait",
+            "warning" if short else "ok",
+            f"{wait} from SIGTERM to SIGKILL",
+            "jobs ended by SIGTERM lose at most checkpoint_seconds of work" if short else "",
+        )
+    )
     return found
 
 
@@ -271,8 +327,7 @@ def _preemption_signal(cluster: _Cluster, kind: str) -> Finding:
     by_partition = kind == "partition_prio"
     grace = f", GraceTime {'/'.join(sorted(times))} s" if by_partition else ""
     # Up to Slurm 22.05 it is called preempt_send_user_signal, and stands elsewhere.
-    if any("send_user_signal" in cluster.get(f"{name}Parameters")
-           for name in ("Preempt", "Slurmctld")):  # fmt: skip
+    if any("send_user_signal" in cluster.get(f"{name}Parameters") for name in ("Preempt", "Slurmctld")):
         return Finding(what, "ok", f"send_user_signal{grace}")
     if by_partition and times == {"0"}:
         then = "are requeued by SLURM and lose at most checkpoint_seconds of work"
@@ -282,10 +337,13 @@ def _preemption_signal(cluster: _Cluster, kind: str) -> Finding:
             "not requeued: the next `run` goes on with it"
         )
     return Finding(
-        what, "warning", f"send_user_signal is not set{grace}", f"preempted jobs get SIGTERM and "
+        what,
+        "warning",
+        f"send_user_signal is not set{grace}",
+        f"preempted jobs get SIGTERM and "
         f"{then}. An administrator can set PreemptParameters=send_user_signal (in older Slurm "
         "SlurmctldParameters=preempt_send_user_signal)",
-    )  # fmt: skip
+    )
 
 
 def _gpus(cluster: _Cluster) -> list[Finding]:
@@ -293,12 +351,19 @@ def _gpus(cluster: _Cluster) -> list[Finding]:
     if not profile.gpus:
         return [Finding("GPUs", "ok", "none asked for")]
     if "gpu" not in types.split(","):
-        return [Finding("GPUs", "problem", f"GresTypes={types or 'none'}: the cluster counts none",
-                        "gpus = 0 trains on CPUs; or another cluster")]  # fmt: skip
+        return [
+            Finding(
+                "GPUs",
+                "problem",
+                f"GresTypes={types or 'none'}: the cluster counts none",
+                "gpus = 0 trains on CPUs; or another cluster",
+            )
+        ]
     kind = cluster.get("SelectType")
     if profile.gpu_flag == "gpus-per-node" and kind and not kind.endswith("cons_tres"):
-        return [Finding("GPUs", "problem", f"{kind} knows no --gpus-per-node",
-                        'gpu_flag = "gres" in the profile')]  # fmt: skip
+        return [
+            Finding("GPUs", "problem", f"{kind} knows no --gpus-per-node", 'gpu_flag = "gres" in the profile')
+        ]
     return [Finding("GPUs", "ok", f"GresTypes={types}; asked for: {profile.gpus} for each process")]
 
 
@@ -326,6 +391,10 @@ def _words(profile: Profile) -> list[str]:
 
 
 _CHECKS: tuple[tuple[str, Callable[[_Cluster], list[Finding]]], ...] = (
-    ("accounting", _accounting), ("arrays", _arrays), ("partition", _partition),
-    ("account and qos", _association), ("preemption", _preemption), ("GPUs", _gpus),
-)  # fmt: skip
+    ("accounting", _accounting),
+    ("arrays", _arrays),
+    ("partition", _partition),
+    ("account and qos", _association),
+    ("preemption", _preemption),
+    ("GPUs", _gpus),
+)

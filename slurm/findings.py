@@ -44,8 +44,11 @@ def table(findings: Sequence[Finding], width: int = 100) -> str:
         for text, start in ((finding.found, first), (finding.advice, blank + "→ ")):
             if text or start is first:
                 lines += textwrap.wrap(
-                    start + " ".join(text.split()), width, drop_whitespace=True,
+                    start + " ".join(text.split()),
+                    width,
+                    drop_whitespace=True,
                     subsequent_indent=blank + ("  " if start is not first else ""),
-                    break_long_words=False, break_on_hyphens=False,
-                )  # fmt: skip
+                    break_long_words=False,
+                    break_on_hyphens=False,
+                )
     return "\n".join(lines)

@@ -121,9 +121,7 @@ class Launches:
         return {launch.job_name for launch in self}
 
 
-def assigned(
-    launches: Sequence[Launch], live: Mapping[str, Queued]
-) -> dict[str, tuple[Launch, Queued]]:
+def assigned(launches: Sequence[Launch], live: Mapping[str, Queued]) -> dict[str, tuple[Launch, Queued]]:
     """Which runs have a job that waits or works.
 
     Args:

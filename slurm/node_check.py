@@ -64,8 +64,14 @@ def from_node(
         _write(folder / _TOKEN, token)
         _write(folder / _REQUEST, json.dumps(request))
     except OSError as error:
-        return [Finding("shared folder", "problem", f"{folder}: {error.strerror}",
-                        "choose a folder that can be written with --runs")]  # fmt: skip
+        return [
+            Finding(
+                "shared folder",
+                "problem",
+                f"{folder}: {error.strerror}",
+                "choose a folder that can be written with --runs",
+            )
+        ]
     # With a container, this is the Python inside of it: the command runs where submitit does.
     python = shlex.split(profile.python or sys.executable)[-1]
     command = (python, "-m", "slurm.node_check", str(folder / _REQUEST))
@@ -73,10 +79,14 @@ def from_node(
     short = min(profile.minutes, max(SHORTEST, profile.signal_seconds // 60 + 10))
     try:
         [(_, job)] = submit.submit(
-            submit.Array((0,)), folder / "jobs", name, dataclasses.replace(profile, minutes=short),
-            [Bundle(command, max_requeues=0, restarts=0)], Path(__file__).resolve().parent.parent,
+            submit.Array((0,)),
+            folder / "jobs",
+            name,
+            dataclasses.replace(profile, minutes=short),
+            [Bundle(command, max_requeues=0, restarts=0)],
+            Path(__file__).resolve().parent.parent,
             1,
-        )  # fmt: skip
+        )
     except UserError as error:
         shutil.rmtree(folder, ignore_errors=True)
         return [Finding("a job", "problem", str(error), "change the profile")]
@@ -96,9 +106,7 @@ def from_node(
     return compare(answer, token, profile, packages)
 
 
-def _wait(
-    name: str, job: str, folder: Path, report: Callable[[str], None]
-) -> dict[str, Any] | Finding:
+def _wait(name: str, job: str, folder: Path, report: Callable[[str], None]) -> dict[str, Any] | Finding:
     """The job's answer, or what kept it from answering."""
     end = time.monotonic() + START_SECONDS
     told, asked, begun, gone = "", False, False, 0.0
@@ -127,12 +135,19 @@ def _wait(
                 report(f"job {job} works on {queued.nodes}")
         if now > end:
             if begun:
-                return Finding("a job", "problem", f"job {job} gave no answer in "
-                               f"{WORK_SECONDS:.0f} s{_log(folder)}", _SHARED)  # fmt: skip
-            return Finding("a job", "warning", f"job {job} did not start within "
-                           f"{START_SECONDS:.0f} s ({told or 'no reason given'}) and was cancelled",
-                           "try again when the queue is shorter; nothing is known of the nodes",
-                           )  # fmt: skip
+                return Finding(
+                    "a job",
+                    "problem",
+                    f"job {job} gave no answer in {WORK_SECONDS:.0f} s{_log(folder)}",
+                    _SHARED,
+                )
+            return Finding(
+                "a job",
+                "warning",
+                f"job {job} did not start within "
+                f"{START_SECONDS:.0f} s ({told or 'no reason given'}) and was cancelled",
+                "try again when the queue is shorter; nothing is known of the nodes",
+            )
         time.sleep(POLL_SECONDS)
 
 
@@ -151,8 +166,12 @@ def _ended(job: str, folder: Path) -> Finding:
     said = f"job {job} ended without an answer" + (f" ({state})" if state else "")
     log = _log(folder)
     if log:
-        return Finding("a job", "problem", said + log, f"its log: {folder / 'jobs'}; setup and "
-                       "python in the profile make the environment on the node")  # fmt: skip
+        return Finding(
+            "a job",
+            "problem",
+            said + log,
+            f"its log: {folder / 'jobs'}; setup and python in the profile make the environment on the node",
+        )
     return Finding("shared folder", "problem", f"{said} and without a log in {folder}", _SHARED)
 
 
@@ -189,32 +208,61 @@ def compare(
     else:
         note = "" if answer["hard_links"] else ", no hard links (leases fall back to O_EXCL)"
         found.append(Finding("shared folder", "ok", f"read and written from {host}{note}"))
-    found.append(_least("free space", answer["free_bytes"], 5, "of the shared folder",
-                        "checkpoints and results need room: remove old ones"))  # fmt: skip
-    found.append(_least("/dev/shm", answer["shm_bytes"], 1, f"on {host}",
-                        "loader processes hand batches over there: memory_gb, or fewer workers",
-                        ))  # fmt: skip
+    found.append(
+        _least(
+            "free space",
+            answer["free_bytes"],
+            5,
+            "of the shared folder",
+            "checkpoints and results need room: remove old ones",
+        )
+    )
+    found.append(
+        _least(
+            "/dev/shm",
+            answer["shm_bytes"],
+            1,
+            f"on {host}",
+            "loader processes hand batches over there: memory_gb, or fewer workers",
+        )
+    )
     skew = answer["clock_seconds"]
-    found.append(Finding(
-        "clock", "warning" if abs(skew) > 5 else "ok",
-        f"{host} differs from the file system by {skew:+.1f} s",
-        "times in results are off by as much; leases go by the file system's clock"
-        if abs(skew) > 5 else "",
-    ))  # fmt: skip
-    other = [f"{name} {answer['packages'].get(name) or 'is absent'} (here {here})"
-             for name, here in packages.items()
-             if answer["packages"].get(name) != here]  # fmt: skip
+    found.append(
+        Finding(
+            "clock",
+            "warning" if abs(skew) > 5 else "ok",
+            f"{host} differs from the file system by {skew:+.1f} s",
+            "times in results are off by as much; leases go by the file system's clock"
+            if abs(skew) > 5
+            else "",
+        )
+    )
+    other = [
+        f"{name} {answer['packages'].get(name) or 'is absent'} (here {here})"
+        for name, here in packages.items()
+        if answer["packages"].get(name) != here
+    ]
     where = f"{answer['executable']} on {host}"
     if other:
-        found.append(Finding("environment", "problem", f"{where}: {', '.join(other)}",
-                             "make it the same with python and setup in the profile"))  # fmt: skip
+        found.append(
+            Finding(
+                "environment",
+                "problem",
+                f"{where}: {', '.join(other)}",
+                "make it the same with python and setup in the profile",
+            )
+        )
     else:
         found.append(Finding("environment", "ok", f"{where}: the same {len(packages)} versions"))
     files = answer["nofile"]
-    found.append(Finding("open files", "ok" if files < 0 or files >= 1024 else "warning",
-                         "no limit" if files < 0 else f"at most {files}",
-                         "" if files < 0 or files >= 1024 else
-                         'setup = ["ulimit -n 4096"] in the profile'))  # fmt: skip
+    found.append(
+        Finding(
+            "open files",
+            "ok" if files < 0 or files >= 1024 else "warning",
+            "no limit" if files < 0 else f"at most {files}",
+            "" if files < 0 or files >= 1024 else 'setup = ["ulimit -n 4096"] in the profile',
+        )
+    )
     if profile.gpus:
         found.append(_gpus_seen(answer, profile))
     return found
@@ -232,10 +280,12 @@ def _gpus_seen(answer: Mapping[str, Any], profile: Profile) -> Finding:
     )
     if len(names) < profile.gpus:
         return Finding(
-            "GPUs on a node", "problem", said,
+            "GPUs on a node",
+            "problem",
+            said,
             'gpu_flag = "gres" or "gpus-per-node", and gpu_type, in the profile; if nvidia-smi '
             "shows them there, torch was built without CUDA or for a newer driver",
-        )  # fmt: skip
+        )
     return Finding("GPUs on a node", "ok", said)
 
 
@@ -243,8 +293,9 @@ def _least(what: str, size: int | None, gigabytes: float, where: str, advice: st
     if size is None:
         return Finding(what, "warning", f"cannot be told {where}")
     enough = size >= gigabytes * 1e9
-    return Finding(what, "ok" if enough else "warning", f"{size / 1e9:.1f} GB {where}",
-                   "" if enough else advice)  # fmt: skip
+    return Finding(
+        what, "ok" if enough else "warning", f"{size / 1e9:.1f} GB {where}", "" if enough else advice
+    )
 
 
 def look(folder: Path) -> dict[str, Any]:
@@ -255,13 +306,20 @@ def look(folder: Path) -> dict[str, Any]:
     """
     request = json.loads((folder / _REQUEST).read_text(encoding="utf-8"))
     found: dict[str, Any] = {
-        "hostname": socket.gethostname(), "executable": sys.executable,
+        "hostname": socket.gethostname(),
+        "executable": sys.executable,
         "cuda_visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
-        "nvidia_smi": shutil.which("nvidia-smi"), "token": None, "unwritable": "",
-        "hard_links": False, "clock_seconds": 0.0, "gpu_names": [], "gpu_error": "",
+        "nvidia_smi": shutil.which("nvidia-smi"),
+        "token": None,
+        "unwritable": "",
+        "hard_links": False,
+        "clock_seconds": 0.0,
+        "gpu_names": [],
+        "gpu_error": "",
         "nofile": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
-        "free_bytes": _free(folder), "shm_bytes": _free(Path("/dev/shm")),
-    }  # fmt: skip
+        "free_bytes": _free(folder),
+        "shm_bytes": _free(Path("/dev/shm")),
+    }
     try:
         found["token"] = (folder / _TOKEN).read_text(encoding="utf-8")
         path = folder / f"written-{found['hostname']}"
@@ -287,9 +345,7 @@ def look(folder: Path) -> dict[str, Any]:
         try:
             import torch
 
-            found["gpu_names"] = [
-                torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())
-            ]
+            found["gpu_names"] = [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())]
         except Exception as error:  # a driver can fail in many ways, and each one is an answer
             found["gpu_error"] = f"{type(error).__name__}: {error}".splitlines()[0]
     return found

@@ -21,9 +21,19 @@ VARIABLE = "SSMLL_SLURM_PROFILE"
 SHORTEST = 20
 """Minutes. submitit takes every signal within a job's last ten minutes for its time limit."""
 OWN_FLAGS = (
-    "array", "chdir", "dependency", "error", "job-name", "nodes", "ntasks", "ntasks-per-node",
-    "open-mode", "output", "requeue", "signal",
-)  # fmt: skip
+    "array",
+    "chdir",
+    "dependency",
+    "error",
+    "job-name",
+    "nodes",
+    "ntasks",
+    "ntasks-per-node",
+    "open-mode",
+    "output",
+    "requeue",
+    "signal",
+)
 
 
 @dataclass(frozen=True)
@@ -119,13 +129,19 @@ class Profile:
             each: tasks on each node.
         """
         found: dict[str, Any] = {
-            "time": self.minutes, "nodes": nodes, "ntasks_per_node": each,
-            "cpus_per_task": self.cpus, "signal_delay_s": self.signal_seconds,
-            "stderr_to_stdout": True, "use_srun": self.use_srun, "setup": list(self.setup),
+            "time": self.minutes,
+            "nodes": nodes,
+            "ntasks_per_node": each,
+            "cpus_per_task": self.cpus,
+            "signal_delay_s": self.signal_seconds,
+            "stderr_to_stdout": True,
+            "use_srun": self.use_srun,
+            "setup": list(self.setup),
             # srun takes the number of CPUs from sbatch no more, since Slurm 22.05.
             "srun_args": [f"--cpus-per-task={self.cpus}", *self.srun_args],
-            "wckey": self.wckey or None, "array_parallelism": self.parallel,
-        }  # fmt: skip
+            "wckey": self.wckey or None,
+            "array_parallelism": self.parallel,
+        }
         for name in ("partition", "account", "qos", "constraint", "exclude"):
             if getattr(self, name):
                 found[name] = getattr(self, name)
@@ -200,9 +216,7 @@ def checked(values: dict[str, Any], where: str) -> Profile:
             _check_extra(value, where)
         elif type(value) is not type(known[name]):
             wanted = {str: "a string", int: "a whole number", bool: "true or false"}
-            raise UserError(
-                f"profile {where}, {name}: {value!r} is not {wanted[type(known[name])]}"
-            )
+            raise UserError(f"profile {where}, {name}: {value!r} is not {wanted[type(known[name])]}")
         made[name] = value
     profile = Profile(**made)
     lowest = {"minutes": SHORTEST, "gpus": 0, "memory_gb": 0, "max_requeues": 0}
@@ -211,8 +225,7 @@ def checked(values: dict[str, Any], where: str) -> Profile:
         if type(default) is int and value < lowest.get(name, 1):
             why = " (preemption could not be told from the time limit)" if name == "minutes" else ""
             raise UserError(
-                f"profile {where}, {name}: {value} is too small; at least {lowest.get(name, 1)}"
-                + why
+                f"profile {where}, {name}: {value} is too small; at least {lowest.get(name, 1)}" + why
             )
     if profile.gpu_flag not in ("gpus-per-node", "gres"):
         raise UserError(

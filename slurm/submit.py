@@ -46,9 +46,14 @@ def largest_array(profile: Profile) -> int:
 
 
 def submit(
-    array: Array, folder: Path, name: str, profile: Profile, work: Sequence[Bundle],
-    pythonpath: Path, size: int,
-) -> list[tuple[int, str]]:  # fmt: skip
+    array: Array,
+    folder: Path,
+    name: str,
+    profile: Profile,
+    work: Sequence[Bundle],
+    pythonpath: Path,
+    size: int,
+) -> list[tuple[int, str]]:
     """Submit an array, in parts where it is too large.
 
     Args:
@@ -74,8 +79,10 @@ def submit(
     flags = profile.flags(array.nodes, array.each)
     flags["job_name"] = name
     # The environment of whoever submits, but this code first, wherever it was installed from.
-    flags["setup"] = [f'export PYTHONPATH={quoted(pythonpath)}"${{PYTHONPATH:+:$PYTHONPATH}}"',
-                      *flags["setup"]]  # fmt: skip
+    flags["setup"] = [
+        f'export PYTHONPATH={quoted(pythonpath)}"${{PYTHONPATH:+:$PYTHONPATH}}"',
+        *flags["setup"],
+    ]
     if array.after:
         flags["dependency"] = "afterany:" + ":".join(array.after)
     logging.getLogger("submitit").setLevel(logging.ERROR)
@@ -85,9 +92,10 @@ def submit(
             part = range(first, min(first + size, len(array.bundles)))
             try:
                 executor = submitit.SlurmExecutor(
-                    str(folder), max_num_timeout=profile.max_requeues,
+                    str(folder),
+                    max_num_timeout=profile.max_requeues,
                     python=profile.python or None,
-                )  # fmt: skip
+                )
                 executor.update_parameters(**flags)
                 # submitit prints what sbatch says, which the error below says again.
                 with redirect_stderr(io.StringIO()):

@@ -69,9 +69,7 @@ def run(command: Sequence[str], *, max_requeues: int, restarts: int) -> int:
         RuntimeError: the command failed, or was asked to stop and the job is not requeued.
     """
     task = _Task(list(command), restarts)
-    before = {
-        number: signal.signal(number, task.on_signal) for number in (signal.SIGUSR2, signal.SIGTERM)
-    }
+    before = {number: signal.signal(number, task.on_signal) for number in (signal.SIGUSR2, signal.SIGTERM)}
     try:
         code = task.work()
     finally:
@@ -107,9 +105,7 @@ class _Task:
         starts = 0
         while True:
             # Its own session: signals reach it once, from here.
-            self.process = subprocess.Popen(
-                self.command, env=environment(starts), start_new_session=True
-            )
+            self.process = subprocess.Popen(self.command, env=environment(starts), start_new_session=True)
             if self.asked is not None:  # it came before the command was there
                 self.process.send_signal(self.asked)
             code = None
@@ -143,10 +139,13 @@ def environment(starts: int = 0) -> dict[str, str]:
     again = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
     nodes = int(os.environ.get("SLURM_STEP_NUM_NODES") or os.environ.get("SLURM_NNODES") or 1)
     found |= {
-        "MASTER_ADDR": first_node(), "MASTER_PORT": str(port(job, again + starts)),
-        "RANK": os.environ["SLURM_PROCID"], "LOCAL_RANK": os.environ["SLURM_LOCALID"],
-        "WORLD_SIZE": str(tasks), "LOCAL_WORLD_SIZE": str(tasks // nodes),
-    }  # fmt: skip
+        "MASTER_ADDR": first_node(),
+        "MASTER_PORT": str(port(job, again + starts)),
+        "RANK": os.environ["SLURM_PROCID"],
+        "LOCAL_RANK": os.environ["SLURM_LOCALID"],
+        "WORLD_SIZE": str(tasks),
+        "LOCAL_WORLD_SIZE": str(tasks // nodes),
+    }
     return found
 
 

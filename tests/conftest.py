@@ -49,10 +49,27 @@ def write_voc(root: Path) -> None:
 
 
 VOC_CLASSES = (
-    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
-    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train",
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
     "tvmonitor",
-)  # fmt: skip
+)
 
 
 @pytest.fixture(scope="session")
@@ -65,9 +82,16 @@ def voc_root(tmp_path_factory) -> Path:
 def grid_text(voc_root: Path, methods: str, **recipe: object) -> str:
     """A grid on the tiny VOC tree; recipe values are written as they are."""
     values = {
-        "resolution": 64, "warmup_epochs": 1, "epochs": 2, "labelled_epochs": 2,
-        "batch_labelled": 6, "batch_unlabelled": 12, "batch_warmup": 12, "ema_decay": 0.9, **recipe,
-    }  # fmt: skip
+        "resolution": 64,
+        "warmup_epochs": 1,
+        "epochs": 2,
+        "labelled_epochs": 2,
+        "batch_labelled": 6,
+        "batch_unlabelled": 12,
+        "batch_warmup": 12,
+        "ema_decay": 0.9,
+        **recipe,
+    }
     override = "\n".join(f"{name} = {value}" for name, value in values.items())
     dataset = (
         f'name = "voc2007", alias = "tiny", root = "{voc_root}", allow_counts = true, '
@@ -100,11 +124,15 @@ class CommandLine:
 
     def start(self, *words: str) -> subprocess.Popen:
         return subprocess.Popen(
-            self.arguments(*words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            cwd=self.folder, env={**os.environ, "OMP_NUM_THREADS": "1"},
+            self.arguments(*words),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=self.folder,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
             # A shell's background job ignores Ctrl-C and hands that down; a user's does not.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )  # fmt: skip
+        )
 
     def __call__(self, *words: str, code: int = 0) -> tuple[str, str]:
         process = self.start(*words)

@@ -78,9 +78,7 @@ def test_predictions_recompute_the_reported_number(smoke):
     truth = np.zeros((len(images), len(order)))
     for entry in annotations["annotations"]:
         truth[images.index(str(entry["image_id"])), order.index(entry["category_id"])] = 1
-    expected = 100 * np.mean(
-        [average_precision_score(truth[:, k], scores[:, k]) for k in range(len(order))]
-    )
+    expected = 100 * np.mean([average_precision_score(truth[:, k], scores[:, k]) for k in range(len(order))])
     assert result["metrics"]["last"]["mAP"] == pytest.approx(expected, abs=1e-4)
 
 
@@ -187,9 +185,7 @@ def test_a_diverging_run_is_recorded_and_the_others_go_on(command, tmp_path, voc
     grid.write_text(grid_text(voc_root, methods))
     out, err = command("--grid", str(grid), "--no-plots", code=1)
     assert "failed: diverges" in err
-    assert re.search(
-        r"Diverged: loss of supervised not finite at epoch \d+ step \d+: labelled=nan", err
-    )
+    assert re.search(r"Diverged: loss of supervised not finite at epoch \d+ step \d+: labelled=nan", err)
     assert re.search(r"labelled images \[\d+, \d+,", err)
     assert "failed: stands on it" in err
     assert "warmup failed: Diverged" in err

@@ -79,9 +79,7 @@ class Chaos:
         draw: chooses victims and moments.
     """
 
-    def __init__(
-        self, folder: Path, processes: int, seeds: int, pace: float, draw: random.Random
-    ) -> None:
+    def __init__(self, folder: Path, processes: int, seeds: int, pace: float, draw: random.Random) -> None:
         self.folder, self.processes, self.pace, self.draw = folder, processes, pace, draw
         self.grid = write_grid(folder / "chaos.toml", write_scenes(folder), seeds, METHODS)
         self.seen = Seen()
@@ -95,9 +93,7 @@ class Chaos:
 
     def _calm(self) -> dict[str, bytes]:
         runs = self.folder / "calm"
-        subprocess.run(
-            self._command(runs), check=True, stdout=subprocess.DEVNULL, env=self.environment
-        )
+        subprocess.run(self._command(runs), check=True, stdout=subprocess.DEVNULL, env=self.environment)
         found = {}
         for place in RunStore(runs / "store").scan():
             found[str(place.relative_to(runs))] = (place / "predictions.npz").read_bytes()
@@ -164,9 +160,7 @@ class Chaos:
             self.seen.kills[kind] += 1
         return int(bool(victims))
 
-    def _check(
-        self, runs: Path, store: RunStore, first: dict[Path, str], failures: set[Path]
-    ) -> None:
+    def _check(self, runs: Path, store: RunStore, first: dict[Path, str], failures: set[Path]) -> None:
         seen = self.seen
         for place, digest in first.items():
             if not (place / "result.json").exists() or _sha256(place / "result.json") != digest:
@@ -209,35 +203,50 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.checks.chaos", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--kills", type=int, default=20, metavar="N", help="kills (default 20)")
-    parser.add_argument("--processes", type=int, default=2, metavar="N",
-                        help="processes that train each run together (default 2)")  # fmt: skip
-    parser.add_argument("--seeds", type=int, default=4, metavar="N",
-                        help="seeds of the grid, four runs each (default 4)")  # fmt: skip
-    parser.add_argument("--pace", type=float, default=6.0, metavar="S",
-                        help="mean seconds between kills (default 6)")  # fmt: skip
+    parser.add_argument(
+        "--processes",
+        type=int,
+        default=2,
+        metavar="N",
+        help="processes that train each run together (default 2)",
+    )
+    parser.add_argument(
+        "--seeds", type=int, default=4, metavar="N", help="seeds of the grid, four runs each (default 4)"
+    )
+    parser.add_argument(
+        "--pace", type=float, default=6.0, metavar="S", help="mean seconds between kills (default 6)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of victims and moments")
     parser.add_argument("--json", action="store_true", help="print one JSON line")
     chosen = parser.parse_args()
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="ssmll-chaos-") as folder:
-        chaos = Chaos(
-            Path(folder), chosen.processes, chosen.seeds, chosen.pace, random.Random(chosen.seed)
-        )
+        chaos = Chaos(Path(folder), chosen.processes, chosen.seeds, chosen.pace, random.Random(chosen.seed))
         seen = chaos.seen
         while True:
             chaos.disturb(chosen.kills - seen.kills.total())
-            print(f"store {seen.stores}: {seen.kills.total()} kills, {seen.runs} runs checked, "
-                  f"{len(seen.problems)} problems", file=sys.stderr, flush=True)  # fmt: skip
+            print(
+                f"store {seen.stores}: {seen.kills.total()} kills, {seen.runs} runs checked, "
+                f"{len(seen.problems)} problems",
+                file=sys.stderr,
+                flush=True,
+            )
             if seen.kills.total() >= chosen.kills or seen.problems:
                 break
     for line in seen.problems:
         print(line, file=sys.stderr)
     report = {
-        "kills": seen.kills.total(), "lost": seen.lost, "torn": seen.torn,
-        "differing": seen.differing, "failed": seen.failed, "runs": seen.runs,
-        "stores": seen.stores, "by": dict(sorted(seen.kills.items())),
-        "processes": chosen.processes, "seconds": round(time.monotonic() - started),
-    }  # fmt: skip
+        "kills": seen.kills.total(),
+        "lost": seen.lost,
+        "torn": seen.torn,
+        "differing": seen.differing,
+        "failed": seen.failed,
+        "runs": seen.runs,
+        "stores": seen.stores,
+        "by": dict(sorted(seen.kills.items())),
+        "processes": chosen.processes,
+        "seconds": round(time.monotonic() - started),
+    }
     print(json.dumps(report) if chosen.json else "\n".join(f"{k}: {v}" for k, v in report.items()))
     return 1 if seen.problems else 0
 

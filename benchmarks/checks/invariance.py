@@ -102,30 +102,39 @@ def examine(
             stores.append(runs / "store")
         for name, pairs in sorted(compare(*stores).items()):
             scores = [pair.scores for pair in pairs]
-            rows.append({
-                "method": name, "precision": precision, "runs": len(pairs),
-                "median": statistics.median(scores), "worst": max(scores),
-                "parted": sum(value > PARTED for value in scores),
-                "pseudo": sum(pair.pseudo for pair in pairs),
-                "mAP": max(pair.mAP for pair in pairs),
-            })  # fmt: skip
+            rows.append(
+                {
+                    "method": name,
+                    "precision": precision,
+                    "runs": len(pairs),
+                    "median": statistics.median(scores),
+                    "worst": max(scores),
+                    "parted": sum(value > PARTED for value in scores),
+                    "pseudo": sum(pair.pseudo for pair in pairs),
+                    "mAP": max(pair.mAP for pair in pairs),
+                }
+            )
     return rows
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of `python -m benchmarks.checks.invariance`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.checks.invariance", description=__doc__
-    )
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.checks.invariance", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--methods", nargs="+", metavar="NAME",
-                        help="trained methods (default: all)")  # fmt: skip
-    parser.add_argument("--modules", nargs="+", default=[], metavar="FILE",
-                        help="files with methods of your own, as in a grid")  # fmt: skip
-    parser.add_argument("--seeds", type=positive, default=4, metavar="N",
-                        help="runs of each method (default 4)")  # fmt: skip
-    parser.add_argument("--processes", type=positive, default=2, metavar="N",
-                        help="compared with one (default 2)")  # fmt: skip
+    parser.add_argument("--methods", nargs="+", metavar="NAME", help="trained methods (default: all)")
+    parser.add_argument(
+        "--modules",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="files with methods of your own, as in a grid",
+    )
+    parser.add_argument(
+        "--seeds", type=positive, default=4, metavar="N", help="runs of each method (default 4)"
+    )
+    parser.add_argument(
+        "--processes", type=positive, default=2, metavar="N", help="compared with one (default 2)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON line")
     chosen = parser.parse_args(arguments)
     started = time.monotonic()
@@ -154,12 +163,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
     if chosen.json:
-        report = {"processes": chosen.processes, "rows": rows, "broken": len(broken),
-                  "seconds": round(time.monotonic() - started)}  # fmt: skip
+        report = {
+            "processes": chosen.processes,
+            "rows": rows,
+            "broken": len(broken),
+            "seconds": round(time.monotonic() - started),
+        }
         print(json.dumps(report))
     else:
-        table = [[*list(row.values())[:3], f"{row['median']:.1g}", f"{row['worst']:.1g}",
-                  row["parted"], row["pseudo"], f"{row['mAP']:.2f}"] for row in rows]  # fmt: skip
+        table = [
+            [
+                *list(row.values())[:3],
+                f"{row['median']:.1g}",
+                f"{row['worst']:.1g}",
+                row["parted"],
+                row["pseudo"],
+                f"{row['mAP']:.2f}",
+            ]
+            for row in rows
+        ]
         head = ["method", "precision", "runs", "scores, median", "worst", "parted", "pseudo", "mAP"]
         print(tabulate(table, head, disable_numparse=True, tablefmt="github"))
     return 1 if broken else 0

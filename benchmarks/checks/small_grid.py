@@ -39,12 +39,21 @@ def write_scenes(folder: Path) -> Path:
 
 
 def write_grid(
-    path: Path, scenes: Path, seeds: int, methods: Sequence[str], precision: str = "fp32",
+    path: Path,
+    scenes: Path,
+    seeds: int,
+    methods: Sequence[str],
+    precision: str = "fp32",
     modules: Sequence[str] = (),
-) -> Path:  # fmt: skip
+) -> Path:
     """Write the grid of seeds 1 to `seeds`, with modules where methods are found; its path."""
-    values = {"root": str(scenes), "seeds": list(range(1, seeds + 1)), "methods": list(methods),
-              "precision": precision, "modules": list(modules)}  # fmt: skip
+    values = {
+        "root": str(scenes),
+        "seeds": list(range(1, seeds + 1)),
+        "methods": list(methods),
+        "precision": precision,
+        "modules": list(modules),
+    }
     path.write_text(GRID.format(**{name: json.dumps(value) for name, value in values.items()}))
     return path
 
@@ -52,6 +61,17 @@ def write_grid(
 def command(grid: Path, data: Path, runs: Path, processes: int) -> list[str]:
     """The command line that runs it, one run at a time."""
     return [
-        sys.executable, str(RUN), "--grid", str(grid), "--data", str(data), "--runs", str(runs),
-        "--processes", str(processes), "--workers", "1", "--no-plots",
-    ]  # fmt: skip
+        sys.executable,
+        str(RUN),
+        "--grid",
+        str(grid),
+        "--data",
+        str(data),
+        "--runs",
+        str(runs),
+        "--processes",
+        str(processes),
+        "--workers",
+        "1",
+        "--no-plots",
+    ]

@@ -34,24 +34,32 @@ def add(verbs: argparse._SubParsersAction, parents: dict[str, argparse.ArgumentP
         verbs: the command line's verbs.
         parents: shared options; "place" has --data, --runs and --workers.
     """
-    prepare = verbs.add_parser(
-        "prepare", parents=[parents["place"]], help="check, bring and cache datasets"
-    )
+    prepare = verbs.add_parser("prepare", parents=[parents["place"]], help="check, bring and cache datasets")
     option = prepare.add_argument
     option("datasets", nargs="*", metavar="DATASET", help="names of datasets")
     option("--grid", default=None, help="instead: all datasets of a grid, as it needs them")
-    option("--size", type=_positive, nargs="+", default=None, metavar="PIXELS",
-           help=f"pixels a side (default {SIZE}); several make several caches")  # fmt: skip
+    option(
+        "--size",
+        type=_positive,
+        nargs="+",
+        default=None,
+        metavar="PIXELS",
+        help=f"pixels a side (default {SIZE}); several make several caches",
+    )
     option("--cache", type=Path, default=None, help="where the cache goes (default: DATA/cache)")
-    option("--download", action="store_true",
-           help="bring the official archives of a dataset that is absent")  # fmt: skip
-    option("--verify", action="store_true",
-           help="read the whole cache and compare it with its hashes")  # fmt: skip
+    option("--download", action="store_true", help="bring the official archives of a dataset that is absent")
+    option("--verify", action="store_true", help="read the whole cache and compare it with its hashes")
     option("--root", default=None, help="where the dataset lies, if not under --data")
-    option("--allow-counts", action="store_true",
-           help="accept a copy whose image counts differ from the classic ones")  # fmt: skip
-    option("--skip-bad", action="store_true",
-           help="leave unreadable images out and record them, instead of failing")  # fmt: skip
+    option(
+        "--allow-counts",
+        action="store_true",
+        help="accept a copy whose image counts differ from the classic ones",
+    )
+    option(
+        "--skip-bad",
+        action="store_true",
+        help="leave unreadable images out and record them, instead of failing",
+    )
     option("--alias", default=None, help="the dataset's name in tables")
     option("--train", default=None, metavar="FILE", help="coco, csv: file of the training images")
     option("--test", default=None, metavar="FILE", help="coco, csv: file of the test images")
@@ -100,9 +108,7 @@ def _wanted(chosen: argparse.Namespace) -> dict[DatasetSpec, list[int]]:
     """What is asked for: datasets and the sizes of each."""
     from benchmarks.data.registry import DatasetSpec
 
-    given = {
-        field: value for field in (*SHARED, *OWN) if (value := getattr(chosen, field)) is not None
-    }
+    given = {field: value for field in (*SHARED, *OWN) if (value := getattr(chosen, field)) is not None}
     if bool(chosen.datasets) == bool(chosen.grid):
         raise UserError("prepare: name either datasets or a --grid")
     if chosen.grid:
@@ -129,17 +135,19 @@ def _prepare(
     from benchmarks.data.cache.prepared import prepare
 
     dataset = _opened(spec, chosen, progress)
-    progress.line(
-        f"{dataset.name}: {_counts(dataset)} in {_root(spec, chosen.data)}, read as {spec.name}"
-    )
+    progress.line(f"{dataset.name}: {_counts(dataset)} in {_root(spec, chosen.data)}, read as {spec.name}")
     for note in dataset.notes:
         progress.line(note)
     for size in sizes:
         ready = prepare(
-            dataset, size, cache, workers=chosen.workers, skip_bad=spec.skip_bad,
+            dataset,
+            size,
+            cache,
+            workers=chosen.workers,
+            skip_bad=spec.skip_bad,
             progress=progress.counter(f"prepare {dataset.name} at {size} px"),
             announce=progress.line,
-        )  # fmt: skip
+        )
         remarks = [f"{size} px", f"digest {ready.digest[:16]}"]
         if ready.skipped:
             remarks.append(f"{len(ready.skipped)} unreadable images left out")
@@ -170,9 +178,7 @@ def _opened(spec: DatasetSpec, chosen: argparse.Namespace, progress: Progress) -
         # unpacked over it.
         if _readable(dataclasses.replace(spec, classes=(), prompts=(), allow_counts=True), read):
             raise
-    archives.download(
-        spec.name, _root(spec, chosen.data), progress=progress.counter, announce=progress.line
-    )
+    archives.download(spec.name, _root(spec, chosen.data), progress=progress.counter, announce=progress.line)
     return read(spec)
 
 

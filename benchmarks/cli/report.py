@@ -17,11 +17,15 @@ def wanted(jobs: Sequence[Job]) -> list[dict[str, Any]]:
     """The runs of a grid as `results` asks for them."""
     return [
         {
-            "run_id": job.spec.run_id, "dataset": job.spec.dataset, "ratio": job.spec.ratio,
-            "seed": job.spec.seed, "method": job.spec.method, "label": job.cell.label,
+            "run_id": job.spec.run_id,
+            "dataset": job.spec.dataset,
+            "ratio": job.spec.ratio,
+            "seed": job.spec.seed,
+            "method": job.spec.method,
+            "label": job.cell.label,
         }
         for job in jobs
-    ]  # fmt: skip
+    ]
 
 
 def folder(grid: Grid, workspace: Workspace, out: Path | None) -> Path:
@@ -30,9 +34,14 @@ def folder(grid: Grid, workspace: Workspace, out: Path | None) -> Path:
 
 
 def write(
-    grid: Grid, jobs: Sequence[Job], workspace: Workspace, rule: str, out: Path | None, *,
+    grid: Grid,
+    jobs: Sequence[Job],
+    workspace: Workspace,
+    rule: str,
+    out: Path | None,
+    *,
     plots: bool,
-) -> str:  # fmt: skip
+) -> str:
     """Write the tables (and figures) of a grid.
 
     Returns:

@@ -20,17 +20,34 @@ if TYPE_CHECKING:
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The options of launching on a cluster."""
-    parser.add_argument("--launcher", choices=("local", "slurm"), default="local",
-                        help="where runs are executed (default: local)")  # fmt: skip
-    parser.add_argument("--profile", default=None, metavar="NAME",
-                        help="what jobs ask the cluster for: a .toml file, or one of "
-                             f"{', '.join(profile.available())} (default: "
-                             f"${profile.VARIABLE})")  # fmt: skip
-    parser.add_argument("--nodes", type=int, default=0, metavar="N",
-                        help="nodes that the processes of a run are spread over "
-                             "(default: as few as possible)")  # fmt: skip
-    parser.add_argument("--max-gpu-hours", type=float, default=None, metavar="H",
-                        help="submit nothing that is estimated to take longer")  # fmt: skip
+    parser.add_argument(
+        "--launcher",
+        choices=("local", "slurm"),
+        default="local",
+        help="where runs are executed (default: local)",
+    )
+    parser.add_argument(
+        "--profile",
+        default=None,
+        metavar="NAME",
+        help="what jobs ask the cluster for: a .toml file, or one of "
+        f"{', '.join(profile.available())} (default: "
+        f"${profile.VARIABLE})",
+    )
+    parser.add_argument(
+        "--nodes",
+        type=int,
+        default=0,
+        metavar="N",
+        help="nodes that the processes of a run are spread over (default: as few as possible)",
+    )
+    parser.add_argument(
+        "--max-gpu-hours",
+        type=float,
+        default=None,
+        metavar="H",
+        help="submit nothing that is estimated to take longer",
+    )
 
 
 def add(verbs: Any, parents: Mapping[str, argparse.ArgumentParser]) -> None:
@@ -38,15 +55,15 @@ def add(verbs: Any, parents: Mapping[str, argparse.ArgumentParser]) -> None:
     cancel = verbs.add_parser(
         "cancel", parents=[parents["place"]], help="cancel the jobs of a grid or launch"
     )
-    cancel.add_argument("name", nargs="?", default=None,
-                        help="a grid, or the start of a launch's name (default: all)")  # fmt: skip
+    cancel.add_argument(
+        "name", nargs="?", default=None, help="a grid, or the start of a launch's name (default: all)"
+    )
     cancel.add_argument("--yes", action="store_true", help="do not ask")
     doctor = verbs.add_parser(
         "doctor", parents=[parents["place"]], help="is the cluster ready for this harness?"
     )
     doctor.add_argument("--profile", default=None, metavar="NAME", help="as for `run`")
-    doctor.add_argument("--no-job", action="store_true",
-                        help="look from here only, without a job on a node")  # fmt: skip
+    doctor.add_argument("--no-job", action="store_true", help="look from here only, without a job on a node")
 
 
 def cluster(chosen: argparse.Namespace) -> Cluster:
@@ -62,10 +79,14 @@ def cluster(chosen: argparse.Namespace) -> Cluster:
     if chosen.nodes < 0:
         raise UserError(f"--nodes {chosen.nodes}: at least 1")
     return Cluster(
-        wanted, chosen.processes, chosen.nodes, chosen.strategy,
-        getattr(chosen, "checkpoint_seconds", 30.0), getattr(chosen, "hang_seconds", 600.0),
+        wanted,
+        chosen.processes,
+        chosen.nodes,
+        chosen.strategy,
+        getattr(chosen, "checkpoint_seconds", 30.0),
+        getattr(chosen, "hang_seconds", 600.0),
         0 if chosen.verb == "retry" else wanted.max_attempts,
-    )  # fmt: skip
+    )
 
 
 def check_local(chosen: argparse.Namespace) -> None:
@@ -112,9 +133,14 @@ def ready(
 
 
 def execute(
-    chosen: argparse.Namespace, grid: Grid, jobs: list[Job], only: set[str] | None, asked: Cluster,
-    workspace: Workspace, report: Callable[[str], None],
-) -> bool:  # fmt: skip
+    chosen: argparse.Namespace,
+    grid: Grid,
+    jobs: list[Job],
+    only: set[str] | None,
+    asked: Cluster,
+    workspace: Workspace,
+    report: Callable[[str], None],
+) -> bool:
     """Submit what is missing of a grid; with --wait, wait for it.
 
     Args:
@@ -149,9 +175,7 @@ def execute(
         if made is None:
             report("another launch has submitted these runs in the meantime")
         else:
-            report(
-                f"launch {made.folder.name}; now `status --grid {chosen.grid}`, `logs`, `cancel`"
-            )
+            report(f"launch {made.folder.name}; now `status --grid {chosen.grid}`, `logs`, `cancel`")
     if not chosen.wait:
         return False
     wait(proposal, workspace, report)
@@ -159,9 +183,7 @@ def execute(
     return True
 
 
-def _tell_spent(
-    asked: Cluster, jobs: list[Job], workspace: Workspace, report: Callable[[str], None]
-) -> None:
+def _tell_spent(asked: Cluster, jobs: list[Job], workspace: Workspace, report: Callable[[str], None]) -> None:
     from benchmarks.launch.slurm_jobs import spent
 
     told = spent(asked, jobs, workspace)
@@ -170,9 +192,13 @@ def _tell_spent(
 
 
 def plan(
-    chosen: argparse.Namespace, grid: Grid, jobs: list[Job], asked: Cluster, workspace: Workspace,
+    chosen: argparse.Namespace,
+    grid: Grid,
+    jobs: list[Job],
+    asked: Cluster,
+    workspace: Workspace,
     report: Callable[[str], None],
-) -> str:  # fmt: skip
+) -> str:
     """What `run` would submit, and what it would cost; the text to print.
 
     With --probe, what nothing is known of is measured first. With --save, the bundles are written
@@ -228,9 +254,10 @@ def cancel(chosen: argparse.Namespace) -> int:
 def _launches(workspace: Workspace, name: str | None) -> list[Launch]:
     every = list(Launches(workspace.runs))
     found = [
-        launch for launch in every
+        launch
+        for launch in every
         if name is None or launch.job_name == f"ssmll-{name}" or launch.folder.name.startswith(name)
-    ]  # fmt: skip
+    ]
     if name is not None and not found:
         from methods.errors import nearest
 
@@ -247,8 +274,11 @@ def doctor(chosen: argparse.Namespace) -> int:
 
     shared = Path(chosen.runs).resolve() / "slurm"
     findings = examine(
-        profile.load(chosen.profile), shared, packages(), submit=not chosen.no_job,
+        profile.load(chosen.profile),
+        shared,
+        packages(),
+        submit=not chosen.no_job,
         report=Progress().line,
-    )  # fmt: skip
+    )
     print(table(findings))
     return 1 if any(finding.state == "problem" for finding in findings) else 0

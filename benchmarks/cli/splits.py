@@ -41,18 +41,30 @@ def add(verbs: argparse._SubParsersAction, parents: dict[str, argparse.ArgumentP
         action="store_true",
         help="accept a copy whose image counts differ from the classic ones",
     )
-    write.add_argument("--ratios", type=float, nargs="+", default=[],
-                       help="labelled shares (default: .05 .1 .15 .2, or the grid's)")  # fmt: skip
-    write.add_argument("--seeds", type=int, nargs="+", default=[],
-                       help="seeds (default: 1, or the grid's)")  # fmt: skip
-    write.add_argument("--rule", choices=("published", "stratified"), default=None,
-                       help="prefix of a seeded permutation (default), or every class kept in "
-                            "its share")  # fmt: skip
+    write.add_argument(
+        "--ratios",
+        type=float,
+        nargs="+",
+        default=[],
+        help="labelled shares (default: .05 .1 .15 .2, or the grid's)",
+    )
+    write.add_argument("--seeds", type=int, nargs="+", default=[], help="seeds (default: 1, or the grid's)")
+    write.add_argument(
+        "--rule",
+        choices=("published", "stratified"),
+        default=None,
+        help="prefix of a seeded permutation (default), or every class kept in its share",
+    )
     verify = actions.add_parser(
         "verify", parents=[parents["place"]], help="draw the splits of files again and compare"
     )
-    verify.add_argument("paths", nargs="*", type=Path, metavar="FILE",
-                        help="files, folders of them (default: splits/ under --data)")  # fmt: skip
+    verify.add_argument(
+        "paths",
+        nargs="*",
+        type=Path,
+        metavar="FILE",
+        help="files, folders of them (default: splits/ under --data)",
+    )
 
 
 def execute(chosen: argparse.Namespace) -> int:
@@ -78,9 +90,7 @@ def _write(chosen: argparse.Namespace) -> int:
     progress, opened, problems = Progress(), {}, []
     for spec in dict.fromkeys(spec for spec, _, _ in wanted):
         try:
-            opened[spec] = open_dataset(
-                spec, chosen.data, progress=progress.counter(f"render {spec.name}")
-            )
+            opened[spec] = open_dataset(spec, chosen.data, progress=progress.counter(f"render {spec.name}"))
         except UserError as error:
             problems.append(str(error))
     if problems:
@@ -96,10 +106,17 @@ def _write(chosen: argparse.Namespace) -> int:
             outcome = keep(folder, record)
             if outcome not in ("written", "present"):
                 raise UserError(f"{record.path(folder)}: cannot be written: {outcome}")
-        rows.append((
-            dataset.name, spec.split, f"{ratio:g}", str(seed), f"{len(drawn.labelled):,}",
-            _names(absent_classes(dataset, drawn.labelled)), record.sha256[:16],
-        ))  # fmt: skip
+        rows.append(
+            (
+                dataset.name,
+                spec.split,
+                f"{ratio:g}",
+                str(seed),
+                f"{len(drawn.labelled):,}",
+                _names(absent_classes(dataset, drawn.labelled)),
+                record.sha256[:16],
+            )
+        )
     widths = [max(len(row[k]) for row in rows) for k in range(len(HEADER))]
     for row in rows:
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
@@ -116,15 +133,19 @@ def _wanted(chosen: argparse.Namespace) -> list[tuple[DatasetSpec, float, int]]:
         raise UserError("splits write: name either a dataset or a --grid")
     if chosen.grid is None:
         spec = DatasetSpec(
-            name=chosen.dataset, root=chosen.root, allow_counts=chosen.allow_counts,
+            name=chosen.dataset,
+            root=chosen.root,
+            allow_counts=chosen.allow_counts,
             split=chosen.rule or "published",
-        )  # fmt: skip
-        return [(spec, ratio, seed)
-                for ratio in chosen.ratios or RATIOS for seed in chosen.seeds or [1]]  # fmt: skip
+        )
+        return [(spec, ratio, seed) for ratio in chosen.ratios or RATIOS for seed in chosen.seeds or [1]]
     from benchmarks.plan.grid import load, restrict
 
-    for flag, given in (("--root", chosen.root), ("--allow-counts", chosen.allow_counts),
-                        ("--rule", chosen.rule)):  # fmt: skip
+    for flag, given in (
+        ("--root", chosen.root),
+        ("--allow-counts", chosen.allow_counts),
+        ("--rule", chosen.rule),
+    ):
         if given:
             raise UserError(f"splits write --grid: {flag} belongs to a dataset in the grid file")
     grid = restrict(load(chosen.grid), chosen.ratios, chosen.seeds, [])
@@ -148,9 +169,7 @@ def _verify(chosen: argparse.Namespace) -> int:
 
     progress = Progress()
     verifier = Verifier(
-        lambda spec: open_dataset(
-            spec, chosen.data, progress=progress.counter(f"render {spec.name}")
-        )
+        lambda spec: open_dataset(spec, chosen.data, progress=progress.counter(f"render {spec.name}"))
     )
     files = _files(chosen.paths or [chosen.data / FOLDER])
     different = 0

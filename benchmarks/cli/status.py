@@ -43,9 +43,10 @@ def add(verbs: argparse._SubParsersAction, parents: dict[str, argparse.ArgumentP
         parents: shared options; "place" has --data, --runs and --workers.
     """
     status = verbs.add_parser(
-        "status", parents=[parents["place"]],
+        "status",
+        parents=[parents["place"]],
         help="where runs stand: those of a grid, or all that were begun or submitted",
-    )  # fmt: skip
+    )
     option = status.add_argument
     option("--grid", default=None, help="only the runs of a grid (a name, or a .toml file)")
     option("--ratios", type=float, nargs="+", default=[], help="only these ratios of the grid")
@@ -56,15 +57,20 @@ def add(verbs: argparse._SubParsersAction, parents: dict[str, argparse.ArgumentP
     how.add_argument("--live", action="store_true", help="redraw until every run has ended")
     how.add_argument("--plain", action="store_true", help="print once, as text (the default)")
     how.add_argument("--json", action="store_true", help="print one JSON object")
-    option("--every", type=_seconds, default=5.0, metavar="S",
-           help="seconds between two looks of --live (default 5)")  # fmt: skip
+    option(
+        "--every",
+        type=_seconds,
+        default=5.0,
+        metavar="S",
+        help="seconds between two looks of --live (default 5)",
+    )
     option("--all", action="store_true", help="name every run, not the first 20 of a kind")
 
     logs = verbs.add_parser("logs", parents=[parents["place"]], help="what a run printed")
-    logs.add_argument("run", help="start of a run's identity, method/dataset/ratio/seed, or a part "
-                                  "of its title")  # fmt: skip
-    logs.add_argument("--lines", type=_count, default=40, metavar="N",
-                      help="the last N lines (default 40)")  # fmt: skip
+    logs.add_argument(
+        "run", help="start of a run's identity, method/dataset/ratio/seed, or a part of its title"
+    )
+    logs.add_argument("--lines", type=_count, default=40, metavar="N", help="the last N lines (default 40)")
     logs.add_argument("--follow", action="store_true", help="print what is added until it ends")
 
 
@@ -129,9 +135,7 @@ def _looker(chosen: argparse.Namespace, resolve: Callable[[], Resolved]) -> Call
         return lambda: overview(chosen.runs, cluster=cluster)
     grid = resolve()
     stages = list(grid.stages)
-    return lambda: overview(
-        chosen.runs, grid.runs, name=f"grid {grid.name}", stages=stages, cluster=cluster
-    )
+    return lambda: overview(chosen.runs, grid.runs, name=f"grid {grid.name}", stages=stages, cluster=cluster)
 
 
 def _show(text: str) -> None:

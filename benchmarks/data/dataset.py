@@ -50,9 +50,10 @@ class ImageSet:
         """The images at some positions, in the order of the positions."""
         where = np.asarray(positions, dtype=np.int64)
         return ImageSet(
-            tuple(self.ids[k] for k in where), tuple(self.paths[k] for k in where),
+            tuple(self.ids[k] for k in where),
+            tuple(self.paths[k] for k in where),
             self.labels[where],
-        )  # fmt: skip
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,8 +91,7 @@ class Dataset:
         shared = set(self.train.paths).intersection(self.test.paths)
         if shared:
             raise UserError(
-                f"dataset {self.name!r}: {len(shared)} images are in train and in test, "
-                f"such as {min(shared)}"
+                f"dataset {self.name!r}: {len(shared)} images are in train and in test, such as {min(shared)}"
             )
 
     @cached_property
@@ -120,9 +120,7 @@ class Dataset:
         wanted = list(classes)
         for name in wanted:
             if name not in self.classes:
-                raise UserError(
-                    f"dataset {self.name!r}: no class {name!r}{nearest(name, self.classes)}"
-                )
+                raise UserError(f"dataset {self.name!r}: no class {name!r}{nearest(name, self.classes)}")
             if wanted.count(name) > 1:
                 raise UserError(f"dataset {self.name!r}: class {name!r} is asked for twice")
         columns = [k for k, name in enumerate(self.classes) if name in wanted]
@@ -165,6 +163,8 @@ class Dataset:
             images: ImageSet = getattr(self, name)
             rest[name] = images.take([k for k, i in enumerate(images.ids) if i not in wanted])
             if not len(rest[name]):
-                raise UserError(f"dataset {self.name!r}: no {name} image would be left without the "
-                                f"{len(wanted)} that are left out")  # fmt: skip
+                raise UserError(
+                    f"dataset {self.name!r}: no {name} image would be left without the "
+                    f"{len(wanted)} that are left out"
+                )
         return dataclasses.replace(self, **rest)

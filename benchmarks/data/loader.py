@@ -106,9 +106,7 @@ class CudaLane:
         there.record_stream(current)
 
 
-def carried(
-    pixels: NDArray[np.uint8], batches: Iterable[Positions], lane: Lane
-) -> Iterator[Tensor]:  # fmt: skip
+def carried(pixels: NDArray[np.uint8], batches: Iterable[Positions], lane: Lane) -> Iterator[Tensor]:
     """Gather batches in a thread and carry them over a lane, `AHEAD` of the consumer.
 
     Closing the iterator ends the thread; what is raised in the thread is raised here.
@@ -154,9 +152,7 @@ def carried(
         thread.join()
 
 
-def _announced(
-    pixels: np.memmap, batches: Iterable[Tensor | Positions]
-) -> Iterator[Positions]:  # fmt: skip
+def _announced(pixels: np.memmap, batches: Iterable[Tensor | Positions]) -> Iterator[Positions]:
     """The batches as arrays, each after the kernel has been told to read the one that follows."""
     image, waiting, failure = pixels[:1].nbytes, None, None
     upcoming = iter(batches)

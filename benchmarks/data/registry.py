@@ -72,9 +72,7 @@ class DatasetSpec:
         if not self.alias:
             object.__setattr__(self, "alias", self.name)
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.alias):
-            raise UserError(
-                f"dataset alias {self.alias!r} names folders: use letters, digits, '.', '_', '-'"
-            )
+            raise UserError(f"dataset alias {self.alias!r} names folders: use letters, digits, '.', '_', '-'")
         for field, choices in CHOICES.items():
             check_choice(f"dataset {self.name!r}: {field}", getattr(self, field), choices)
         check_rule(self.split)
@@ -82,9 +80,7 @@ class DatasetSpec:
         for field in OPTIONS:
             if getattr(self, field) != usual[field] and field not in READERS[self.name].options:
                 have = [name for name in available() if field in READERS[name].options]
-                raise UserError(
-                    f"dataset {self.name!r} has no option {field!r}; {', '.join(have)} have it"
-                )
+                raise UserError(f"dataset {self.name!r} has no option {field!r}; {', '.join(have)} have it")
 
 
 def available() -> list[str]:
@@ -118,9 +114,10 @@ def open_dataset(
     found = reader.read(Request(spec, root, data_root / "cache" / "index", progress, workers))
     if found is None:
         how = (
-            f"expected there: {reader.expects}" if reader.expects
+            f"expected there: {reader.expects}"
+            if reader.expects
             else f"get it with: {archives.commands(spec.name, root)}"
-        )  # fmt: skip
+        )
         raise UserError(f"dataset {spec.name!r} is not in {root}; {how}")
     notes = _check_counts(spec, found, root)
     prompts = prompt_names(found.classes, spec.prompts)

@@ -16,9 +16,7 @@ _STEP = np.uint64(0x9E3779B97F4A7C15)
 _MASK = 2**64 - 1
 
 
-def uniforms(
-    seed: int, epoch: int, indices: ArrayLike, stream: str, count: int
-) -> NDArray[np.float64]:
+def uniforms(seed: int, epoch: int, indices: ArrayLike, stream: str, count: int) -> NDArray[np.float64]:
     """Uniform numbers for each index.
 
     Args:
@@ -34,9 +32,7 @@ def uniforms(
     """
     counters = np.asarray(indices)
     if counters.ndim != 1 or (counters.size and counters.dtype.kind not in "iu"):
-        raise ValueError(
-            f"indices must be one-dimensional integers, not {counters.dtype} {counters.shape}"
-        )
+        raise ValueError(f"indices must be one-dimensional integers, not {counters.dtype} {counters.shape}")
     keys = _mix(_key(seed, epoch, stream) ^ _mix(_index(counters)))
     numbers = np.arange(1, count + 1, dtype=np.uint64) * _STEP
     return (_mix(keys[:, None] + numbers) >> np.uint64(11)) * 2.0**-53

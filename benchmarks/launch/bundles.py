@@ -82,12 +82,19 @@ def pack(
     for (kind, precision, strategy, dataset, count, *_), entries in groups.items():
         for part in _parts(entries, target):
             ids = tuple(entry[0] for entry in part)
-            found.append(Bundle(
-                kind, precision, strategy, dataset, count,
-                run_ids=ids if kind == "runs" else (), stage_ids=ids if kind == "stages" else (),
-                needs=tuple(dict.fromkeys(need for entry in part for need in entry[2])),
-                seconds=sum(_length(entry) for entry in part),
-            ))  # fmt: skip
+            found.append(
+                Bundle(
+                    kind,
+                    precision,
+                    strategy,
+                    dataset,
+                    count,
+                    run_ids=ids if kind == "runs" else (),
+                    stage_ids=ids if kind == "stages" else (),
+                    needs=tuple(dict.fromkeys(need for entry in part for need in entry[2])),
+                    seconds=sum(_length(entry) for entry in part),
+                )
+            )
     return sorted(found, key=lambda bundle: bundle.kind != "stages")
 
 

@@ -45,8 +45,13 @@ SCORE_SHARE = 1 / 3
 training image is at least a forward and a backward pass."""
 SAME, OTHER, RESUMED, PROBE, SIMILAR = range(5)
 """How near a measurement is to what is asked, the nearest first; see `_NAMES`."""
-_NAMES = ("finished {}{s}", "finished {}{s} with other settings", "resumed {}{s}", "probe",
-          "finished {}{s} of another method")  # fmt: skip
+_NAMES = (
+    "finished {}{s}",
+    "finished {}{s} with other settings",
+    "resumed {}{s}",
+    "probe",
+    "finished {}{s} of another method",
+)
 
 
 @dataclass(frozen=True)
@@ -91,17 +96,22 @@ class _Speed:
     start: float = 0.0
 
 
-def _key(
-    method: str, data: str, backbone: str, recipe: dict[str, Any], processes: int, semi: bool
-) -> _Key:  # fmt: skip
+def _key(method: str, data: str, backbone: str, recipe: dict[str, Any], processes: int, semi: bool) -> _Key:
     """From a run's or a warm-up's part of the recipe; a warm-up is like a labelled-only run."""
     recipe = {**LATER_FIELDS, **recipe}
     names = ("batch_labelled", "batch_unlabelled") if semi else ("batch_warmup", "")
     first, second = (recipe.get(name, 0) for name in names)
     return _Key(
-        method, data, backbone, recipe["resolution"], (first, second), recipe["views"],
-        recipe["precision"], recipe["strategy"], processes,
-    )  # fmt: skip
+        method,
+        data,
+        backbone,
+        recipe["resolution"],
+        (first, second),
+        recipe["views"],
+        recipe["precision"],
+        recipe["strategy"],
+        processes,
+    )
 
 
 def _run_key(spec: dict[str, Any], data: str, processes: int) -> _Key:
@@ -212,9 +222,7 @@ class Estimates:
 
     # -- what is on the disk -------------------------------------------------------------------
 
-    def _of_runs(
-        self, key: _Key, job: Job, method: str, hyper: str | None
-    ) -> Iterable[_Speed]:  # fmt: skip
+    def _of_runs(self, key: _Key, job: Job, method: str, hyper: str | None) -> Iterable[_Speed]:
         """Of the newest results; for a warm-up, `hyper` is None and the method may be another."""
         for found in self._results(job, method):
             if found["key"] != dataclasses.replace(key, method=method):
@@ -232,8 +240,9 @@ class Estimates:
                 scored = _scored(recipe, tests, found["held_out"])
                 score = (found["wall"] - cost["seconds"]) / scored
             what = "run" if "eval_every" in recipe else "fit"
-            yield _Speed(nearness, what, cost["device"], found["when"], images,
-                         cost["seconds"] / images, score)  # fmt: skip
+            yield _Speed(
+                nearness, what, cost["device"], found["when"], images, cost["seconds"] / images, score
+            )
 
     def _results(self, job: Job, method: str) -> list[dict[str, Any]]:
         """What matters of the newest results of a (dataset, method) folder."""
@@ -260,8 +269,9 @@ class Estimates:
                 images, name = sizes.get(found["split"], 0) * found["epochs"], "warm-up"
             if images:
                 nearness = SAME if found["hyper"] == hyper else OTHER
-                yield _Speed(nearness, name, found["device"], found["when"], images,
-                             found["seconds"] / images, 0.0)  # fmt: skip
+                yield _Speed(
+                    nearness, name, found["device"], found["when"], images, found["seconds"] / images, 0.0
+                )
 
     def _of_probes(self, key: _Key) -> Iterable[_Speed]:
         if self._probes is None:
@@ -312,30 +322,45 @@ def _result(path: Path) -> dict[str, Any]:
     if not (cost["seconds"] > 0 and cost["images_seen"] > 0):
         raise ValueError(f"{path}: cost {cost}")
     return {
-        "key": key, "cost": {**cost, "device": str(cost["device"])}, "recipe": spec["recipe"],
-        "hyper": canonical(spec["hyper"]), "split": spec["split_digest"],
-        "labelled": split["labelled"], "held_out": split["held_out"],
+        "key": key,
+        "cost": {**cost, "device": str(cost["device"])},
+        "recipe": spec["recipe"],
+        "hyper": canonical(spec["hyper"]),
+        "split": spec["split_digest"],
+        "labelled": split["labelled"],
+        "held_out": split["held_out"],
         "attempts": 1 + (path.parent / "lease.000002").exists(),
-        "when": when, "wall": when - (path.parent / "spec.json").stat().st_mtime,
-    }  # fmt: skip
+        "when": when,
+        "wall": when - (path.parent / "spec.json").stat().st_mtime,
+    }
 
 
 def _stage_record(path: Path) -> dict[str, Any]:
     record = json.loads(path.read_bytes())
     key, recipe = record["key"], record["key"].get("recipe", {})
     return {
-        "kind": record["kind"], "key": _stage_key(key, record.get("processes", 1)),
-        "split": (key.get("split"), recipe.get("val_share")), "hyper": canonical(key.get("hyper")),
-        "epochs": recipe.get("warmup_epochs", 0), "seconds": float(record["seconds"]),
-        "device": str(record["device"]), "resumed": (path.parent / "lease.000002").exists(),
+        "kind": record["kind"],
+        "key": _stage_key(key, record.get("processes", 1)),
+        "split": (key.get("split"), recipe.get("val_share")),
+        "hyper": canonical(key.get("hyper")),
+        "epochs": recipe.get("warmup_epochs", 0),
+        "seconds": float(record["seconds"]),
+        "device": str(record["device"]),
+        "resumed": (path.parent / "lease.000002").exists(),
         "when": path.stat().st_mtime,
-    }  # fmt: skip
+    }
 
 
 def _probe_record(path: Path) -> dict[str, Any]:
     record = json.loads(path.read_bytes())
-    speed = _Speed(PROBE, "run", str(record["device"]), path.stat().st_mtime, int(record["images"]),
-                   *(float(record[name]) for name in ("image", "score", "start")))  # fmt: skip
+    speed = _Speed(
+        PROBE,
+        "run",
+        str(record["device"]),
+        path.stat().st_mtime,
+        int(record["images"]),
+        *(float(record[name]) for name in ("image", "score", "start")),
+    )
     return {"speed": speed}
 
 

@@ -76,9 +76,7 @@ def summariser(job: Job) -> Callable[[Tensor], dict[str, Any]]:
     dataset = job.prepared.dataset
     counts = dataset.train.labels.sum(axis=0, dtype=np.int64)
     scale = methods.get(job.spec.method).score_scale
-    return lambda scores: summary(
-        scores, dataset.test.labels, counts, scale=scale, classes=dataset.classes
-    )
+    return lambda scores: summary(scores, dataset.test.labels, counts, scale=scale, classes=dataset.classes)
 
 
 class Execution:
@@ -119,9 +117,7 @@ class Execution:
             if store.state(directory).kind == "done":  # finished while we waited for the lease
                 return "done"
             if job.cell.kind == "fit":  # small: the other processes wait
-                return self._guarded(
-                    job.spec.title, directory, lease, lambda: self._fit(job, lease)
-                )
+                return self._guarded(job.spec.title, directory, lease, lambda: self._fit(job, lease))
             self.group.told(number, lease.generation)
             return self._guarded(
                 job.spec.title, directory, lease, lambda: self._train(job, lease), together=True
@@ -140,9 +136,13 @@ class Execution:
         self._guarded(title, directory, share, work, together=True)
 
     def _guarded(
-        self, title: str, directory: Path, lease: Lease | Share, work: Callable[[], None],
+        self,
+        title: str,
+        directory: Path,
+        lease: Lease | Share,
+        work: Callable[[], None],
         together: bool = False,
-    ) -> str:  # fmt: skip
+    ) -> str:
         """Do a piece of work; an error is recorded with it, and the others go on."""
         try:
             if together:
@@ -163,9 +163,7 @@ class Execution:
             return "failed"
         return "done"
 
-    def _record(
-        self, title: str, directory: Path, lease: Lease | Share, error: Exception
-    ) -> None:  # fmt: skip
+    def _record(self, title: str, directory: Path, lease: Lease | Share, error: Exception) -> None:
         known = self.group.world == 1 or isinstance(error, Hung)
         rank = "" if known else f"rank {self.group.rank}: "
         line = f"{rank}{type(error).__name__}: {error}"
@@ -178,9 +176,7 @@ class Execution:
         except OSError as full:  # no room for the record either: the run counts as dead
             self.options.report(f"failed: {title}: {line}; it cannot be recorded: {full}")
 
-    def _hung(
-        self, title: str, directory: Path, lease: Lease | Share
-    ) -> Callable[[str], None]:  # fmt: skip
+    def _hung(self, title: str, directory: Path, lease: Lease | Share) -> Callable[[str], None]:
         def hung(line: str) -> None:
             time.sleep(self.group.rank)  # all ranks see it at once; one of them tells
             self._record(title, directory, lease, Hung(line))
@@ -192,13 +188,9 @@ class Execution:
     def _fit(self, job: Job, lease: Lease) -> None:
         started = time.monotonic()
         stage = job.stages[0].directory(self.workspace)
-        features = {
-            split: torch.from_numpy(np.load(stage / f"{split}.npy")) for split in ("train", "test")
-        }
+        features = {split: torch.from_numpy(np.load(stage / f"{split}.npy")) for split in ("train", "test")}
         backbone = self._backbone(job)
-        method = methods.create(
-            job.spec.method, backbone=backbone, task=task_of(job, 0), **job.spec.hyper
-        )
+        method = methods.create(job.spec.method, backbone=backbone, task=task_of(job, 0), **job.spec.hyper)
         assert isinstance(method, FitMethod)  # what the kind of the cell says
         method.fit(features["train"][job.split.labelled], job.spec.seed)
         scores = method.predict(features["test"]).cpu()
@@ -216,9 +208,11 @@ class Execution:
         semi = job.cell.kind == "semi"
         pool = job.split.unlabelled if semi else job.split.unlabelled[:0]
         method = methods.create(
-            job.spec.method, backbone=self._backbone(job), task=task_of(job, len(pool)),
+            job.spec.method,
+            backbone=self._backbone(job),
+            task=task_of(job, len(pool)),
             **job.spec.hyper,
-        )  # fmt: skip
+        )
         assert isinstance(method, StepMethod)  # what the kind of the cell says
         self._start(method, job)
         checkpoints = Checkpoints(directory / "checkpoints", self.options.checkpoint_seconds)
@@ -231,13 +225,20 @@ class Execution:
         schedule = Schedule.semi_supervised(recipe) if semi else Schedule.labelled_only(recipe)
         place = ProgressFile(directory, job.spec.title, schedule.epochs)
         trainer = Trainer(
-            method, data, recipe, schedule,
-            job.spec.seed, strategy=self.strategy, checkpoints=checkpoints, probe=probe,
-            summarise=summariser(job), summarise_val=self._val_summariser(job),
+            method,
+            data,
+            recipe,
+            schedule,
+            job.spec.seed,
+            strategy=self.strategy,
+            checkpoints=checkpoints,
+            probe=probe,
+            summarise=summariser(job),
+            summarise_val=self._val_summariser(job),
             on_epoch=lambda row: self._epoch(job, directory, row),
             on_step=place if self.group.is_main else _unseen,
             should_stop=self.options.should_stop,
-        )  # fmt: skip
+        )
         trainer.resume()
         if self.group.is_main:
             store.truncate_epochs(directory, trainer.epoch)
@@ -250,10 +251,7 @@ class Execution:
     def _start(self, method: StepMethod, job: Job) -> None:
         """Warm-up weights where the method has a warm-up, else its own starting values."""
         if job.stages:
-            file = (
-                job.stages[0].directory(self.workspace)
-                / f"{job.cell.recipe.warmup_weights}.safetensors"
-            )
+            file = job.stages[0].directory(self.workspace) / f"{job.cell.recipe.warmup_weights}.safetensors"
             method.load_warmup(safetensors.torch.load_file(file))
         else:
             self._calibrate(method, job)
@@ -278,40 +276,56 @@ class Execution:
 
     def _finish(self, job: Job, lease: Lease, outcome: Outcome, trainer: Trainer) -> None:
         assert outcome.scores is not None  # every schedule of a run evaluates
-        metrics = {
-            "last": summariser(job)(outcome.scores), "val": outcome.val, "oracle": outcome.oracle
-        }  # fmt: skip
-        trainable = sum(
-            value.numel() for value in trainer.method.parameters() if value.requires_grad
+        metrics = {"last": summariser(job)(outcome.scores), "val": outcome.val, "oracle": outcome.oracle}
+        trainable = sum(value.numel() for value in trainer.method.parameters() if value.requires_grad)
+        self._write(
+            job,
+            lease,
+            outcome.scores,
+            metrics,
+            seconds=outcome.seconds,
+            trainable=trainable,
+            images=outcome.images_seen,
         )
-        self._write(job, lease, outcome.scores, metrics, seconds=outcome.seconds,
-                    trainable=trainable, images=outcome.images_seen)  # fmt: skip
 
-    def _write(self, job: Job, lease: Lease, scores: Tensor, metrics: dict[str, Any], *,
-               seconds: float, trainable: int, images: int) -> None:  # fmt: skip
+    def _write(
+        self,
+        job: Job,
+        lease: Lease,
+        scores: Tensor,
+        metrics: dict[str, Any],
+        *,
+        seconds: float,
+        trainable: int,
+        images: int,
+    ) -> None:
         dataset = job.prepared.dataset
         values = np.ascontiguousarray(scores.numpy(), dtype=np.float32)
         self.workspace.store.write_result(
-            job.directory(self.workspace), lease,
+            job.directory(self.workspace),
+            lease,
             {
                 "run_id": job.spec.run_id,
                 "spec": job.spec.record(),
                 "metrics": metrics,
                 "classes": list(dataset.classes),
                 "cost": {
-                    "seconds": seconds, "device": device_name(self.accelerator.device),
-                    "trainable_parameters": trainable, "images_seen": images,
+                    "seconds": seconds,
+                    "device": device_name(self.accelerator.device),
+                    "trainable_parameters": trainable,
+                    "images_seen": images,
                 },
-                "split": {"labelled": len(job.split.labelled), "held_out": len(job.split.held_out),
-                          "unlabelled": len(job.split.unlabelled)},
+                "split": {
+                    "labelled": len(job.split.labelled),
+                    "held_out": len(job.split.held_out),
+                    "unlabelled": len(job.split.unlabelled),
+                },
                 "predictions_sha256": hashlib.sha256(values.tobytes()).hexdigest(),
-                "provenance": provenance(
-                    self.accelerator.device, self.group.world, self.strategy.name
-                ),
+                "provenance": provenance(self.accelerator.device, self.group.world, self.strategy.name),
                 "finished": now(),
             },
             {"scores": values},
-        )  # fmt: skip
+        )
         self.options.report(f"done: {job.spec.title} mAP {metrics['last']['mAP']:.2f}")
 
     # -- stages --------------------------------------------------------------------------------
@@ -343,10 +357,15 @@ class Execution:
         else:
             self._warmup(directory, job)
         if self.group.is_main:
-            atomic_write_json(directory / "stage.json", {
-                "kind": stage.kind, "key": stage.key, "seconds": time.monotonic() - started,
-                "device": device_name(self.accelerator.device),
-            })  # fmt: skip
+            atomic_write_json(
+                directory / "stage.json",
+                {
+                    "kind": stage.kind,
+                    "key": stage.key,
+                    "seconds": time.monotonic() - started,
+                    "device": device_name(self.accelerator.device),
+                },
+            )
 
     def _features(self, directory: Path, job: Job) -> None:
         backbone = self._backbone(job).to(self.accelerator.device, self.strategy.dtype).eval()
@@ -371,20 +390,24 @@ class Execution:
         schedule = Schedule.warmup(recipe)
         place = ProgressFile(directory, _stage_title("warmup", job), schedule.epochs)
         trainer = Trainer(
-            method, self._data(job, job.split.unlabelled[:0]), recipe, schedule,
-            job.spec.seed, strategy=self.strategy, checkpoints=checkpoints,
-            summarise=summariser(job), summarise_val=self._val_summariser(job),
+            method,
+            self._data(job, job.split.unlabelled[:0]),
+            recipe,
+            schedule,
+            job.spec.seed,
+            strategy=self.strategy,
+            checkpoints=checkpoints,
+            summarise=summariser(job),
+            summarise_val=self._val_summariser(job),
             on_step=place if self.group.is_main else _unseen,
             should_stop=self.options.should_stop,
-        )  # fmt: skip
+        )
         trainer.resume()
         trainer.fit()
         if not self.group.is_main:
             return
         for weights, module in (("model", trainer.method), ("ema", trainer.ema.module)):
-            state = {
-                name: value.contiguous().cpu() for name, value in module.training_state().items()
-            }
+            state = {name: value.contiguous().cpu() for name, value in module.training_state().items()}
             atomic_write_bytes(directory / f"{weights}.safetensors", safetensors.torch.save(state))
         checkpoints.clear()
         place.clear()
@@ -397,9 +420,12 @@ class Execution:
     def _data(self, job: Job, pool: np.ndarray) -> TrainData:
         split = job.split
         return TrainData(
-            job.prepared, torch.from_numpy(split.labelled), torch.from_numpy(pool),
-            task_of(job, 0).labels, torch.from_numpy(split.held_out),
-        )  # fmt: skip
+            job.prepared,
+            torch.from_numpy(split.labelled),
+            torch.from_numpy(pool),
+            task_of(job, 0).labels,
+            torch.from_numpy(split.held_out),
+        )
 
     def _val_summariser(self, job: Job) -> Callable[[Tensor], dict[str, Any]]:
         dataset, held = job.prepared.dataset, job.split.held_out

@@ -51,9 +51,7 @@ def failure(error: BaseException, launch: str, rank: str = "") -> dict[str, Any]
     }
 
 
-def fail_dependent(
-    workspace: Workspace, spec: RunSpec, directory: Path, why: str, launch: str
-) -> None:
+def fail_dependent(workspace: Workspace, spec: RunSpec, directory: Path, why: str, launch: str) -> None:
     """Record a run as failed because a stage that it stands on has failed."""
     lease = workspace.store.claim(directory, spec.record())
     if lease is not None:

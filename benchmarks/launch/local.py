@@ -52,9 +52,13 @@ class Local:
 
     @classmethod
     def default(
-        cls, workers: int | None, processes: int, checkpoint_seconds: float, hang_seconds: float,
+        cls,
+        workers: int | None,
+        processes: int,
+        checkpoint_seconds: float,
+        hang_seconds: float,
         strategy: str | None = None,
-    ) -> Local:  # fmt: skip
+    ) -> Local:
         """One process a GPU; without one, a process a core, as small models scale best that way.
 
         Raises:
@@ -119,20 +123,24 @@ def kinds(jobs: Sequence[Job]) -> list[tuple[str, str]]:
 def plan_of(grid: Grid, jobs: Sequence[Job], workspace: Workspace, local: Local) -> dict[str, Any]:
     """What a worker is told: plain JSON values."""
     return {
-        "grid": str(grid.path.resolve()), "data": str(workspace.data.resolve()),
-        "runs": str(workspace.runs.resolve()), "run_ids": [job.spec.run_id for job in jobs],
-        "strategy": local.strategy, "threads": local.threads,
-        "checkpoint_seconds": local.checkpoint_seconds, "hang_seconds": local.hang_seconds,
-        "launch": uuid.uuid4().hex, "command": shlex.join(sys.argv), "launcher": os.getpid(),
-    }  # fmt: skip
+        "grid": str(grid.path.resolve()),
+        "data": str(workspace.data.resolve()),
+        "runs": str(workspace.runs.resolve()),
+        "run_ids": [job.spec.run_id for job in jobs],
+        "strategy": local.strategy,
+        "threads": local.threads,
+        "checkpoint_seconds": local.checkpoint_seconds,
+        "hang_seconds": local.hang_seconds,
+        "launch": uuid.uuid4().hex,
+        "command": shlex.join(sys.argv),
+        "launcher": os.getpid(),
+    }
 
 
 class _Worker:
     """A group of processes that is started anew a few times if it dies."""
 
-    def __init__(
-        self, number: int, plan: Path, local: Local, report: Callable[[str], None]
-    ) -> None:
+    def __init__(self, number: int, plan: Path, local: Local, report: Callable[[str], None]) -> None:
         self.number, self.plan, self.local, self.report = number, plan, local, report
         self.deaths, self.starts = 0, 0
         self._start()
@@ -144,16 +152,17 @@ class _Worker:
         self.processes = [
             subprocess.Popen(
                 [sys.executable, "-m", "benchmarks.launch.worker", str(self.plan)],
-                env=self._environment(rank, meeting), stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT, text=True,
+                env=self._environment(rank, meeting),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
                 # Its own session: Ctrl-C reaches the launcher alone, which stops the workers once.
                 start_new_session=True,
             )
             for rank in range(self.local.processes)
-        ]  # fmt: skip
+        ]
         self.readers = [
-            threading.Thread(target=self._read, args=(process,), daemon=True)
-            for process in self.processes
+            threading.Thread(target=self._read, args=(process,), daemon=True) for process in self.processes
         ]
         for reader in self.readers:
             reader.start()
@@ -172,9 +181,12 @@ class _Worker:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(mine)
         if count > 1:
             environment |= {
-                "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count),
-                "LOCAL_WORLD_SIZE": str(count), RENDEZVOUS: str(meeting),
-            }  # fmt: skip
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(count),
+                "LOCAL_WORLD_SIZE": str(count),
+                RENDEZVOUS: str(meeting),
+            }
         return environment
 
     def _read(self, process: subprocess.Popen[str]) -> None:

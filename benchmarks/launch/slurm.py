@@ -104,14 +104,15 @@ class Proposal:
         """Estimated device-hours, and how many runs and stages nothing is known of."""
         each, unknown, total = self.cluster.devices[0], 0, 0.0
         pieces: list[tuple[float | None, int]] = [
-            (self.estimates.run(job).seconds,
-             1 if job.cell.kind == "fit" else self.cluster.processes)
+            (self.estimates.run(job).seconds, 1 if job.cell.kind == "fit" else self.cluster.processes)
             for job in self.submitted
         ] + [
-            (self.estimates.stage(stage, job).seconds,
-             self.cluster.processes if stage.kind == "warmup" else 1)
+            (
+                self.estimates.stage(stage, job).seconds,
+                self.cluster.processes if stage.kind == "warmup" else 1,
+            )
             for stage, job in self.stages
-        ]  # fmt: skip
+        ]
         for seconds, processes in pieces:
             if seconds is None:
                 unknown += 1
@@ -133,15 +134,19 @@ class Proposal:
             processes = 1 if jobs[0].cell.kind == "fit" else self.cluster.processes
             hours = sum(known) * processes * self.cluster.devices[0] / 3600
             cost = "<0.01" if hours < 0.005 else f"{hours:.2f}"
-            lines.append([
-                dataset, label, len(jobs),
-                sum(self.kinds[job.spec.run_id] == "done" for job in jobs),
-                sum(job.spec.run_id in self.queued for job in jobs), len(submitted),
-                "" if not submitted else cost if len(known) == len(submitted) else "?",
-                ", ".join(dict.fromkeys(entry.source for entry in found)),
-            ])  # fmt: skip
-        names = ["dataset", "method", "runs", "done", "queued", "to submit", f"{unit}-hours",
-                 "measured from"]  # fmt: skip
+            lines.append(
+                [
+                    dataset,
+                    label,
+                    len(jobs),
+                    sum(self.kinds[job.spec.run_id] == "done" for job in jobs),
+                    sum(job.spec.run_id in self.queued for job in jobs),
+                    len(submitted),
+                    "" if not submitted else cost if len(known) == len(submitted) else "?",
+                    ", ".join(dict.fromkeys(entry.source for entry in found)),
+                ]
+            )
+        names = ["dataset", "method", "runs", "done", "queued", "to submit", f"{unit}-hours", "measured from"]
         hours, unknown = self.hours()
         shapes = Counter(self.cluster.shape(bundle) for bundle in self.bundles)
         nodes = ", ".join(
@@ -156,9 +161,14 @@ class Proposal:
                 f"{len(self.exhausted)} runs left out, begun {self.cluster.max_attempts} times "
                 "without an end (`retry` submits them)"
             )
-        ending.append(f"estimated {unit}-hours: {hours:.2f}" + (
-            f" and {unknown} runs or stages of unknown length (`plan --probe` measures them)"
-            if unknown else ""))  # fmt: skip
+        ending.append(
+            f"estimated {unit}-hours: {hours:.2f}"
+            + (
+                f" and {unknown} runs or stages of unknown length (`plan --probe` measures them)"
+                if unknown
+                else ""
+            )
+        )
         return (
             tabulate(lines, names, tablefmt="simple", disable_numparse=True, colalign=ALIGNED)
             + "\n"
@@ -189,11 +199,12 @@ def propose(
     queued = set(assigned(launches, client.queue(names))) if client.available() else set()
     exhausted = {run_id for run_id in exhausted if kinds[run_id] not in ("done", "running")}
     wanted = [
-        job for job in jobs
+        job
+        for job in jobs
         if kinds[job.spec.run_id] not in ("done", "running")
         and job.spec.run_id not in queued | exhausted
         and (only is None or job.spec.run_id in only)
-    ]  # fmt: skip
+    ]
     stages: dict[str, tuple[Stage, Job]] = {}
     for job in wanted:
         for stage in job.stages:
@@ -201,10 +212,13 @@ def propose(
                 stages[stage.stage_id] = (stage, job)
     estimates = Estimates(workspace, processes=cluster.processes)
     made = pack(
-        wanted, stages.values(), cluster.processes, 60.0 * cluster.profile.bundle_minutes,
+        wanted,
+        stages.values(),
+        cluster.processes,
+        60.0 * cluster.profile.bundle_minutes,
         of_run=lambda job: estimates.run(job).seconds,
         of_stage=lambda stage, job: estimates.stage(stage, job).seconds,
-    )  # fmt: skip
+    )
     if cluster.processes > 1:
         cluster.profile.shape(cluster.processes, cluster.nodes)  # says what does not fit
     return Proposal(
@@ -242,9 +256,7 @@ def confirmed(question: str) -> bool:
     return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
 
 
-def plan_record(
-    grid: Grid, proposal: Proposal, workspace: Workspace, code: Path
-) -> dict[str, Any]:  # fmt: skip
+def plan_record(grid: Grid, proposal: Proposal, workspace: Workspace, code: Path) -> dict[str, Any]:
     """What the jobs are told, see `benchmarks.launch.worker`, and what is shown of them afterwards."""
     cluster = proposal.cluster
     submitted = proposal.submitted
@@ -252,17 +264,25 @@ def plan_record(
     about = {job.spec.run_id for job in submitted}
     about |= {job.spec.run_id for _, job in proposal.stages}
     return {
-        "grid": str(_grid_path(grid, code)), "data": str(workspace.data.resolve()),
+        "grid": str(_grid_path(grid, code)),
+        "data": str(workspace.data.resolve()),
         "runs": str(workspace.runs.resolve()),
-        "run_ids": sorted(about), "strategy": cluster.strategy, "threads": 0,
-        "checkpoint_seconds": cluster.checkpoint_seconds, "hang_seconds": cluster.hang_seconds,
-        "launch": uuid.uuid4().hex, "command": shlex.join(sys.argv), "launcher": None,
-        "job_name": f"ssmll-{grid.name}", "code": str(code),
+        "run_ids": sorted(about),
+        "strategy": cluster.strategy,
+        "threads": 0,
+        "checkpoint_seconds": cluster.checkpoint_seconds,
+        "hang_seconds": cluster.hang_seconds,
+        "launch": uuid.uuid4().hex,
+        "command": shlex.join(sys.argv),
+        "launcher": None,
+        "job_name": f"ssmll-{grid.name}",
+        "code": str(code),
         "bundles": [bundle.record() for bundle in proposal.bundles],
         "titles": {job.spec.run_id: job.spec.title for job in submitted},
         "estimates": {job.spec.run_id: proposal.estimates.run(job).seconds for job in submitted},
-        "processes": cluster.processes, "nodes": cluster.nodes,
-    }  # fmt: skip
+        "processes": cluster.processes,
+        "nodes": cluster.nodes,
+    }
 
 
 def _grid_path(grid: Grid, code: Path) -> Path:
@@ -286,9 +306,11 @@ def launch(
         lock = _locked(root, report)
         with lock:
             again = propose(
-                proposal.cluster, proposal.jobs, workspace,
+                proposal.cluster,
+                proposal.jobs,
+                workspace,
                 {job.spec.run_id for job in proposal.submitted},
-            )  # fmt: skip
+            )
             if not again.bundles:
                 return None
             size = largest_array(proposal.cluster.profile)
@@ -327,9 +349,7 @@ def _locked(root: Path, report: Callable[[str], None]) -> Any:
         time.sleep(0.5)
 
 
-def _submit(
-    made: Launch, proposal: Proposal, code: Path, size: int, report: Callable[[str], None]
-) -> None:
+def _submit(made: Launch, proposal: Proposal, code: Path, size: int, report: Callable[[str], None]) -> None:
     """Stages first; the runs that need them wait for their jobs."""
     cluster, bundles = proposal.cluster, proposal.bundles
     python = cluster.profile.python or sys.executable
@@ -341,26 +361,28 @@ def _submit(
             2 if bundle.processes == 1 else 2 + len(bundle.run_ids) + len(bundle.stage_ids),
         )
         for number, bundle in enumerate(bundles)
-    ]  # fmt: skip
+    ]
     jobs: dict[str, str] = {}  # stage to the job that makes it
     for array in arrays(cluster, bundles):
-        after = dict.fromkeys(
-            jobs[need] for k in array.bundles for need in bundles[k].needs if need in jobs
-        )
+        after = dict.fromkeys(jobs[need] for k in array.bundles for need in bundles[k].needs if need in jobs)
         array = Array(array.bundles, array.nodes, array.each, shortened(list(after)))
         try:
             done = submit(
-                array, made.log_folder, made.job_name, cluster.profile,
-                [work[k] for k in array.bundles], code, size,
-            )  # fmt: skip
+                array,
+                made.log_folder,
+                made.job_name,
+                cluster.profile,
+                [work[k] for k in array.bundles],
+                code,
+                size,
+            )
         except client.SlurmError as error:
             kept = len(made.jobs())
             if kept or error.submitted:
                 _record(made, error.submitted)
                 kept += len(error.submitted)
                 raise client.SlurmError(
-                    f"{error}; {kept} jobs submitted before go on, the same command submits the "
-                    "rest"
+                    f"{error}; {kept} jobs submitted before go on, the same command submits the rest"
                 ) from None
             raise
         _record(made, done)
@@ -387,10 +409,7 @@ def arrays(cluster: Cluster, bundles: Sequence[Bundle]) -> list[Array]:
     for number, bundle in enumerate(bundles):
         key = (bundle.kind, cluster.shape(bundle), bundle.dataset if bundle.needs else "")
         groups.setdefault(key, []).append(number)
-    return [
-        Array(tuple(numbers), nodes, each)
-        for (_, (nodes, each), _), numbers in groups.items()
-    ]  # fmt: skip
+    return [Array(tuple(numbers), nodes, each) for (_, (nodes, each), _), numbers in groups.items()]
 
 
 def shortened(jobs: Sequence[str], most: int = 50) -> tuple[str, ...]:

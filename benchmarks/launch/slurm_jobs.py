@@ -27,9 +27,13 @@ from slurm.task import Bundle as Work
 
 
 def run_job(
-    cluster: Cluster, workspace: Workspace, name: str, command: Sequence[str],
-    report: Callable[[str], None], shape: tuple[int, int] = (1, 1),
-) -> Path:  # fmt: skip
+    cluster: Cluster,
+    workspace: Workspace,
+    name: str,
+    command: Sequence[str],
+    report: Callable[[str], None],
+    shape: tuple[int, int] = (1, 1),
+) -> Path:
     """Run a command in one job and wait until it has ended, well or badly.
 
     Interrupting the wait leaves the job alone.
@@ -74,9 +78,12 @@ def tail(log: Path, lines: int = 3) -> str:
 
 
 def prepare(
-    cluster: Cluster, grid: Grid, words: Sequence[str], workspace: Workspace,
+    cluster: Cluster,
+    grid: Grid,
+    words: Sequence[str],
+    workspace: Workspace,
     report: Callable[[str], None],
-) -> None:  # fmt: skip
+) -> None:
     """Cache a grid's images in a job, instead of on the login node.
 
     Args:
@@ -90,10 +97,19 @@ def prepare(
         UserError: the job ended without having prepared everything.
     """
     command = [
-        "-m", "benchmarks.run", "plan", "--grid", str(grid.path.resolve()), *words,
-        "--data", str(workspace.data.resolve()), "--runs", str(workspace.runs.resolve()),
-        "--workers", str(cluster.profile.cpus),
-    ]  # fmt: skip
+        "-m",
+        "benchmarks.run",
+        "plan",
+        "--grid",
+        str(grid.path.resolve()),
+        *words,
+        "--data",
+        str(workspace.data.resolve()),
+        "--runs",
+        str(workspace.runs.resolve()),
+        "--workers",
+        str(cluster.profile.cpus),
+    ]
     report(f"the images of grid {grid.name} are not cached yet: a job does it")
     log = run_job(cluster, workspace, "prepare", command, report)
     left = uncached(grid, workspace)
@@ -101,9 +117,7 @@ def prepare(
         raise UserError(f"{', '.join(left)}: the job did not prepare it: {tail(log)} ({log})")
 
 
-def measure(
-    grid: Grid, proposal: Proposal, workspace: Workspace, report: Callable[[str], None]
-) -> None:
+def measure(grid: Grid, proposal: Proposal, workspace: Workspace, report: Callable[[str], None]) -> None:
     """Time a few steps of what nothing is known of: a job for each kind of process.
 
     Raises:
@@ -116,10 +130,13 @@ def measure(
     for kind in kinds(unknown):
         jobs = [job for job in unknown if kind_of(job) == kind]
         plan = {
-            "grid": str(grid.path.resolve()), "data": str(workspace.data.resolve()),
-            "runs": str(workspace.runs.resolve()), "strategy": cluster.strategy, "threads": 0,
+            "grid": str(grid.path.resolve()),
+            "data": str(workspace.data.resolve()),
+            "runs": str(workspace.runs.resolve()),
+            "strategy": cluster.strategy,
+            "threads": 0,
             "run_ids": [job.spec.run_id for job in jobs],
-        }  # fmt: skip
+        }
         file = folder / f"plan-{secrets.token_hex(4)}"
         atomic_write_json(file, plan)
         try:
@@ -136,9 +153,7 @@ def measure(
             raise UserError(f"{left[0].spec.title} was not measured: {tail(log)} ({log})")
 
 
-def wait(
-    proposal: Proposal, workspace: Workspace, report: Callable[[str], None]
-) -> None:  # fmt: skip
+def wait(proposal: Proposal, workspace: Workspace, report: Callable[[str], None]) -> None:
     """Wait until no job of a grid's runs is left, telling when something has changed.
 
     Args:
@@ -177,9 +192,7 @@ def _live(workspace: Workspace, ids: set[str]) -> bool:
     )
 
 
-def spent(
-    cluster: Cluster, jobs: Sequence[Job], workspace: Workspace
-) -> str:  # fmt: skip
+def spent(cluster: Cluster, jobs: Sequence[Job], workspace: Workspace) -> str:
     """One line: what finished runs were estimated to take when they were submitted, and took.
 
     Args:

@@ -60,9 +60,10 @@ def snapshot(folder: Path) -> Path:
 def _files() -> list[str]:
     """Tracked files and new ones that git does not ignore; deleted ones are left out."""
     done = subprocess.run(
-        ["git", "-C", str(REPOSITORY), "ls-files", "-z", "--cached", "--others",
-         "--exclude-standard"], capture_output=True, check=False,
-    )  # fmt: skip
+        ["git", "-C", str(REPOSITORY), "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        capture_output=True,
+        check=False,
+    )
     if done.returncode:
         raise UserError(f"git ls-files: {done.stderr.decode(errors='replace').strip()}")
     names = (name.decode() for name in done.stdout.split(b"\0") if name)

@@ -47,9 +47,13 @@ def _clock(strategy: Strategy) -> float:
 
 
 def _timed_scores(
-    scorer: Scorer, strategy: Strategy, forward: Callable[[Tensor], Tensor], split: str,
-    indices: Tensor, policy: str,
-) -> tuple[Tensor, float]:  # fmt: skip
+    scorer: Scorer,
+    strategy: Strategy,
+    forward: Callable[[Tensor], Tensor],
+    split: str,
+    indices: Tensor,
+    policy: str,
+) -> tuple[Tensor, float]:
     """Scores of images, and seconds per image; the first pass on a device is slower."""
     scorer.scores(forward, split, indices[: 2 * strategy.group.world], policy, 0)
     started = _clock(strategy)
@@ -119,9 +123,13 @@ def measure_steps(job: Job, stage: Stage | None, strategy: Strategy) -> dict[str
         times.append((_clock(strategy) - started) / (trainer.images_seen - seen))
     everything = torch.arange(len(job.prepared.test))
     scores, score = _timed_scores(
-        trainer.scorer, strategy, trainer.ema.module.predict, "test",
-        _some(everything, job, strategy), "test",
-    )  # fmt: skip
+        trainer.scorer,
+        strategy,
+        trainer.ema.module.predict,
+        "test",
+        _some(everything, job, strategy),
+        "test",
+    )
     started = time.monotonic()
     summariser(job)(scores[everything % len(scores)])
     score += (time.monotonic() - started) / len(everything)
@@ -137,9 +145,13 @@ def _measure_refresh(trainer: Trainer, job: Job, strategy: Strategy) -> float:
         return 0.0
     pool, module = trainer.data.unlabelled, trainer.ema.module
     scores, each = _timed_scores(
-        trainer.scorer, strategy, module.score_pool, "train", _some(pool, job, strategy),
+        trainer.scorer,
+        strategy,
+        module.score_pool,
+        "train",
+        _some(pool, job, strategy),
         trainer.views.weak,
-    )  # fmt: skip
+    )
     whole = scores[torch.arange(len(pool)) % len(scores)].to(strategy.accelerator.device)
     classes = trainer.targets.shape[1]
     started = _clock(strategy)
@@ -159,20 +171,30 @@ def _trainer(job: Job, stage: Stage | None, strategy: Strategy, semi: bool) -> T
         name, hyper = found[0], dataclasses.asdict(found[1])
     pool = torch.from_numpy(split.unlabelled if semi else split.unlabelled[:0])
     method = methods.create(
-        name, backbone=load_backbone(job.cell.backbone, recipe.resolution),
-        task=task_of(job, len(pool)), **hyper,
-    )  # fmt: skip
+        name,
+        backbone=load_backbone(job.cell.backbone, recipe.resolution),
+        task=task_of(job, len(pool)),
+        **hyper,
+    )
     assert isinstance(method, StepMethod)  # what the kind of the cell says
     kind = Schedule.semi_supervised if semi else Schedule.labelled_only
     data = TrainData(
-        job.prepared, torch.from_numpy(split.labelled), pool, task_of(job, 0).labels,
+        job.prepared,
+        torch.from_numpy(split.labelled),
+        pool,
+        task_of(job, 0).labels,
         torch.from_numpy(split.held_out),
-    )  # fmt: skip
+    )
     hidden = torch.from_numpy(job.prepared.dataset.train.labels[pool.numpy()])
     return Trainer(
-        method, data, recipe,
-        dataclasses.replace(kind(recipe), epochs=LONG, schedule_epochs=LONG), job.spec.seed,
-        strategy=strategy, checkpoints=Checkpoints(Path(os.devnull), math.inf),
+        method,
+        data,
+        recipe,
+        dataclasses.replace(kind(recipe), epochs=LONG, schedule_epochs=LONG),
+        job.spec.seed,
+        strategy=strategy,
+        checkpoints=Checkpoints(Path(os.devnull), math.inf),
         probe=PseudoLabelProbe(hidden, strategy.accelerator) if semi else None,
-        summarise=summariser(job), summarise_val=summariser(job),
-    )  # fmt: skip
+        summarise=summariser(job),
+        summarise_val=summariser(job),
+    )

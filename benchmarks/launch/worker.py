@@ -93,9 +93,7 @@ def order(jobs: list[Job]) -> list[tuple[Stage | None, Job]]:
     return tasks + [(None, job) for job in jobs]
 
 
-def chosen(
-    jobs: list[Job], part: dict[str, Any]
-) -> tuple[list[Job], list[tuple[Stage | None, Job]]]:
+def chosen(jobs: list[Job], part: dict[str, Any]) -> tuple[list[Job], list[tuple[Stage | None, Job]]]:
     """What a bundle holds: the runs it is about, and the tasks.
 
     A bundle of runs makes stages that are missing too: their own jobs may have been lost.
@@ -217,9 +215,11 @@ class Worker:
 
 
 def work(
-    plan: dict[str, Any], launcher: int | None, report: Callable[[str], None] = _report,
+    plan: dict[str, Any],
+    launcher: int | None,
+    report: Callable[[str], None] = _report,
     bundle: int | None = None,
-) -> int:  # fmt: skip
+) -> int:
     """Work on a plan as one process of the group that the environment describes.
 
     Args:
@@ -252,9 +252,7 @@ def work(
     jobs = [job for job in jobs if job.spec.run_id in wanted]
     missing = wanted - {job.spec.run_id for job in jobs}
     if missing:
-        raise UserError(
-            f"the grid changed while it was running: {len(missing)} runs are no longer in it"
-        )
+        raise UserError(f"the grid changed while it was running: {len(missing)} runs are no longer in it")
     if part is None:
         tasks = order(jobs)
     else:
@@ -264,8 +262,9 @@ def work(
         checkpoint_seconds=plan["checkpoint_seconds"],
         launch=os.environ.get("SSMLL_LAUNCH") or plan["launch"],
         report=report,
-        should_stop=lambda: _stopping(launcher), hang_seconds=plan["hang_seconds"],
-    )  # fmt: skip
+        should_stop=lambda: _stopping(launcher),
+        hang_seconds=plan["hang_seconds"],
+    )
     # accelerate keeps precision and strategy in process-wide state: runs of one kind at a time.
     ((precision, strategy),) = kinds(jobs)
     try:

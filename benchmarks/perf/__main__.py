@@ -26,8 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     names = parser.add_subparsers(dest="measurement", metavar="NAME", required=True)
     words = sys.argv[1:] if arguments is None else arguments
     for name, what in MEASUREMENTS.items():
-        one = names.add_parser(name, help=what,
-                               formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+        one = names.add_parser(name, help=what, formatter_class=argparse.RawDescriptionHelpFormatter)
         if words[:1] == [name]:
             # The one alone: some import torch, which takes longer than another one measures.
             module = importlib.import_module(f"benchmarks.perf.{name}")

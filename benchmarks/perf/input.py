@@ -60,8 +60,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON line, not the table")
     parser.add_argument("--size", type=positive, default=224, help="side of the views in pixels")
     parser.add_argument("--batch", type=positive, default=64, help="pairs of views in a batch")
-    parser.add_argument("--workers", type=positive, default=min(2, cores()),
-                        help="cores that each path uses (default: 2)")  # fmt: skip
+    parser.add_argument(
+        "--workers", type=positive, default=min(2, cores()), help="cores that each path uses (default: 2)"
+    )
     parser.add_argument("--images", type=Path, metavar="DIR", help="folder of real images to use")
     parser.add_argument("--seconds", type=positive, default=50, help="time to measure for")
 
@@ -71,9 +72,13 @@ def run(options: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="ssmll-perf-") as folder:
         paths, what = _images(options.images, Path(folder))
         found = measure(
-            paths, Path(folder), size=options.size, batch=options.batch, workers=options.workers,
+            paths,
+            Path(folder),
+            size=options.size,
+            batch=options.batch,
+            workers=options.workers,
             seconds=options.seconds,
-        )  # fmt: skip
+        )
     found["images"] = what
     print(json.dumps(found) if options.json else table(found))
     return 0
@@ -116,15 +121,17 @@ def measure(
             if number:
                 for name, value in measured.items():
                     rates[name].append(value)
-                _say(f"round {number} of {ROUNDS}: cache {measured['cache'].wall:,.0f}, "
-                     f"Pillow {measured['pillow'].wall:,.0f} pairs a second")  # fmt: skip
+                _say(
+                    f"round {number} of {ROUNDS}: cache {measured['cache'].wall:,.0f}, "
+                    f"Pillow {measured['pillow'].wall:,.0f} pairs a second"
+                )
     finally:
         for process in (*side_by_side, *threaded):
             process.end()
     wall, processor = (
-        {name: statistics.median(getattr(rate, of) for rate in found)
-         for name, found in rates.items()} for of in ("wall", "processor")
-    )  # fmt: skip
+        {name: statistics.median(getattr(rate, of) for rate in found) for name, found in rates.items()}
+        for of in ("wall", "processor")
+    )
     versions = packages()
     return {
         "ratio": wall["cache"] / wall["pillow"],
@@ -136,12 +143,14 @@ def measure(
         "pairs_per_processor_second": processor["cache"],
         "pillow_pairs_per_processor_second": processor["pillow"],
         "ratios": [
-            ours.wall / theirs.wall
-            for ours, theirs in zip(rates["cache"], rates["pillow"], strict=True)
+            ours.wall / theirs.wall for ours, theirs in zip(rates["cache"], rates["pillow"], strict=True)
         ],
-        "size": size, "batch": batch, "workers": workers, "machine": machine(),
+        "size": size,
+        "batch": batch,
+        "workers": workers,
+        "machine": machine(),
         "versions": {name: versions[name] for name in VERSIONS if name in versions},
-    }  # fmt: skip
+    }
 
 
 def table(found: dict[str, Any]) -> str:
@@ -156,15 +165,16 @@ def table(found: dict[str, Any]) -> str:
     ]
     lines = [f"{name:42} {value:>10,.0f} / s" for name, value in rows]
     place, versions = found["machine"], found["versions"]
-    return "\n".join((
-        f"weak and strong views, {found['size']} pixels, batches of {found['batch']}, "
-        f"{found['images']}",
-        *lines,
-        f"ratio {found['ratio']:.1f} ({low:.1f} to {high:.1f} over {len(found['ratios'])} rounds); "
-        f"by processor time {found['ratio_processor_time']:.1f}",
-        f"{place['cpu']}, {place['cores']} cores; "
-        + ", ".join(f"{name} {version}" for name, version in versions.items()),
-    ))  # fmt: skip
+    return "\n".join(
+        (
+            f"weak and strong views, {found['size']} pixels, batches of {found['batch']}, {found['images']}",
+            *lines,
+            f"ratio {found['ratio']:.1f} ({low:.1f} to {high:.1f} over {len(found['ratios'])} rounds); "
+            f"by processor time {found['ratio_processor_time']:.1f}",
+            f"{place['cpu']}, {place['cores']} cores; "
+            + ", ".join(f"{name} {version}" for name, version in versions.items()),
+        )
+    )
 
 
 def write_photographs(folder: Path, count: int) -> list[Path]:
@@ -228,9 +238,7 @@ def _rate(processes: Sequence[_Process], what: str, seconds: float) -> Rate:
         process.begin(what, seconds)
     found = [process.result() for process in processes]
     spent = sum(processor for _, _, processor in found)
-    return Rate(
-        sum(count / wall for count, wall, _ in found), sum(count for count, _, _ in found) / spent
-    )
+    return Rate(sum(count / wall for count, wall, _ in found), sum(count for count, _, _ in found) / spent)
 
 
 def _serve(pipe: Connection, prepared: Prepared, batch: int, threads: int, seed: int) -> None:
@@ -318,8 +326,7 @@ def _dataset(paths: Sequence[Path]) -> Dataset:
     """The images as a dataset; the last one is its test split, since it must have one."""
 
     def images(some: Sequence[Path]) -> ImageSet:
-        return ImageSet(tuple(path.name for path in some), tuple(some),
-                        np.ones((len(some), 1), np.uint8))  # fmt: skip
+        return ImageSet(tuple(path.name for path in some), tuple(some), np.ones((len(some), 1), np.uint8))
 
     return Dataset("perf", ("any",), ("any",), images(paths[:-1]), images(paths[-1:]))
 

@@ -72,9 +72,14 @@ class Batches:
     def __init__(self, paths: Sequence[Path], size: int, batch: int, workers: int) -> None:
         self.sampler, self.batch = RandomPositions(len(paths)), batch
         self.loader = DataLoader(
-            WeakStrong(paths, size), batch, sampler=self.sampler, num_workers=workers,
-            persistent_workers=True, multiprocessing_context="spawn", collate_fn=collate,
-        )  # fmt: skip
+            WeakStrong(paths, size),
+            batch,
+            sampler=self.sampler,
+            num_workers=workers,
+            persistent_workers=True,
+            multiprocessing_context="spawn",
+            collate_fn=collate,
+        )
 
     def draw(self, count: int) -> Iterator[tuple[int, float]]:
         """Draw some batches; gives the process that made each and its processor time so far."""
@@ -93,8 +98,7 @@ def cutout(picture: Picture) -> Picture:
     width, height = picture.size
     x, y = random.randrange(width), random.randrange(height)
     half_x, half_y = int(0.5 * width + 0.5) // 2, int(0.5 * height + 0.5) // 2
-    corners = (max(0, x - half_x), max(0, y - half_y), min(width, x + half_x),
-               min(height, y + half_y))  # fmt: skip
+    corners = (max(0, x - half_x), max(0, y - half_y), min(width, x + half_x), min(height, y + half_y))
     colour = tuple(random.randint(0, 255) for _ in range(3))
     ImageDraw.Draw(picture).rectangle(corners, fill=colour)
     return picture
@@ -113,9 +117,7 @@ def _sign() -> int:
     return random.choice((-1, 1))
 
 
-def _affine(
-    picture: Picture, matrix: tuple[float, ...], resample: Image.Resampling
-) -> Picture:  # fmt: skip
+def _affine(picture: Picture, matrix: tuple[float, ...], resample: Image.Resampling) -> Picture:
     method = Image.Transform.AFFINE
     return picture.transform(picture.size, method, matrix, resample, fillcolor=GREY)
 

@@ -40,13 +40,14 @@ VERSIONS = ("python", "torch", "open_clip_torch")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of this measurement."""
     parser.add_argument("--json", action="store_true", help="print one JSON line, not the table")
-    parser.add_argument("--backbone", default="open_clip/RN101",
-                        help="model (default: open_clip/RN101)")  # fmt: skip
-    parser.add_argument("--classes", choices=sorted(CLASSES), default="voc",
-                        help="whose class names (default: voc)")  # fmt: skip
+    parser.add_argument("--backbone", default="open_clip/RN101", help="model (default: open_clip/RN101)")
+    parser.add_argument(
+        "--classes", choices=sorted(CLASSES), default="voc", help="whose class names (default: voc)"
+    )
     parser.add_argument("--length", type=positive, default=16, help="learnt tokens (default: 16)")
-    parser.add_argument("--rounds", type=positive, default=3,
-                        help="rounds, after one that warms up (default: 3)")  # fmt: skip
+    parser.add_argument(
+        "--rounds", type=positive, default=3, help="rounds, after one that warms up (default: 3)"
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -73,9 +74,7 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def measure(
-    vlm: VisionLanguageModel, prompts: list[LearntPrompts], *, rounds: int
-) -> dict[str, Any]:
+def measure(vlm: VisionLanguageModel, prompts: list[LearntPrompts], *, rounds: int) -> dict[str, Any]:
     """Measure the ways of encoding.
 
     Args:
@@ -104,25 +103,27 @@ def measure(
             if number:  # everything is touched once before anything counts
                 times[name].append(spent)
         if number:
-            print(f"round {number} of {rounds}: "
-                  + ", ".join(f"{name} {found[-1]:.0f} ms" for name, found in times.items()),
-                  file=sys.stderr, flush=True)  # fmt: skip
+            print(
+                f"round {number} of {rounds}: "
+                + ", ".join(f"{name} {found[-1]:.0f} ms" for name, found in times.items()),
+                file=sys.stderr,
+                flush=True,
+            )
     middle = {name: statistics.median(found) for name, found in times.items()}
     versions = packages()
     cuda = torch.cuda.is_available()
     return {
-        "ratio": middle["full"] / middle["tree"], "ratio_to_cut": middle["cut"] / middle["tree"],
+        "ratio": middle["full"] / middle["tree"],
+        "ratio_to_cut": middle["cut"] / middle["tree"],
         **{f"{name}_ms": value for name, value in middle.items()},
-        "ratios": [
-            full / tree for full, tree in zip(times["full"], times["tree"], strict=True)
-        ],
+        "ratios": [full / tree for full, tree in zip(times["full"], times["tree"], strict=True)],
         "difference": float((features["full"] - features["tree"]).abs().max()),
         "scale": float(features["full"].abs().max()),
         "tokens": sum(tree.tokens for prompt in prompts for tree in prompt.trees),
         "cut_tokens": sum(prompt.embeddings().shape[:2].numel() for prompt in prompts),
         "machine": {**machine(), **({"gpu": torch.cuda.get_device_name()} if cuda else {})},
         "versions": {name: versions[name] for name in VERSIONS if name in versions},
-    }  # fmt: skip
+    }
 
 
 def full(vlm: VisionLanguageModel, prompt: LearntPrompts) -> Tensor:
@@ -145,15 +146,17 @@ def table(found: dict[str, Any]) -> str:
     ]
     versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
     where = place.get("gpu") or f"{place['cpu']}, one thread"
-    return "\n".join((
-        f"{found['backbone']}, 2 x {found['classes']} prompts with {found['length']} learnt "
-        "tokens, forward and backward",
-        *(f"{name:38} {value:>9.1f} ms" for name, value in rows),
-        f"ratio {found['ratio']:.1f} ({low:.1f} to {high:.1f}); to the cut ones "
-        f"{found['ratio_to_cut']:.1f}; features differ by {found['difference']:.1e} of "
-        f"{found['scale']:.1f} at most",
-        f"{where}; {versions}",
-    ))  # fmt: skip
+    return "\n".join(
+        (
+            f"{found['backbone']}, 2 x {found['classes']} prompts with {found['length']} learnt "
+            "tokens, forward and backward",
+            *(f"{name:38} {value:>9.1f} ms" for name, value in rows),
+            f"ratio {found['ratio']:.1f} ({low:.1f} to {high:.1f}); to the cut ones "
+            f"{found['ratio_to_cut']:.1f}; features differ by {found['difference']:.1e} of "
+            f"{found['scale']:.1f} at most",
+            f"{where}; {versions}",
+        )
+    )
 
 
 def _clock() -> float:

@@ -56,9 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Measure and print."""
-    found = measure(
-        options.method, options.grid, options.data, steps=options.steps, rounds=options.rounds
-    )
+    found = measure(options.method, options.grid, options.data, steps=options.steps, rounds=options.rounds)
     print(json.dumps(found) if options.json else table(found))
     return 0
 
@@ -101,8 +99,10 @@ def measure(method: str, grid: str, data: Path, *, steps: int, rounds: int) -> d
                     rates[name].append(rate)
             if number:
                 one, two = rates["one"][-1], rates["strong"][-1]
-                say(f"round {number} of {rounds}: {one:,.0f} images a second by one process, "
-                    f"{two:,.0f} by {WORLD}")  # fmt: skip
+                say(
+                    f"round {number} of {rounds}: {one:,.0f} images a second by one process, "
+                    f"{two:,.0f} by {WORLD}"
+                )
     middle = {name: statistics.median(each) for name, each in rates.items()}
     one = middle["one"]
     return {
@@ -118,11 +118,11 @@ def measure(method: str, grid: str, data: Path, *, steps: int, rounds: int) -> d
         "exchange_share": 1 - middle["strong"] / middle["half_together"],
         "exchange_share_weak": 1 - middle["weak"] / middle["side_by_side"],
         "images_per_second": middle,
-        "ratios": [
-            two / (WORLD * one) for two, one in zip(rates["strong"], rates["one"], strict=True)
-        ],
-        "processes": WORLD, "threads": 1, **found,
-    }  # fmt: skip
+        "ratios": [two / (WORLD * one) for two, one in zip(rates["strong"], rates["one"], strict=True)],
+        "processes": WORLD,
+        "threads": 1,
+        **found,
+    }
 
 
 def table(found: dict[str, Any]) -> str:
@@ -133,19 +133,24 @@ def table(found: dict[str, Any]) -> str:
         ("one process", rates["one"], ""),
         ("two processes, the same batch", rates["strong"], f"{found['ratio']:.1%}"),
         ("two processes, a batch each", rates["weak"], f"{found['ratio_weak']:.1%}"),
-        ("two single processes side by side", rates["side_by_side"],
-         f"{found['ceiling']:.1%}  the machine's ceiling"),
-    ]  # fmt: skip
-    return "\n".join((
-        training.title(found),
-        *(f"{name:34} {rate:>7,.0f} images / s  {share}" for name, rate, share in rows),
-        f"ratio {found['ratio']:.3f} ({low:.3f} to {high:.3f}; of the fastest rounds "
-        f"{found['ratio_of_fastest']:.3f}) = half of the batch {factors['batch']:.3f} x shared "
-        f"machine {factors['machine']:.3f} x exchange {factors['exchange']:.3f}",
-        f"exchange takes {found['exchange_share']:.1%} of a step with half of the batch, "
-        f"{found['exchange_share_weak']:.1%} of one with the whole",
-        training.ending(found),
-    ))  # fmt: skip
+        (
+            "two single processes side by side",
+            rates["side_by_side"],
+            f"{found['ceiling']:.1%}  the machine's ceiling",
+        ),
+    ]
+    return "\n".join(
+        (
+            training.title(found),
+            *(f"{name:34} {rate:>7,.0f} images / s  {share}" for name, rate, share in rows),
+            f"ratio {found['ratio']:.3f} ({low:.3f} to {high:.3f}; of the fastest rounds "
+            f"{found['ratio_of_fastest']:.3f}) = half of the batch {factors['batch']:.3f} x shared "
+            f"machine {factors['machine']:.3f} x exchange {factors['exchange']:.3f}",
+            f"exchange takes {found['exchange_share']:.1%} of a step with half of the batch, "
+            f"{found['exchange_share_weak']:.1%} of one with the whole",
+            training.ending(found),
+        )
+    )
 
 
 class Asked(NamedTuple):
@@ -180,9 +185,7 @@ class Took(NamedTuple):
     ended: float
 
 
-def _rate(
-    name: str, epoch: int, single: Sequence[_Team], strong: _Team, weak: _Team
-) -> float:  # fmt: skip
+def _rate(name: str, epoch: int, single: Sequence[_Team], strong: _Team, weak: _Team) -> float:
     """Images per second of one of the rates."""
     if name == "one":
         return single[0].rate(epoch)
@@ -208,9 +211,7 @@ class _Team:
         stack: ends the processes.
     """
 
-    def __init__(
-        self, asked: Asked, world: int, times: int, name: str, stack: contextlib.ExitStack
-    ) -> None:
+    def __init__(self, asked: Asked, world: int, times: int, name: str, stack: contextlib.ExitStack) -> None:
         self.pipes: list[Connection] = []
         context = multiprocessing.get_context("spawn")
         for rank in range(world):
@@ -244,9 +245,7 @@ class _Team:
         """Images per second of `count` processes that do their parts without an exchange."""
         self.begin(epoch, apart=True, count=count)
         took = [self._received(pipe) for pipe in self.pipes[:count]]
-        return sum(
-            each.images / len(self.pipes) / (each.ended - each.began) for each in took
-        )  # fmt: skip
+        return sum(each.images / len(self.pipes) / (each.ended - each.began) for each in took)
 
     @staticmethod
     def _received(pipe: Connection) -> Any:
@@ -270,8 +269,13 @@ def _end(process: multiprocessing.process.BaseProcess, pipe: Connection) -> None
 @contextmanager
 def _environment(rank: int, world: int, meeting: Path) -> Iterator[None]:
     """The variables that the launcher gives to a process, while it is started."""
-    group = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world),
-             "LOCAL_WORLD_SIZE": str(world), RENDEZVOUS: str(meeting)}  # fmt: skip
+    group = {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world),
+        "LOCAL_WORLD_SIZE": str(world),
+        RENDEZVOUS: str(meeting),
+    }
     before = dict(os.environ)
     os.environ["OMP_NUM_THREADS"] = "1"
     for name, value in group.items():

@@ -49,8 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of this measurement."""
     parser.add_argument("--json", action="store_true", help="print one JSON line, not the table")
     parser.add_argument("--runs", type=positive, default=10_000, help="runs (default: 10000)")
-    parser.add_argument("--rounds", type=positive, default=5,
-                        help="rounds, after one that warms up (default: 5)")  # fmt: skip
+    parser.add_argument(
+        "--rounds", type=positive, default=5, help="rounds, after one that warms up (default: 5)"
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -90,9 +91,14 @@ def measure(runs: int, rounds: int) -> dict[str, Any]:
                     seconds[way].append(took)
     return {
         **{way: statistics.median(each) for way, each in seconds.items()},
-        "all": seconds, "runs": runs, "rounds": rounds, "counts": counts, "machine": machine(),
-        "load": load, "python": ".".join(map(str, sys.version_info[:3])),
-    }  # fmt: skip
+        "all": seconds,
+        "runs": runs,
+        "rounds": rounds,
+        "counts": counts,
+        "machine": machine(),
+        "load": load,
+        "python": ".".join(map(str, sys.version_info[:3])),
+    }
 
 
 def table(found: dict[str, Any]) -> str:
@@ -124,16 +130,21 @@ def build(runs: Path, commands: Path, count: int) -> dict[str, int]:
     kinds += ["queued"] * (count - len(kinds))
     ids = [hashlib.sha256(str(k).encode()).hexdigest() for k in range(count)]
     specs: list[dict[str, Any]] = [
-        {"dataset": {"alias": ("voc2007", "coco2014")[k % 2], "digest": "d" * 64},
-         "method": f"method{k % 7}", "label": f"method{k % 7}", "ratio": 0.05 * (1 + k % 4),
-         "seed": k, "hyper": {f"value_{n}": n / 7 for n in range(20)}}
+        {
+            "dataset": {"alias": ("voc2007", "coco2014")[k % 2], "digest": "d" * 64},
+            "method": f"method{k % 7}",
+            "label": f"method{k % 7}",
+            "ratio": 0.05 * (1 + k % 4),
+            "seed": k,
+            "hyper": {f"value_{n}": n / 7 for n in range(20)},
+        }
         for k in range(count)
-    ]  # fmt: skip
+    ]
     titles = {
         run_id: f"{spec['method']} · {spec['dataset']['alias']} p={spec['ratio']:g} "
-                f"seed={spec['seed']} [{run_id[:8]}]"
+        f"seed={spec['seed']} [{run_id[:8]}]"
         for run_id, spec in zip(ids, specs, strict=True)
-    }  # fmt: skip
+    }
     bundles = [{"run_ids": ids[k : k + BUNDLE]} for k in range(0, count, BUNDLE)]
     plan = {"job_name": "ssmll-perf", "bundles": bundles, "titles": titles}
     launch = Launches(runs).create("perf", plan)
@@ -158,10 +169,16 @@ def build(runs: Path, commands: Path, count: int) -> dict[str, int]:
 def _write(directory: Path, kind: str, k: int, spec: dict[str, Any], launch: Launch) -> None:
     """A run's files, as the store and the trainer leave them."""
     lease = {
-        "generation": 1, "token": "0" * 16, "ttl": 10.0**6 if kind == "running" else 60.0,
-        "released": kind != "running", "host": f"node{k % 50:03d}", "boot": "another",
-        "namespace": "pid:[1]", "pid": 1000 + k, "start": 1,
-    }  # fmt: skip
+        "generation": 1,
+        "token": "0" * 16,
+        "ttl": 10.0**6 if kind == "running" else 60.0,
+        "released": kind != "running",
+        "host": f"node{k % 50:03d}",
+        "boot": "another",
+        "namespace": "pid:[1]",
+        "pid": 1000 + k,
+        "start": 1,
+    }
     _json(directory / "lease.000001", lease)
     _json(directory / "spec.json", spec)
     rows = [{"epoch": epoch, "mAP_ema": 50.0, "losses": {"labelled": 1.0}} for epoch in range(5)]
@@ -173,20 +190,39 @@ def _write(directory: Path, kind: str, k: int, spec: dict[str, Any], launch: Lau
     elif kind == "failed":
         error, message = ERRORS[k % len(ERRORS)]
         message = message.format(k)
-        frames = "".join(f'  File "/code/methods/part{n}.py", line {n}, in call\n    go()\n'
-                         for n in range(20))  # fmt: skip
-        _json(directory / "failure.json", {
-            "type": error, "message": message, "signature": error_signature(error, message),
-            "traceback": f"Traceback (most recent call last):\n{frames}{error}: {message}\n",
-            "generation": 1, "log": log,
-        })  # fmt: skip
+        frames = "".join(
+            f'  File "/code/methods/part{n}.py", line {n}, in call\n    go()\n' for n in range(20)
+        )
+        _json(
+            directory / "failure.json",
+            {
+                "type": error,
+                "message": message,
+                "signature": error_signature(error, message),
+                "traceback": f"Traceback (most recent call last):\n{frames}{error}: {message}\n",
+                "generation": 1,
+                "log": log,
+            },
+        )
         Path(log).write_text("".join(f"line {n} of a log\n" for n in range(2000)))
     else:
-        _json(directory / "progress.json", {
-            "title": "", "epoch": 3, "epochs": 40, "step": 17, "steps": 200, "seconds": 1000.0,
-            "left": 9000.0, "time": time.time(), "host": lease["host"], "pid": lease["pid"],
-            "job": f"1000_{k // BUNDLE}", "log": log,
-        })  # fmt: skip
+        _json(
+            directory / "progress.json",
+            {
+                "title": "",
+                "epoch": 3,
+                "epochs": 40,
+                "step": 17,
+                "steps": 200,
+                "seconds": 1000.0,
+                "left": 9000.0,
+                "time": time.time(),
+                "host": lease["host"],
+                "pid": lease["pid"],
+                "job": f"1000_{k // BUNDLE}",
+                "log": log,
+            },
+        )
 
 
 def _commands(folder: Path, waiting: set[int], jobs: int) -> None:
@@ -204,9 +240,12 @@ def _look(runs: Path, path: Path) -> tuple[float, str]:
     """Seconds of one status in a new process, and its first line."""
     began = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, str(RUN_PY), "status", "--runs", str(runs)], capture_output=True,
-        text=True, check=False, env={**os.environ, "PATH": str(path)},
-    )  # fmt: skip
+        [sys.executable, str(RUN_PY), "status", "--runs", str(runs)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PATH": str(path)},
+    )
     took = time.perf_counter() - began
     if done.returncode not in (0, 1):
         raise UserError(f"status ended with {done.returncode}: {done.stderr.strip()}")

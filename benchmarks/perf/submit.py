@@ -53,8 +53,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of this measurement."""
     parser.add_argument("--json", action="store_true", help="print one JSON line, not the table")
     parser.add_argument("--runs", type=int, default=1000, help="runs (default: 1000)")
-    parser.add_argument("--execute", type=int, default=200, metavar="N",
-                        help="runs that are executed; 0 for none (default: 200)")  # fmt: skip
+    parser.add_argument(
+        "--execute",
+        type=int,
+        default=200,
+        metavar="N",
+        help="runs that are executed; 0 for none (default: 200)",
+    )
     parser.add_argument("--rounds", type=int, default=5, help="rounds (default: 5)")
 
 
@@ -117,10 +122,16 @@ def measure(runs: int, rounds: int) -> dict[str, Any]:
     middle = {name: statistics.median(values) for name, values in parts.items()}
     totals = [sum(values) for values in zip(*parts.values(), strict=True)]
     return {
-        "seconds": statistics.median(totals), "rounds_seconds": totals, "parts": middle,
-        "imports": imports, "runs": runs, "jobs": jobs, "rounds": rounds,
-        "slurm": client.call("sinfo", "--version").strip(), "machine": dict(machine()),
-    }  # fmt: skip
+        "seconds": statistics.median(totals),
+        "rounds_seconds": totals,
+        "parts": middle,
+        "imports": imports,
+        "runs": runs,
+        "jobs": jobs,
+        "rounds": rounds,
+        "slurm": client.call("sinfo", "--version").strip(),
+        "machine": dict(machine()),
+    }
 
 
 def execute(runs: int) -> dict[str, Any]:
@@ -147,18 +158,31 @@ def execute(runs: int) -> dict[str, Any]:
         # Unknown runs are taken for ten minutes: four jobs.
         profile.write_text(f"gpus = 0\ncpus = 1\nparallel = 2\nbundle_minutes = {runs * 10 // 4}\n")
         ways = {
-            "warm": ["--workers", "2"], "local": ["--workers", "2"],
+            "warm": ["--workers", "2"],
+            "local": ["--workers", "2"],
             "slurm": ["--launcher", "slurm", "--profile", str(profile), "--yes", "--wait"],
-        }  # fmt: skip
+        }
         for way, words in ways.items():
             store = root / f"runs-{way}"
             started = time.perf_counter()
             done = subprocess.run(
-                [sys.executable, str(RUN), "--grid", str(grid), "--data", str(root / "data"),
-                 "--runs", str(store), "--no-plots", *words],
-                capture_output=True, text=True, check=False,
+                [
+                    sys.executable,
+                    str(RUN),
+                    "--grid",
+                    str(grid),
+                    "--data",
+                    str(root / "data"),
+                    "--runs",
+                    str(store),
+                    "--no-plots",
+                    *words,
+                ],
+                capture_output=True,
+                text=True,
+                check=False,
                 env={**os.environ, "OMP_NUM_THREADS": "1"},
-            )  # fmt: skip
+            )
             each[way] = time.perf_counter() - started
             if done.returncode:
                 raise UserError(done.stderr.strip().splitlines()[-1])
@@ -166,10 +190,12 @@ def execute(runs: int) -> dict[str, Any]:
             own = [json.loads(path.read_text())["cost"]["seconds"] for path in paths]
             assert len(own) == runs
     return {
-        "runs": runs, "slurm_seconds": each["slurm"], "local_seconds": each["local"],
+        "runs": runs,
+        "slurm_seconds": each["slurm"],
+        "local_seconds": each["local"],
         "own_seconds": statistics.mean(own),
         "added_seconds": (each["slurm"] - each["local"]) / runs,
-    }  # fmt: skip
+    }
 
 
 def table(found: dict[str, Any]) -> str:

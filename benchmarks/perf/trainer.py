@@ -118,12 +118,13 @@ def measure(job: Job, folder: Path, *, steps: int, rounds: int) -> dict[str, Any
             if number:
                 parts[name].append({part: 1000 * took / steps for part, took in spent.items()})
         if number:
-            say(f"round {number} of {rounds}: trainer {times['trainer'][-1][0]:.1f} ms, "
-                f"bare loop {times['bare'][-1][0]:.1f} ms a step")  # fmt: skip
+            say(
+                f"round {number} of {rounds}: trainer {times['trainer'][-1][0]:.1f} ms, "
+                f"bare loop {times['bare'][-1][0]:.1f} ms a step"
+            )
     wall_ms = {name: [wall for wall, _ in found] for name, found in times.items()}
     middle = {name: statistics.median(found) for name, found in wall_ms.items()}
-    spent_ms = {name: statistics.median(spent for _, spent in found)
-                for name, found in times.items()}  # fmt: skip
+    spent_ms = {name: statistics.median(spent for _, spent in found) for name, found in times.items()}
     return {
         "ratio": middle["trainer"] / middle["bare"],
         "ratio_to_recipe": middle["trainer"] / middle["recipe"],
@@ -131,13 +132,11 @@ def measure(job: Job, folder: Path, *, steps: int, rounds: int) -> dict[str, Any
         "ratio_of_fastest": min(wall_ms["trainer"]) / min(wall_ms["bare"]),
         **{f"{name}_ms": value for name, value in middle.items()},
         **{f"{name}_processor_ms": value for name, value in spent_ms.items()},
-        "ratios": [
-            ours / theirs for ours, theirs in zip(wall_ms["trainer"], wall_ms["bare"], strict=True)
-        ],
+        "ratios": [ours / theirs for ours, theirs in zip(wall_ms["trainer"], wall_ms["bare"], strict=True)],
         "parts": {name: _medians(found) for name, found in parts.items()},
         "checkpoint_ms": _checkpoint(trainer),
         **found,
-    }  # fmt: skip
+    }
 
 
 def table(found: dict[str, Any]) -> str:
@@ -147,19 +146,21 @@ def table(found: dict[str, Any]) -> str:
     rows = [f"{'':12} {'trainer':>9} {'bare':>9}"]
     for part, value in trainer.items():
         rows.append(f"{part:12} {value:>9.2f} " + (f"{bare[part]:>9.2f}" if part in bare else ""))
-    return "\n".join((
-        training.title(found),
-        f"trainer                       {found['trainer_ms']:>8.1f} ms a step",
-        f"bare loop                     {found['bare_ms']:>8.1f} ms a step",
-        f"bare loop with EMA, schedule  {found['recipe_ms']:>8.1f} ms a step",
-        f"ratio {found['ratio']:.3f} ({low:.3f} to {high:.3f}; of the fastest rounds "
-        f"{found['ratio_of_fastest']:.3f}; by processor time {found['ratio_processor_time']:.3f})",
-        f"ratio to the loop with EMA and schedule {found['ratio_to_recipe']:.3f}",
-        "parts, ms a step",
-        *(f"  {row}" for row in rows),
-        f"a checkpoint: {found['checkpoint_ms']:.0f} ms",
-        training.ending(found),
-    ))  # fmt: skip
+    return "\n".join(
+        (
+            training.title(found),
+            f"trainer                       {found['trainer_ms']:>8.1f} ms a step",
+            f"bare loop                     {found['bare_ms']:>8.1f} ms a step",
+            f"bare loop with EMA, schedule  {found['recipe_ms']:>8.1f} ms a step",
+            f"ratio {found['ratio']:.3f} ({low:.3f} to {high:.3f}; of the fastest rounds "
+            f"{found['ratio_of_fastest']:.3f}; by processor time {found['ratio_processor_time']:.3f})",
+            f"ratio to the loop with EMA and schedule {found['ratio_to_recipe']:.3f}",
+            "parts, ms a step",
+            *(f"  {row}" for row in rows),
+            f"a checkpoint: {found['checkpoint_ms']:.0f} ms",
+            training.ending(found),
+        )
+    )
 
 
 @dataclass(frozen=True)
@@ -246,16 +247,24 @@ class Bare:
         weak_u, strong_u = weak_l[:0], strong_l[:0]
         if len(plan.unlabelled):
             weak_u, strong_u = (
-                make_view(images[count:], plan.images[count:], policy=policy, seed=self.seed,
-                          epoch=plan.epoch)
+                make_view(
+                    images[count:], plan.images[count:], policy=policy, seed=self.seed, epoch=plan.epoch
+                )
                 for policy in (views.weak, views.strong)
-            )  # fmt: skip
+            )
         return Batch(
-            epoch=plan.epoch, step=plan.step, labelled=plan.labelled, weak_labelled=weak_l,
-            strong_labelled=strong_l, targets=self.data.targets[plan.labelled],
-            unlabelled=plan.unlabelled, weak_unlabelled=weak_u, strong_unlabelled=strong_u,
-            global_labelled=len(plan.labelled), global_unlabelled=len(plan.unlabelled),
-        )  # fmt: skip
+            epoch=plan.epoch,
+            step=plan.step,
+            labelled=plan.labelled,
+            weak_labelled=weak_l,
+            strong_labelled=strong_l,
+            targets=self.data.targets[plan.labelled],
+            unlabelled=plan.unlabelled,
+            weak_unlabelled=weak_u,
+            strong_unlabelled=strong_u,
+            global_labelled=len(plan.labelled),
+            global_unlabelled=len(plan.unlabelled),
+        )
 
 
 def _trainer_parts(trainer: Trainer) -> Watched:

@@ -42,15 +42,22 @@ def add_arguments(parser: argparse.ArgumentParser, *, steps: int, rounds: int) -
     """The options of a measurement of training, with its own defaults."""
     parser.add_argument("--json", action="store_true", help="print one JSON line, not the table")
     parser.add_argument("--method", default="csaa", help="method to train (default: csaa)")
-    parser.add_argument("--grid", default="embedded",
-                        help="grid that says how: its first run of the method is taken (default: "
-                             "embedded, that is GlyphScenes at ratio 0.05)")  # fmt: skip
-    parser.add_argument("--steps", type=positive, default=steps,
-                        help=f"steps of a round (default: {steps})")  # fmt: skip
-    parser.add_argument("--rounds", type=positive, default=rounds,
-                        help=f"rounds, after one that warms up (default: {rounds})")  # fmt: skip
-    parser.add_argument("--data", type=Path, default=Path(os.environ.get("SSMLL_DATA", "data")),
-                        help="folder of the datasets (default: $SSMLL_DATA or ./data)")  # fmt: skip
+    parser.add_argument(
+        "--grid",
+        default="embedded",
+        help="grid that says how: its first run of the method is taken (default: "
+        "embedded, that is GlyphScenes at ratio 0.05)",
+    )
+    parser.add_argument("--steps", type=positive, default=steps, help=f"steps of a round (default: {steps})")
+    parser.add_argument(
+        "--rounds", type=positive, default=rounds, help=f"rounds, after one that warms up (default: {rounds})"
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=Path(os.environ.get("SSMLL_DATA", "data")),
+        help="folder of the datasets (default: $SSMLL_DATA or ./data)",
+    )
 
 
 def find_job(
@@ -110,17 +117,26 @@ def build(job: Job, group: Group, folder: Path, times: int = 1) -> Trainer:
     semi = job.cell.kind == "semi"
     pool = torch.from_numpy(split.unlabelled if semi else split.unlabelled[:0])
     data = TrainData(
-        job.prepared, torch.from_numpy(split.labelled), pool, task_of(job, 0).labels,
+        job.prepared,
+        torch.from_numpy(split.labelled),
+        pool,
+        task_of(job, 0).labels,
         torch.from_numpy(split.held_out),
-    )  # fmt: skip
+    )
     strategy = make(recipe.strategy, recipe.precision, group)
     hidden = torch.from_numpy(job.prepared.dataset.train.labels[pool.numpy()])
     return Trainer(
-        make_method(job, len(pool)), data, recipe, schedule_of(job, times), job.spec.seed,
-        strategy=strategy, checkpoints=Checkpoints(folder / "checkpoints", math.inf),
+        make_method(job, len(pool)),
+        data,
+        recipe,
+        schedule_of(job, times),
+        job.spec.seed,
+        strategy=strategy,
+        checkpoints=Checkpoints(folder / "checkpoints", math.inf),
         probe=PseudoLabelProbe(hidden, strategy.accelerator) if semi else None,
-        summarise=summariser(job), summarise_val=summariser(job),
-    )  # fmt: skip
+        summarise=summariser(job),
+        summarise_val=summariser(job),
+    )
 
 
 def schedule_of(job: Job, times: int = 1) -> Schedule:
@@ -128,17 +144,18 @@ def schedule_of(job: Job, times: int = 1) -> Schedule:
     make = Schedule.semi_supervised if job.cell.kind == "semi" else Schedule.labelled_only
     found = make(job.cell.recipe)
     return dataclasses.replace(
-        found, epochs=LONG, schedule_epochs=LONG, batch_labelled=times * found.batch_labelled,
+        found,
+        epochs=LONG,
+        schedule_epochs=LONG,
+        batch_labelled=times * found.batch_labelled,
         batch_unlabelled=times * found.batch_unlabelled,
-    )  # fmt: skip
+    )
 
 
 def make_method(job: Job, pool: int) -> StepMethod:
     """The method of a run before its warm-up, for a number of unlabelled images."""
     backbone = load_backbone(job.cell.backbone, job.cell.recipe.resolution)
-    method = methods.create(
-        job.spec.method, backbone=backbone, task=task_of(job, pool), **job.spec.hyper
-    )
+    method = methods.create(job.spec.method, backbone=backbone, task=task_of(job, pool), **job.spec.hyper)
     assert isinstance(method, StepMethod)  # `find_job` refuses the others
     return method
 
@@ -172,13 +189,16 @@ def describe(job: Job, steps: int, rounds: int) -> dict[str, Any]:
     recipe, versions = job.cell.recipe, packages()
     semi = job.cell.kind == "semi"
     return {
-        "method": job.spec.method, "dataset": job.spec.dataset, "resolution": recipe.resolution,
-        "batch": [recipe.batch_labelled, recipe.batch_unlabelled] if semi
-        else [recipe.batch_warmup, 0],
-        "steps": steps, "rounds": rounds, "machine": machine(),
+        "method": job.spec.method,
+        "dataset": job.spec.dataset,
+        "resolution": recipe.resolution,
+        "batch": [recipe.batch_labelled, recipe.batch_unlabelled] if semi else [recipe.batch_warmup, 0],
+        "steps": steps,
+        "rounds": rounds,
+        "machine": machine(),
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "versions": {name: versions[name] for name in VERSIONS if name in versions},
-    }  # fmt: skip
+    }
 
 
 def title(found: dict[str, Any]) -> str:

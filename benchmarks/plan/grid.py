@@ -34,9 +34,18 @@ else:
 
 HERE = REPOSITORY / "benchmarks"
 GRID_KEYS = (
-    "description", "datasets", "ratios", "seeds", "methods", "recipe", "backbone",
-    "override", "hyper", "dataset", "modules",
-)  # fmt: skip
+    "description",
+    "datasets",
+    "ratios",
+    "seeds",
+    "methods",
+    "recipe",
+    "backbone",
+    "override",
+    "hyper",
+    "dataset",
+    "modules",
+)
 RECIPE_KEYS = ("description", "backbone", "recipe", "hyper", "dataset")
 METHOD_KEYS = ("name", "label", "hyper", "recipe")
 
@@ -101,9 +110,7 @@ class Grid:
         return found
 
 
-def restrict(
-    grid: Grid, ratios: Sequence[float], seeds: Sequence[int], labels: Sequence[str]
-) -> Grid:
+def restrict(grid: Grid, ratios: Sequence[float], seeds: Sequence[int], labels: Sequence[str]) -> Grid:
     """The part of a grid with some ratios, seeds and methods (by label); empty means all.
 
     Raises:
@@ -119,8 +126,7 @@ def restrict(
         for value in wanted:
             if value not in present:
                 raise UserError(
-                    f"grid {grid.name!r} has no {name} {value!r}"
-                    f"{nearest(str(value), map(str, present))}"
+                    f"grid {grid.name!r} has no {name} {value!r}{nearest(str(value), map(str, present))}"
                 )
         if wanted:
             cells = tuple(cell for cell in cells if of(cell) in wanted)
@@ -176,20 +182,31 @@ def load(name: str) -> Grid:
             for seed in _list(table, "seeds", path.name, (int,)):
                 for entry in entries:
                     values = _merged(
-                        ratio, f"{path.name}, {entry['label']}", recipe.get("recipe", {}),
-                        recipe.get("dataset", {}).get(dataset.name, {}), table.get("override", {}),
-                        table.get("dataset", {}).get(dataset.name, {}), entry["recipe"],
-                    )  # fmt: skip
+                        ratio,
+                        f"{path.name}, {entry['label']}",
+                        recipe.get("recipe", {}),
+                        recipe.get("dataset", {}).get(dataset.name, {}),
+                        table.get("override", {}),
+                        table.get("dataset", {}).get(dataset.name, {}),
+                        entry["recipe"],
+                    )
                     hyper = {
                         **recipe.get("hyper", {}).get(entry["name"], {}),
                         **table.get("hyper", {}).get(entry["name"], {}),
                         **entry["hyper"],
                     }
-                    cells.append(Cell(
-                        dataset, ratio, seed, entry["name"], entry["label"],
-                        methods.hyper(entry["name"], **hyper), backbone,
-                        checked(Recipe, values, f"{path.name} with {recipe_path.name}"),
-                    ))  # fmt: skip
+                    cells.append(
+                        Cell(
+                            dataset,
+                            ratio,
+                            seed,
+                            entry["name"],
+                            entry["label"],
+                            methods.hyper(entry["name"], **hyper),
+                            backbone,
+                            checked(Recipe, values, f"{path.name} with {recipe_path.name}"),
+                        )
+                    )
     labels = [entry["label"] for entry in entries]
     for label in labels:
         if labels.count(label) > 1:
@@ -251,14 +268,10 @@ def import_methods(module: str, folder: Path, where: str) -> None:
     except UserError:
         raise
     except Exception as error:  # the user's own code: whatever is wrong in it, say where
-        raise UserError(
-            f"{where}: cannot import {module!r}: {type(error).__name__}: {error}"
-        ) from error
+        raise UserError(f"{where}: cannot import {module!r}: {type(error).__name__}: {error}") from error
 
 
-def _list(
-    table: dict[str, Any], key: str, where: str, kinds: tuple[type, ...] = (str, dict)
-) -> list[Any]:
+def _list(table: dict[str, Any], key: str, where: str, kinds: tuple[type, ...] = (str, dict)) -> list[Any]:
     values = table.get(key)
     if not isinstance(values, list) or not values:
         raise UserError(f"{where}: {key!r} must be a list with at least one entry")
@@ -283,9 +296,7 @@ def _datasets(table: dict[str, Any], where: str) -> list[DatasetSpec]:
     found = [_dataset(entry, where) for entry in _list(table, "datasets", where)]
     for k, spec in enumerate(found):
         if any(spec != other and spec.alias == other.alias for other in found[:k]):
-            raise UserError(
-                f"{where}: two datasets are shown as {spec.alias!r}; give each an alias"
-            )
+            raise UserError(f"{where}: two datasets are shown as {spec.alias!r}; give each an alias")
     return found
 
 
@@ -317,8 +328,9 @@ def _dataset_value(key: str, value: Any, default: Any, where: str) -> Any:
     if key == "prompts":
         texts = value.values() if isinstance(value, dict) else [None]
         if not all(isinstance(text, str) for text in texts):
-            raise UserError(f"{where}: {key} is {value!r}; it must be a table such as "
-                            "{ tvmonitor = \"television\" }")  # fmt: skip
+            raise UserError(
+                f'{where}: {key} is {value!r}; it must be a table such as {{ tvmonitor = "television" }}'
+            )
         return tuple(value.items())
     if key == "classes":
         if not isinstance(value, list) or not all(isinstance(text, str) for text in value):

@@ -21,8 +21,7 @@ Kind = Literal["fit", "labelled", "semi"]
 STRATEGIES = ("ddp", "zero1", "zero2")
 _REFUSED = {
     "zero0": "stage 0 shares nothing; use 'ddp'",
-    "zero3": "stage 3 spreads the weights, and their moving average (EMA) needs them whole; "
-    "use 'zero2'",
+    "zero3": "stage 3 spreads the weights, and their moving average (EMA) needs them whole; use 'zero2'",
     "fsdp": "it spreads the weights, and their moving average (EMA) needs them whole; use 'zero2'",
 }
 
@@ -136,15 +135,29 @@ class Recipe:
         unread = (
             ("labelled_epochs",)
             if kind == "semi"
-            else ("warmup_epochs", "epochs", "schedule_epochs", "batch_labelled",
-                  "batch_unlabelled", "warmup_weights")
-        )  # fmt: skip
+            else (
+                "warmup_epochs",
+                "epochs",
+                "schedule_epochs",
+                "batch_labelled",
+                "batch_unlabelled",
+                "warmup_weights",
+            )
+        )
         return {name: value for name, value in values.items() if name not in unread}
 
     def warmup_part(self) -> dict[str, Any]:
         """The fields that the shared warm-up depends on."""
-        names = ("resolution", "warmup_epochs", "batch_warmup", "warmup_view", "ema_decay",
-                 "clip_norm", "precision", "val_share")  # fmt: skip
+        names = (
+            "resolution",
+            "warmup_epochs",
+            "batch_warmup",
+            "warmup_view",
+            "ema_decay",
+            "clip_norm",
+            "precision",
+            "val_share",
+        )
         return _without_defaults({name: getattr(self, name) for name in (*names, *LATER_FIELDS)})
 
 

@@ -96,10 +96,15 @@ class Job:
     def directory(self, workspace: Workspace) -> Path:
         """The run's directory in the store."""
         spec = self.spec
-        return workspace.store.directory(spec.run_id, {
-            "dataset": {"alias": spec.dataset}, "method": spec.method, "ratio": spec.ratio,
-            "seed": spec.seed,
-        })  # fmt: skip
+        return workspace.store.directory(
+            spec.run_id,
+            {
+                "dataset": {"alias": spec.dataset},
+                "method": spec.method,
+                "ratio": spec.ratio,
+                "seed": spec.seed,
+            },
+        )
 
 
 def split_of(dataset: Dataset, rule: str, ratio: float, seed: int, val_share: float) -> Split:
@@ -110,25 +115,46 @@ def split_of(dataset: Dataset, rule: str, ratio: float, seed: int, val_share: fl
     if kept < 1:
         raise UserError(f"val_share {val_share:g} leaves none of {len(labelled)} labelled images")
     return Split(
-        labelled[:kept], labelled[kept:], drawn.unlabelled, split_digest(labelled),
-        absent_classes(dataset, labelled[:kept]), drawn.notes,
-    )  # fmt: skip
+        labelled[:kept],
+        labelled[kept:],
+        drawn.unlabelled,
+        split_digest(labelled),
+        absent_classes(dataset, labelled[:kept]),
+        drawn.notes,
+    )
 
 
 def _stages(cell: Cell, prepared: Prepared, split: Split, backbone: dict[str, Any]) -> list[Stage]:
     if cell.kind == "fit":
-        return [Stage("features", {
-            "data": prepared.digest, "backbone": backbone, "precision": cell.recipe.precision,
-        })]  # fmt: skip
+        return [
+            Stage(
+                "features",
+                {
+                    "data": prepared.digest,
+                    "backbone": backbone,
+                    "precision": cell.recipe.precision,
+                },
+            )
+        ]
     found = warmup(cell) if cell.kind == "semi" else None
     if found is None or not cell.recipe.warmup_epochs:
         return []
     name, hyper = found
-    return [Stage("warmup", {
-        "data": prepared.digest, "split": split.digest, "seed": cell.seed, "backbone": backbone,
-        "recipe": cell.recipe.warmup_part(), "method": name,
-        "version": methods.get(name).version, "hyper": dataclasses.asdict(hyper),
-    })]  # fmt: skip
+    return [
+        Stage(
+            "warmup",
+            {
+                "data": prepared.digest,
+                "split": split.digest,
+                "seed": cell.seed,
+                "backbone": backbone,
+                "recipe": cell.recipe.warmup_part(),
+                "method": name,
+                "version": methods.get(name).version,
+                "hyper": dataclasses.asdict(hyper),
+            },
+        )
+    ]
 
 
 def warmup(cell: Cell) -> tuple[str, Any] | None:
@@ -170,9 +196,14 @@ def resolve(
             continue
         for size in sizes:
             prepared[spec, size] = prepare(
-                dataset, size, workspace.cache, workers=workers, skip_bad=spec.skip_bad,
-                progress=progress(f"prepare {dataset.name} at {size} px"), announce=announce,
-            )  # fmt: skip
+                dataset,
+                size,
+                workspace.cache,
+                workers=workers,
+                skip_bad=spec.skip_bad,
+                progress=progress(f"prepare {dataset.name} at {size} px"),
+                announce=announce,
+            )
     if problems:
         raise UserError("\n".join(problems))
     found = jobs(grid, prepared)
@@ -193,15 +224,14 @@ def uncached(grid: Grid, workspace: Workspace) -> list[str]:
             continue
         dataset = open_dataset(spec, workspace.data, progress=silent("open"))
         found += [
-            f"{dataset.name} at {size} px" for size in sizes
+            f"{dataset.name} at {size} px"
+            for size in sizes
             if not is_prepared(dataset, size, workspace.cache, skip_bad=spec.skip_bad)
-        ]  # fmt: skip
+        ]
     return found
 
 
-def _keep_splits(
-    found: Sequence[Job], opened: dict[DatasetSpec, Dataset], workspace: Workspace
-) -> None:
+def _keep_splits(found: Sequence[Job], opened: dict[DatasetSpec, Dataset], workspace: Workspace) -> None:
     """Leave the split files of the rules, or compare with those of earlier calls."""
     seen = set()
     for job in found:
@@ -210,9 +240,10 @@ def _keep_splits(
         key = (dataset.digest, spec.split, ratio, seed)
         if key not in seen and spec.split in RULES:  # a user's list is a file already
             seen.add(key)
-            keep(workspace.data / FOLDER, SplitRecord.of(
-                dataset, spec, ratio, seed, job.split.subset, opened[spec]
-            ))  # fmt: skip
+            keep(
+                workspace.data / FOLDER,
+                SplitRecord.of(dataset, spec, ratio, seed, job.split.subset, opened[spec]),
+            )
 
 
 def jobs(grid: Grid, prepared: dict[tuple[DatasetSpec, int], Prepared]) -> list[Job]:
@@ -223,8 +254,9 @@ def jobs(grid: Grid, prepared: dict[tuple[DatasetSpec, int], Prepared]) -> list[
     for cell in grid.cells:
         if cell.backbone not in backbones:
             backbones[cell.backbone] = {
-                **_without_path(cell.backbone), "weights_sha256": weights_digest(cell.backbone)
-            }  # fmt: skip
+                **_without_path(cell.backbone),
+                "weights_sha256": weights_digest(cell.backbone),
+            }
         backbone = backbones[cell.backbone]
         images = prepared[cell.dataset, cell.recipe.resolution]
         key = (images.digest, cell.dataset.split, cell.ratio, cell.seed, cell.recipe.val_share)
@@ -238,11 +270,18 @@ def jobs(grid: Grid, prepared: dict[tuple[DatasetSpec, int], Prepared]) -> list[
             )
         cls = methods.get(cell.method)
         spec = RunSpec(
-            dataset=images.dataset.name, dataset_digest=images.digest, ratio=cell.ratio,
-            seed=cell.seed, split_digest=split.digest, method=cell.method, version=cls.version,
-            hyper=dataclasses.asdict(cell.hyper), backbone=backbone,
-            recipe=cell.recipe.relevant(cell.kind), label=cell.label,
-        )  # fmt: skip
+            dataset=images.dataset.name,
+            dataset_digest=images.digest,
+            ratio=cell.ratio,
+            seed=cell.seed,
+            split_digest=split.digest,
+            method=cell.method,
+            version=cls.version,
+            hyper=dataclasses.asdict(cell.hyper),
+            backbone=backbone,
+            recipe=cell.recipe.relevant(cell.kind),
+            label=cell.label,
+        )
         stages = _stages(cell, images, split, backbone)
         found.append(Job(spec, cell, images, split, tuple(stages)))
     return found
@@ -263,8 +302,10 @@ def remarks(found: Sequence[Job]) -> list[str]:
             lines[f"{where}: {note}"] = None
         if split.absent:
             names = ", ".join(split.absent[:5]) + (" …" if len(split.absent) > 5 else "")
-            lines[f"{where}: no labelled image to train on of {len(split.absent)} classes: {names}"
-                  " (split = 'stratified' keeps every class)"] = None  # fmt: skip
+            lines[
+                f"{where}: no labelled image to train on of {len(split.absent)} classes: {names}"
+                " (split = 'stratified' keeps every class)"
+            ] = None
     return list(lines)
 
 

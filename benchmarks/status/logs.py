@@ -69,9 +69,10 @@ def _submitted(run_id: str, runs: Path) -> list[Path]:
     for launch in Launches(runs):
         jobs = launch.jobs()
         found += [
-            launch.log(jobs[number]) for number, bundle in enumerate(launch.plan["bundles"])
+            launch.log(jobs[number])
+            for number, bundle in enumerate(launch.plan["bundles"])
             if number in jobs and any(each.startswith(run_id[:16]) for each in bundle["run_ids"])
-        ]  # fmt: skip
+        ]
     return found
 
 
@@ -95,8 +96,9 @@ def tail(path: Path, lines: int, until: str = "") -> list[str]:
             if length == size or data.count(b"\n") > lines:
                 break
             length = min(size, 4 * length)
-    found = [line.rpartition("\r")[2] for line in
-             data.decode("utf-8", "replace").replace("\r\n", "\n").split("\n")]  # fmt: skip
+    found = [
+        line.rpartition("\r")[2] for line in data.decode("utf-8", "replace").replace("\r\n", "\n").split("\n")
+    ]
     if found and not found[-1]:
         found.pop()
     if until:
@@ -108,8 +110,7 @@ def tail(path: Path, lines: int, until: str = "") -> list[str]:
 def nearest_frame(trace: str) -> str:
     """The innermost line of a traceback that is no library's, such as "methods/a.py:12 in f"."""
     frames = [match.groups() for line in trace.splitlines() if (match := _FRAME.match(line))]
-    own = [frame for frame in frames
-           if "-packages/" not in frame[0] and "/lib/python" not in frame[0]]  # fmt: skip
+    own = [frame for frame in frames if "-packages/" not in frame[0] and "/lib/python" not in frame[0]]
     if not frames:
         return ""
     path, line, function = (own or frames)[-1]

@@ -25,8 +25,15 @@ from slurm import client
 from slurm.launches import Launch, Launches, assigned
 
 KINDS = (
-    "done", "running", "preempted", "queued", "submitted", "dead", "failed", "not started",
-)  # fmt: skip
+    "done",
+    "running",
+    "preempted",
+    "queued",
+    "submitted",
+    "dead",
+    "failed",
+    "not started",
+)
 QUEUE_SECONDS = 15.0
 """The queue is asked so often at most, however often a live view is redrawn."""
 SHORT = 16
@@ -121,8 +128,7 @@ class Overview:
     @property
     def settled(self) -> bool:
         """Whether every run is done, or failed with no job that would try it again."""
-        return all(run.kind == "done" or (run.kind == "failed" and not run.why)
-                   for run in self.runs)  # fmt: skip
+        return all(run.kind == "done" or (run.kind == "failed" and not run.why) for run in self.runs)
 
 
 class Cluster:
@@ -158,9 +164,13 @@ class Cluster:
 
 
 def overview(
-    runs: Path, wanted: Wanted | None = None, *, name: str = "",
-    stages: Iterable[Path] | None = None, cluster: Cluster | None = None,
-) -> Overview:  # fmt: skip
+    runs: Path,
+    wanted: Wanted | None = None,
+    *,
+    name: str = "",
+    stages: Iterable[Path] | None = None,
+    cluster: Cluster | None = None,
+) -> Overview:
     """Look at everything once.
 
     Args:
@@ -213,8 +223,9 @@ def _look(store: RunStore, run_id: str, directory: Path | None) -> Run:
         state = store.state(directory)
     except StoreError as error:  # one damaged file hides no other run
         state = RunState("failed", None, str(error), {"type": "StoreError", "message": str(error)})
-    run = Run(run_id, state.kind, directory, "", state.heartbeat_age, state.detail, state.error,
-              state.attempts)  # fmt: skip
+    run = Run(
+        run_id, state.kind, directory, "", state.heartbeat_age, state.detail, state.error, state.attempts
+    )
     if state.kind in ("running", "dead"):
         run.progress = progressfile.read(directory)
     if run.progress and state.kind == "running":
@@ -225,9 +236,11 @@ def _look(store: RunStore, run_id: str, directory: Path | None) -> Run:
 
 
 def _queued(
-    run: Run, waits: tuple[Launch, client.Queued] | None, last: tuple[Launch, str] | None,
+    run: Run,
+    waits: tuple[Launch, client.Queued] | None,
+    last: tuple[Launch, str] | None,
     unknown: bool,
-) -> None:  # fmt: skip
+) -> None:
     """Add what launches and the queue know of a run that nobody works on."""
     if last is not None:
         run.launch, run.job = last
@@ -274,16 +287,15 @@ def _submitted(launches: Sequence[Launch]) -> dict[str, tuple[Launch, str]]:
     return found
 
 
-def _everything(
-    store: RunStore, launches: Sequence[Launch], submitted: Iterable[str]
-) -> Wanted:  # fmt: skip
+def _everything(store: RunStore, launches: Sequence[Launch], submitted: Iterable[str]) -> Wanted:
     """All runs of the store and of the launches."""
     titles: dict[str, str] = {}
     for launch in reversed(launches):  # the newest has the last word
         titles |= {run[:SHORT]: name for run, name in launch.plan.get("titles", {}).items()}
     found: list[tuple[str, str, Path | None]]
-    found = [(run, titles.get(run, ""), path) for path in store.scan()
-             for run in (path.name.rsplit("-", 1)[1],)]  # fmt: skip
+    found = [
+        (run, titles.get(run, ""), path) for path in store.scan() for run in (path.name.rsplit("-", 1)[1],)
+    ]
     begun = {run for run, _, _ in found}
     for run in dict.fromkeys([*submitted, *titles]):
         if run not in begun:

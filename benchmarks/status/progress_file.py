@@ -48,9 +48,13 @@ class ProgressFile:
         self.path = directory / NAME
         self.epochs, self.every = epochs, every
         self._fixed = {
-            "title": title, "epochs": epochs, "host": socket.gethostname(), "pid": os.getpid(),
-            "job": job_number(), "log": os.environ.get(LOG),
-        }  # fmt: skip
+            "title": title,
+            "epochs": epochs,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "job": job_number(),
+            "log": os.environ.get(LOG),
+        }
         self._written = self._before = 0.0
         self._place = (-1, -1)
         self._first: float | None = None
@@ -75,10 +79,16 @@ class ProgressFile:
             self._before, self._place = now, (epoch, step)
         if not step or begins or now - self._written >= self.every:
             self._written = now
-            self._write({
-                "epoch": epoch, "step": step, "steps": steps, "seconds": seconds,
-                "left": self._left(epoch, step, steps), "time": time.time(),
-            })  # fmt: skip
+            self._write(
+                {
+                    "epoch": epoch,
+                    "step": step,
+                    "steps": steps,
+                    "seconds": seconds,
+                    "left": self._left(epoch, step, steps),
+                    "time": time.time(),
+                }
+            )
 
     def clear(self) -> None:
         """Remove the file: the training is over."""

@@ -58,20 +58,26 @@ def headline(view: Overview) -> str:
 def as_json(view: Overview) -> dict[str, Any]:
     """A status as JSON values: counts, groups of failures, and one entry per run."""
     return {
-        "name": view.name, "runs_folder": str(view.root), "time": view.taken,
-        "counts": view.counts(), "remarks": view.remarks,
+        "name": view.name,
+        "runs_folder": str(view.root),
+        "time": view.taken,
+        "counts": view.counts(),
+        "remarks": view.remarks,
         "failures": [
             {
-                "signature": signature, "count": len(runs),
-                "run_ids": [run.run_id for run in runs], "titles": [run.title for run in runs],
-                "at": _at(runs[0]), "log": _log(runs[0], view.root),
+                "signature": signature,
+                "count": len(runs),
+                "run_ids": [run.run_id for run in runs],
+                "titles": [run.title for run in runs],
+                "at": _at(runs[0]),
+                "log": _log(runs[0], view.root),
                 "tail": _last_lines(runs[0], view.root),
             }
             for signature, runs in failures(view)
         ],
         "runs": [_record(run, view) for run in view.runs],
         "stages": [_record(run, view) for run in view.stages],
-    }  # fmt: skip
+    }
 
 
 def failures(view: Overview) -> list[tuple[str, list[Run]]]:
@@ -87,9 +93,12 @@ def failures(view: Overview) -> list[tuple[str, list[Run]]]:
 
 
 def live(
-    look: Callable[[], Overview], every: float, out: TextIO | None = None, *,
+    look: Callable[[], Overview],
+    every: float,
+    out: TextIO | None = None,
+    *,
     everything: bool = False,
-) -> Overview | None:  # fmt: skip
+) -> Overview | None:
     """Show the status again and again until every run has ended or Ctrl-C.
 
     On a terminal it is redrawn in place, cut to the window; elsewhere each is printed below the
@@ -191,8 +200,7 @@ def _waiting(title: str, runs: Sequence[Run]) -> list[str]:
     reasons: dict[str, int] = {}
     for run in runs:
         reasons[run.why] = reasons.get(run.why, 0) + 1
-    told = ", ".join(f"{why} {count}" for why, count in
-                     sorted(reasons.items(), key=lambda item: -item[1]))  # fmt: skip
+    told = ", ".join(f"{why} {count}" for why, count in sorted(reasons.items(), key=lambda item: -item[1]))
     jobs = len({run.job for run in runs})
     return ["", f"{title} ({len(runs)}) in {jobs} job{'' if jobs == 1 else 's'}: {told}"]
 
@@ -276,9 +284,15 @@ def _record(run: Run, view: Overview) -> dict[str, Any]:
     quiet = run.kind in ("done", "not started", "queued")
     found["title"] = run.known_title or None if quiet else run.title
     values = {
-        "directory": str(run.directory) if run.directory else None, "heartbeat_age": run.age,
-        "detail": run.detail, "attempts": run.attempts, "progress": run.progress,
-        "left": run.left(view.taken), "job": run.job, "why": run.why,
-        "launch": run.launch.folder.name if run.launch else None, "error": run.error,
-    }  # fmt: skip
+        "directory": str(run.directory) if run.directory else None,
+        "heartbeat_age": run.age,
+        "detail": run.detail,
+        "attempts": run.attempts,
+        "progress": run.progress,
+        "left": run.left(view.taken),
+        "job": run.job,
+        "why": run.why,
+        "launch": run.launch.folder.name if run.launch else None,
+        "error": run.error,
+    }
     return found | {key: value for key, value in values.items() if value not in (None, "")}

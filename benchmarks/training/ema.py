@@ -55,6 +55,4 @@ class Ema:
                 pairs.append((source, average))
             else:
                 average.copy_(source)
-        torch._foreach_lerp_(
-            [ours for _, ours in pairs], [theirs for theirs, _ in pairs], 1.0 - self.decay
-        )
+        torch._foreach_lerp_([ours for _, ours in pairs], [theirs for theirs, _ in pairs], 1.0 - self.decay)

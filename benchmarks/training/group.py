@@ -150,11 +150,7 @@ class Group:
             return []
         rows = [torch.empty_like(values) for _ in range(self.world)]
         dist.all_gather(rows, values, group=self._control)
-        return [
-            (rank, int(k))
-            for rank, row in enumerate(rows)
-            for k in (row != rows[0]).nonzero().flatten()
-        ]
+        return [(rank, int(k)) for rank, row in enumerate(rows) for k in (row != rows[0]).nonzero().flatten()]
 
     # -- health --------------------------------------------------------------------------------
 
@@ -195,9 +191,13 @@ class Group:
                 _file(directory, generation, self.rank).unlink(missing_ok=True)
 
     def _watch(
-        self, directory: Path, generation: int, limit: float, hung: Callable[[str], None],
+        self,
+        directory: Path,
+        generation: int,
+        limit: float,
+        hung: Callable[[str], None],
         over: threading.Event,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._beat(directory, generation, 0.0)  # at once: it may be stopped before the next
         pause, woke = limit / _BEATS_PER_LIMIT, time.monotonic()
         while not over.wait(pause):
@@ -271,9 +271,7 @@ def _who() -> str:
     return f"{socket.gethostname()}, process {os.getpid()}"
 
 
-def _write(
-    directory: Path, generation: int, rank: int, position: int, place: str, idle: float
-) -> None:
+def _write(directory: Path, generation: int, rank: int, position: int, place: str, idle: float) -> None:
     beat = {"position": position, "place": place, "idle": idle, "who": _who(), "time": time.time()}
     atomic_write_bytes(_file(directory, generation, rank), json.dumps(beat).encode())
 

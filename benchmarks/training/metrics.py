@@ -195,9 +195,7 @@ def summary(
         raise ValueError(f"train_counts must have shape {ap.shape}, not {counts.shape}")
     value, num_classes = _macro(ap)
     groups = frequency_groups(counts)
-    by_group = {
-        name: _percent(_nanmean(ap[[group == name for group in groups]])) for name in GROUPS
-    }
+    by_group = {name: _percent(_nanmean(ap[[group == name for group in groups]])) for name in GROUPS}
     thresholded = f1(scores, targets, scale=scale, classes=classes)
     return {
         "mAP": value,

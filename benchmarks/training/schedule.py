@@ -57,20 +57,28 @@ class Schedule:
     @classmethod
     def semi_supervised(cls, recipe: Recipe) -> Schedule:
         """The semi-supervised part of a run."""
-        return cls(recipe.epochs, recipe.schedule_epochs or recipe.epochs, recipe.batch_labelled,
-                   recipe.batch_unlabelled, FAMILIES[recipe.views].labelled, True)  # fmt: skip
+        return cls(
+            recipe.epochs,
+            recipe.schedule_epochs or recipe.epochs,
+            recipe.batch_labelled,
+            recipe.batch_unlabelled,
+            FAMILIES[recipe.views].labelled,
+            True,
+        )
 
     @classmethod
     def labelled_only(cls, recipe: Recipe) -> Schedule:
         """A method that reads nothing but the labelled images."""
-        return cls(recipe.labelled_epochs, recipe.labelled_epochs, recipe.batch_warmup, 0,
-                   _warmup_view(recipe), True)  # fmt: skip
+        return cls(
+            recipe.labelled_epochs, recipe.labelled_epochs, recipe.batch_warmup, 0, _warmup_view(recipe), True
+        )
 
     @classmethod
     def warmup(cls, recipe: Recipe) -> Schedule:
         """The shared warm-up; it never sees the test images."""
-        return cls(recipe.warmup_epochs, recipe.warmup_epochs, recipe.batch_warmup, 0,
-                   _warmup_view(recipe), False)  # fmt: skip
+        return cls(
+            recipe.warmup_epochs, recipe.warmup_epochs, recipe.batch_warmup, 0, _warmup_view(recipe), False
+        )
 
 
 def _warmup_view(recipe: Recipe) -> str:
@@ -96,9 +104,9 @@ class Outcome:
     seconds: float
 
 
-def build_optimizer(method: StepMethod, schedule: Schedule, steps_per_epoch: int) -> tuple[
-    torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler
-]:  # fmt: skip
+def build_optimizer(
+    method: StepMethod, schedule: Schedule, steps_per_epoch: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     """The optimiser and the per-step schedule that the method's hyper-parameters name."""
     groups = method.param_groups()
     if not groups or not any(group["params"] for group in groups):
@@ -109,8 +117,9 @@ def build_optimizer(method: StepMethod, schedule: Schedule, steps_per_epoch: int
     elif method.optimizer == "sgd":
         optimizer = torch.optim.SGD(groups, lr=1e-3, momentum=0.9)
     else:
-        raise UserError(f"method {method.name!r} asks for optimiser {method.optimizer!r}; "
-                        "use 'adamw' or 'sgd'")  # fmt: skip
+        raise UserError(
+            f"method {method.name!r} asks for optimiser {method.optimizer!r}; use 'adamw' or 'sgd'"
+        )
     total = schedule.schedule_epochs * steps_per_epoch
     scheduler: torch.optim.lr_scheduler.LRScheduler
     if method.schedule == "onecycle":
@@ -122,6 +131,8 @@ def build_optimizer(method: StepMethod, schedule: Schedule, steps_per_epoch: int
     elif method.schedule == "constant":
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
     else:
-        raise UserError(f"method {method.name!r} asks for schedule {method.schedule!r}; "
-                        "use 'onecycle', 'cosine' or 'constant'")  # fmt: skip
+        raise UserError(
+            f"method {method.name!r} asks for schedule {method.schedule!r}; "
+            "use 'onecycle', 'cosine' or 'constant'"
+        )
     return optimizer, scheduler

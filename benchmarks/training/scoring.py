@@ -51,9 +51,13 @@ class Scorer:
 
     @torch.no_grad()
     def scores(
-        self, forward: Callable[[Tensor], Tensor], split: str, indices: Tensor, policy: str,
+        self,
+        forward: Callable[[Tensor], Tensor],
+        split: str,
+        indices: Tensor,
+        policy: str,
         epoch: int,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """Scores of some images, in their order.
 
         Args:

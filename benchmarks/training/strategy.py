@@ -111,9 +111,7 @@ class Strategy:
     def load_optimizer(self, optimizer: Any, state: dict[str, Any]) -> None:
         """Take what the ranks' `optimizer_state` gave, of any number of processes."""
         if "optimizer" not in state:
-            raise UserError(
-                "the checkpoint was written with DeepSpeed; continue with that strategy"
-            )
+            raise UserError("the checkpoint was written with DeepSpeed; continue with that strategy")
         optimizer.load_state_dict(state["optimizer"])
 
 
@@ -144,9 +142,11 @@ class Zero(Strategy):
         os.environ.setdefault("WORLD_SIZE", "1")
         if not torch.distributed.is_initialized():  # alone: DeepSpeed wants a process group
             torch.distributed.init_process_group(
-                "gloo" if on_cpu else "nccl", store=torch.distributed.HashStore(), rank=0,
+                "gloo" if on_cpu else "nccl",
+                store=torch.distributed.HashStore(),
+                rank=0,
                 world_size=1,
-            )  # fmt: skip
+            )
         from accelerate import DeepSpeedPlugin, InitProcessGroupKwargs
 
         self.config: dict[str, Any] = {
@@ -233,8 +233,7 @@ def check_statistics(method: torch.nn.Module, world: int) -> None:
     """
     method.train()
     if world > 1 and any(
-        isinstance(part, torch.nn.modules.batchnorm._BatchNorm) and part.training
-        for part in method.modules()
+        isinstance(part, torch.nn.modules.batchnorm._BatchNorm) and part.training for part in method.modules()
     ):
         raise UserError(
             f"batch normalisation with batch statistics (freeze_bn = false) would depend on the "
@@ -296,6 +295,4 @@ def _check_environment(name: str) -> None:
             )
     steps = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
     if steps != "1":
-        raise UserError(
-            f"ACCELERATE_GRADIENT_ACCUMULATION_STEPS={steps} would divide every loss; unset it"
-        )
+        raise UserError(f"ACCELERATE_GRADIENT_ACCUMULATION_STEPS={steps} would divide every loss; unset it")

@@ -107,15 +107,20 @@ class Trainer:
         device = self.accelerator.device
         method.to(device, strategy.dtype)
         self.sampler = SemiSampler(
-            len(data.labelled), len(data.unlabelled) if schedule.batch_unlabelled else 0,
-            schedule.batch_labelled, schedule.batch_unlabelled, seed,
-        )  # fmt: skip
+            len(data.labelled),
+            len(data.unlabelled) if schedule.batch_unlabelled else 0,
+            schedule.batch_labelled,
+            schedule.batch_unlabelled,
+            seed,
+        )
         optimizer, self.scheduler = build_optimizer(method, schedule, self.sampler.steps_per_epoch)
         self.ema = Ema(method, recipe.ema_decay)
         self.model, self.optimizer = strategy.prepare(
-            method, optimizer, batch=self.sampler.batch_labelled + self.sampler.batch_unlabelled,
+            method,
+            optimizer,
+            batch=self.sampler.batch_labelled + self.sampler.batch_unlabelled,
             clip=recipe.clip_norm,
-        )  # fmt: skip
+        )
         self.method = method  # what `model` wraps
         self.targets = data.targets.to(device, strategy.dtype)
         self.views = FAMILIES[recipe.views]
@@ -144,11 +149,15 @@ class Trainer:
             "scaler": scaler.state_dict() if scaler is not None else {},
             "counts": self.probe.state() if self.probe else {},
             "progress": {
-                "epoch": self.epoch, "step": self.step, "images_seen": self.images_seen,
-                "seconds": self.seconds, "losses": self._total_losses(),
-                "oracle": self.oracle, "val": self.val,
+                "epoch": self.epoch,
+                "step": self.step,
+                "images_seen": self.images_seen,
+                "seconds": self.seconds,
+                "losses": self._total_losses(),
+                "oracle": self.oracle,
+                "val": self.val,
             },
-        }  # fmt: skip
+        }
 
     def resume(self) -> bool:
         """Continue from the newest sound checkpoint, if there is one.
@@ -275,9 +284,12 @@ class Trainer:
                 f"loss of {self.method.name} not finite at epoch {self.epoch} step {step}: "
                 + ", ".join(f"{name}={value:g}" for name, value in values.items())
                 + f"; labelled images {self.data.labelled[labelled.cpu()].tolist()}"
-                + (f", unlabelled {self.data.unlabelled[unlabelled.cpu()].tolist()}"
-                   if len(unlabelled) else "")
-            )  # fmt: skip
+                + (
+                    f", unlabelled {self.data.unlabelled[unlabelled.cpu()].tolist()}"
+                    if len(unlabelled)
+                    else ""
+                )
+            )
         for name, value in values.items():
             self.losses[name] = self.losses.get(name, 0.0) + value
 
@@ -312,8 +324,7 @@ class Trainer:
             # the pass over the labelled images, so that each time is another view.
             passes = self.sampler.passes(epoch, step)
             mine, my_pool, my_passes = (
-                torch.from_numpy(self.sampler.shard(part, rank, world))
-                for part in (positions, pool, passes)
+                torch.from_numpy(self.sampler.shard(part, rank, world)) for part in (positions, pool, passes)
             )
             self._drawn.append(Drawn(mine, my_passes, my_pool, len(positions), len(pool)))
             yield torch.cat((self.data.labelled[mine], self.data.unlabelled[my_pool]))
@@ -336,12 +347,18 @@ class Trainer:
             weak_u, strong_u = weak_l[:0], strong_l[:0]
         mine = drawn.labelled.to(device)
         return Batch(
-            epoch=self.epoch, step=self.step, labelled=mine, weak_labelled=weak_l,
-            strong_labelled=strong_l, targets=self.targets[mine],
-            unlabelled=drawn.unlabelled.to(device), weak_unlabelled=weak_u,
-            strong_unlabelled=strong_u, global_labelled=drawn.global_labelled,
+            epoch=self.epoch,
+            step=self.step,
+            labelled=mine,
+            weak_labelled=weak_l,
+            strong_labelled=strong_l,
+            targets=self.targets[mine],
+            unlabelled=drawn.unlabelled.to(device),
+            weak_unlabelled=weak_u,
+            strong_unlabelled=strong_u,
+            global_labelled=drawn.global_labelled,
             global_unlabelled=drawn.global_unlabelled,
-        )  # fmt: skip
+        )
 
     def _view(self, images: Tensor, counters: Tensor, policy: str, epoch: int) -> Tensor:
         view = make_view(images, counters, policy=policy, seed=self.seed, epoch=epoch)
@@ -364,11 +381,13 @@ class Trainer:
     def _finish_epoch(self) -> Tensor | None:
         epoch, steps = self.epoch, self.sampler.steps_per_epoch
         row: dict[str, Any] = {
-            "epoch": epoch, "lr": [float(group["lr"]) for group in self.optimizer.param_groups],
+            "epoch": epoch,
+            "lr": [float(group["lr"]) for group in self.optimizer.param_groups],
             "losses": {name: value / steps for name, value in self._total_losses().items()},
-            "mAP_ema": None, "mAP_model": None,
+            "mAP_ema": None,
+            "mAP_model": None,
             "pseudo_labels": self.probe.summary() if self.probe else None,
-        }  # fmt: skip
+        }
         scores = None
         last = epoch + 1 == self.schedule.epochs
         if self.schedule.evaluate and (last or (epoch + 1) % self.recipe.eval_every == 0):
@@ -394,9 +413,7 @@ class Trainer:
             if self.oracle is None or found["mAP"] > self.oracle["mAP"]:
                 self.oracle = {**found, "epoch": epoch, "weights": weights}
         if len(self.data.held_out):
-            held = self.scorer.scores(
-                self.ema.module.predict, "train", self.data.held_out, "test", 0
-            )
+            held = self.scorer.scores(self.ema.module.predict, "train", self.data.held_out, "test", 0)
             score = self.summarise_val(held)["mAP"]
             row["mAP_val"] = score
             if self.val is None or score > self.val["val_mAP"]:

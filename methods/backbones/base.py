@@ -62,9 +62,7 @@ class BackboneSpec:
         check_choice("backbone.channels", self.channels, ("rgb", "bgr"))
         check_choice("backbone.pool", self.pool, ("avg", "max", "mean+max"))
         if self.pool != "avg" and self.is_vlm:
-            raise UserError(
-                f"backbone {self.name!r} has its own pooling; remove pool={self.pool!r}"
-            )
+            raise UserError(f"backbone {self.name!r} has its own pooling; remove pool={self.pool!r}")
         if (self.mean is None) != (self.std is None) or (self.scale != 1 and self.mean is None):
             raise UserError("backbone: give mean and std together, and both when scale is given")
         for field in ("mean", "std"):
@@ -258,11 +256,7 @@ def weights_digest(spec: BackboneSpec) -> str:
 
 def _looks_like_file(weights: str) -> bool:
     path = Path(weights)
-    return (
-        path.is_file()
-        or len(path.parts) > 1
-        or path.suffix in (".safetensors", ".pt", ".pth", ".bin")
-    )
+    return path.is_file() or len(path.parts) > 1 or path.suffix in (".safetensors", ".pt", ".pth", ".bin")
 
 
 def _torchvision_trunk(spec: BackboneSpec, resolution: int) -> tuple[nn.Module, tuple, tuple]:
@@ -299,9 +293,7 @@ def _timm_trunk(spec: BackboneSpec, resolution: int) -> tuple[nn.Module, tuple, 
     import timm
 
     if not timm.is_model(spec.model):
-        raise UserError(
-            f"unknown timm model {spec.model!r}{nearest(spec.model, timm.list_models())}"
-        )
+        raise UserError(f"unknown timm model {spec.model!r}{nearest(spec.model, timm.list_models())}")
     options: dict[str, Any] = {"pretrained": False, "num_classes": 0}
     if spec.pool != "avg":
         options["global_pool"] = {"max": "max", "mean+max": "catavgmax"}[spec.pool]
@@ -320,7 +312,5 @@ def _timm_trunk(spec: BackboneSpec, resolution: int) -> tuple[nn.Module, tuple, 
         # The classifier's name differs by family, and some have two.
         heads = cfg.get("classifier") or ()
         heads = (heads,) if isinstance(heads, str) else tuple(heads)
-        load_weights(
-            model, read_state_dict(spec.file), str(spec.file), [f"{head}." for head in heads]
-        )
+        load_weights(model, read_state_dict(spec.file), str(spec.file), [f"{head}." for head in heads])
     return model, cfg.get("mean", IMAGENET_MEAN), cfg.get("std", IMAGENET_STD)

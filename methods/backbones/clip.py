@@ -219,9 +219,7 @@ def load_open_clip(spec: BackboneSpec, resolution: int) -> VisionLanguageModel:
         if tag:
             model = open_clip.create_model(spec.model, pretrained=tag, device="cpu")
         else:
-            model = open_clip.create_model(
-                spec.model, pretrained=None, device="cpu", pretrained_text=False
-            )
+            model = open_clip.create_model(spec.model, pretrained=None, device="cpu", pretrained_text=False)
         tokenizer = open_clip.get_tokenizer(spec.model)
     if spec.file is not None:
         _load_file(model, spec.file)
@@ -301,8 +299,7 @@ def _set_resolution(visual: Any, resolution: int, description: str) -> None:
     if resolution % step or resolution < step:
         low = max(step, resolution // step * step)
         raise UserError(
-            f"{description}: {resolution} pixels is not a multiple of {step}; "
-            f"use {low} or {low + step}"
+            f"{description}: {resolution} pixels is not a multiple of {step}; use {low} or {low + step}"
         )
     grid = resolution // step
     if grid**2 + 1 == len(holder.positional_embedding):

@@ -46,9 +46,7 @@ class TextTower(nn.Module):
         # they run through the model's own code.
         own_code = isinstance(inner, open_clip.CLIP | TextTransformer)
         self.learnable = (
-            own_code
-            and getattr(inner, "cls_emb", None) is None
-            and not getattr(inner, "use_pad_mask", False)
+            own_code and getattr(inner, "cls_emb", None) is None and not getattr(inner, "use_pad_mask", False)
         )
         self.cuttable = False
         if self.learnable:
@@ -117,14 +115,10 @@ class TextTower(nn.Module):
         elif length < self.context_length:
             padding = self.padding_embedding.to(embeddings.dtype)
             missing = self.context_length - length
-            embeddings = torch.cat(
-                [embeddings, padding.expand(len(embeddings), missing, -1)], dim=1
-            )
+            embeddings = torch.cat([embeddings, padding.expand(len(embeddings), missing, -1)], dim=1)
         return self._encode(embeddings, end)
 
-    def encode_tree(
-        self, embeddings: Tensor, positions: Tensor, mask: Tensor, ends: Tensor
-    ) -> Tensor:
+    def encode_tree(self, embeddings: Tensor, positions: Tensor, mask: Tensor, ends: Tensor) -> Tensor:
         """Return (R, K, d) features of R sequences with K texts each, see `prompts.NameTree`.
 
         For `cuttable` towers.

@@ -78,16 +78,12 @@ class LinearClassifier(nn.Module):
         scale: factor of the cosines; not used for an image-only backbone.
     """
 
-    def __init__(
-        self, backbone: Backbone, task: Task, init: str = "match", scale: float = 20.0
-    ) -> None:
+    def __init__(self, backbone: Backbone, task: Task, init: str = "match", scale: float = 20.0) -> None:
         super().__init__()
         self.cosine = isinstance(backbone, VisionLanguageModel)
         self.scale = scale if self.cosine else 1.0
         if init == "text" and not self.cosine:
-            raise UserError(
-                f"init='text' needs a text tower, {backbone.description} has none; use 'random'"
-            )
+            raise UserError(f"init='text' needs a text tower, {backbone.description} has none; use 'random'")
         weight = torch.empty(task.num_classes, backbone.dim)
         nn.init.uniform_(weight, -(backbone.dim**-0.5), backbone.dim**-0.5)
         typical = 0.0

@@ -110,9 +110,7 @@ class LogisticRegressions:
         def objective(flat: Matrix) -> tuple[float, Matrix]:
             w = torch.from_numpy(flat).reshape(unit.shape) * unit
             z = self.coordinates @ w[:-1] + w[-1]
-            loss = (weights * (F.softplus(z) - truth * z)).sum() + penalty * w[
-                :-1
-            ].square().sum() / 2
+            loss = (weights * (F.softplus(z) - truth * z)).sum() + penalty * w[:-1].square().sum() / 2
             slope = weights * (torch.sigmoid(z) - truth)
             gradient = torch.cat(
                 [self.coordinates.T @ slope + penalty * w[:-1], slope.sum(dim=0, keepdim=True)]

@@ -67,9 +67,7 @@ class NameTree(nn.Module):
         super().__init__()
         lengths = torch.tensor([len(name) for name in names])
         # Text 0 is the beginning; place counts within a text.
-        text = torch.arange(len(names) + 1).repeat_interleave(
-            torch.cat([torch.tensor([beginning]), lengths])
-        )
+        text = torch.arange(len(names) + 1).repeat_interleave(torch.cat([torch.tensor([beginning]), lengths]))
         ends = beginning + lengths.cumsum(0)
         first = torch.cat([torch.tensor([0, beginning]), ends[:-1]])
         place = torch.arange(len(text)) - first[text]
@@ -77,8 +75,7 @@ class NameTree(nn.Module):
         earlier = positions <= positions[:, None]
         seen = earlier & ((text == 0) | (text == text[:, None]))
         mask = torch.zeros(seen.shape).masked_fill(~seen, -torch.inf)
-        values = {"names": torch.cat(list(names)), "positions": positions, "mask": mask,
-                  "ends": ends - 1}  # fmt: skip
+        values = {"names": torch.cat(list(names)), "positions": positions, "mask": mask, "ends": ends - 1}
         for name, value in values.items():
             self.register_buffer(name, value.to(names[0].device), persistent=False)
 

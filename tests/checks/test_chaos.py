@@ -14,9 +14,14 @@ from tests.conftest import ROOT
 
 def chaos(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "benchmarks.checks.chaos", "--json", *words], cwd=ROOT, text=True,
-        capture_output=True, timeout=580, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False,
-    )  # fmt: skip
+        [sys.executable, "-m", "benchmarks.checks.chaos", "--json", *words],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        timeout=580,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
 
 
 @pytest.mark.slow

@@ -42,9 +42,13 @@ class LocalThreshold(FixMatch):
 
 def invariance(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "benchmarks.checks.invariance", *words], cwd=ROOT, text=True,
-        capture_output=True, timeout=580, check=False,
-    )  # fmt: skip
+        [sys.executable, "-m", "benchmarks.checks.invariance", *words],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        timeout=580,
+        check=False,
+    )
 
 
 @pytest.fixture
@@ -65,8 +69,9 @@ def test_a_run_that_fails_is_said(theirs):
 
 @pytest.mark.slow
 def test_a_method_that_depends_on_its_process_is_found(theirs):
-    done = invariance("--modules", theirs, "--methods", "fixmatch", "local_threshold",
-                      "--seeds", "1", "--json")  # fmt: skip
+    done = invariance(
+        "--modules", theirs, "--methods", "fixmatch", "local_threshold", "--seeds", "1", "--json"
+    )
     assert done.returncode == 1, done.stderr
     report = json.loads(done.stdout.splitlines()[-1])
     assert report["broken"] == 1

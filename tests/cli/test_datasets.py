@@ -41,10 +41,14 @@ def run(tmp_path):
 @pytest.fixture
 def voc(tmp_path, build_voc):
     """A small VOC2007 tree outside the data folder: 3 + 2 images, one of them without a label."""
-    build_voc(tmp_path / "voc", "2007", {
-        "trainval": {"000001": {"car": 1, "diningtable": 1}, "000002": {"cat": 1}, "000003": {}},
-        "test": {"000004": {"car": 1, "cat": 1}, "000005": {"dog": 1}},
-    })  # fmt: skip
+    build_voc(
+        tmp_path / "voc",
+        "2007",
+        {
+            "trainval": {"000001": {"car": 1, "diningtable": 1}, "000002": {"cat": 1}, "000003": {}},
+            "test": {"000004": {"car": 1, "cat": 1}, "000005": {"dog": 1}},
+        },
+    )
     return tmp_path / "voc"
 
 
@@ -83,14 +87,14 @@ def test_several_sizes_and_another_folder(tmp_path, run, voc, capsys):
     assert [line.split(", ")[3] for line in out.splitlines()] == ["16 px", "24 px"]
     assert len(list((tmp_path / "c").iterdir())) == 2
     assert f"grids read their caches in {tmp_path / 'data' / 'cache'}, not in" in err
-    run("voc2007", "--root", voc, "--size", 16, "--allow-counts",
-        "--cache", tmp_path / "data" / "." / "cache")  # fmt: skip
+    run(
+        "voc2007", "--root", voc, "--size", 16, "--allow-counts", "--cache", tmp_path / "data" / "." / "cache"
+    )
     assert "grids read" not in capsys.readouterr().err
 
 
 def test_options_reach_the_reader(tmp_path, run, voc, capsys):
-    run("voc2007", "--root", voc, "--size", 16, "--allow-counts", "--alias", "photos",
-        "--empty", "keep")  # fmt: skip
+    run("voc2007", "--root", voc, "--size", 16, "--allow-counts", "--alias", "photos", "--empty", "keep")
     out, err = capsys.readouterr()
     assert out.startswith("photos: 3 training and 2 test images")
     assert "read as voc2007" in err
@@ -103,9 +107,7 @@ def test_counts_that_differ_end_it(run, voc):
         run("voc2007", "--root", voc)
 
 
-def test_an_absent_dataset_comes_with_its_commands_and_the_others_are_prepared(
-    tmp_path, run, voc, capsys
-):
+def test_an_absent_dataset_comes_with_its_commands_and_the_others_are_prepared(tmp_path, run, voc, capsys):
     (tmp_path / "data").mkdir()
     voc.rename(tmp_path / "data" / "voc2007")
     with pytest.raises(UserError) as caught:
@@ -179,9 +181,12 @@ def test_a_grid_s_datasets_are_prepared_as_it_needs_them(tmp_path, run, voc, cap
     assert sizes == [32, 48]
     for size in sizes:
         ready = prepare(
-            open_dataset(spec, tmp_path / "data"), size, tmp_path / "data" / "cache",
-            progress=lambda *a: pytest.fail("decoded"), skip_bad=spec.skip_bad,
-        )  # fmt: skip
+            open_dataset(spec, tmp_path / "data"),
+            size,
+            tmp_path / "data" / "cache",
+            progress=lambda *a: pytest.fail("decoded"),
+            skip_bad=spec.skip_bad,
+        )
         assert f"{size} px, digest {ready.digest[:16]}" in out
 
 
@@ -194,8 +199,9 @@ def test_a_csv_of_one_s_own(tmp_path, run, save_jpeg, capsys):
     for file, part in (("train.csv", slice(0, 3)), ("test.csv", slice(3, 5))):
         lines = [f"{n},{c}" for n, c in zip(names[part], labels[part], strict=True)]
         (folder / file).write_text("\n".join(["path,labels", *lines]) + "\n", encoding="utf-8")
-    run("csv", "--root", folder, "--train", "train.csv", "--test", "test.csv", "--size", 16,
-        "--alias", "pets")  # fmt: skip
+    run(
+        "csv", "--root", folder, "--train", "train.csv", "--test", "test.csv", "--size", 16, "--alias", "pets"
+    )
     out, err = capsys.readouterr()
     assert out.startswith(
         "pets: 3 training and 2 test images, 2 classes, 1.40 labels an image, 16 px, digest "

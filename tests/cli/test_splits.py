@@ -37,8 +37,7 @@ def test_write_draws_prints_and_leaves_files(tmp_path, voc_root, capsys):
     assert write(voc_root, tmp_path, "--ratios", 0.1, 0.5, "--seeds", 1, 2) == 0
     out, err = capsys.readouterr()
     header, *rows = out.splitlines()
-    assert header.split() == ["dataset", "rule", "ratio", "seed", "labelled", "absent", "classes",
-                              "sha256"]  # fmt: skip
+    assert header.split() == ["dataset", "rule", "ratio", "seed", "labelled", "absent", "classes", "sha256"]
     dataset = opened(voc_root)
     assert len(rows) == 4
     for row, (ratio, seed) in zip(rows, ((0.1, 1), (0.1, 2), (0.5, 1), (0.5, 2)), strict=True):
@@ -131,9 +130,11 @@ def test_a_grid_names_its_splits(tmp_path, voc_root, capsys):
 def test_a_users_list_is_shown_and_not_written(tmp_path, voc_root, capsys):
     (tmp_path / "mine.json").write_text(json.dumps(list(range(45))))
     grid = tmp_path / "grid.toml"
-    grid.write_text(grid_text(voc_root, '["linear_probe"]').replace(
-        "allow_counts", f'split = "{tmp_path}/mine.json", allow_counts'
-    ))  # fmt: skip
+    grid.write_text(
+        grid_text(voc_root, '["linear_probe"]').replace(
+            "allow_counts", f'split = "{tmp_path}/mine.json", allow_counts'
+        )
+    )
     call("write", "--grid", grid, "--data", tmp_path)
     out = capsys.readouterr().out
     assert f"{tmp_path}/mine.json" in out

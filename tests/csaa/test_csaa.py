@@ -25,14 +25,11 @@ def backbone() -> VisionLanguageModel:
     torch.manual_seed(0)
     model = open_clip.CLIP(
         embed_dim=16,
-        vision_cfg=open_clip.CLIPVisionCfg(
-            layers=[1, 1, 1, 1], width=8, image_size=SIZE, head_width=64
-        ),
+        vision_cfg=open_clip.CLIPVisionCfg(layers=[1, 1, 1, 1], width=8, image_size=SIZE, head_width=64),
         text_cfg=open_clip.CLIPTextCfg(context_length=77, width=32, heads=2, layers=1),
     )
     tokenizer = open_clip.get_tokenizer("ViT-B-32")
-    return VisionLanguageModel(model, tokenizer, SIZE, "tiny test model",
-                               mean=(0.5,) * 3, std=(0.25,) * 3)  # fmt: skip
+    return VisionLanguageModel(model, tokenizer, SIZE, "tiny test model", mean=(0.5,) * 3, std=(0.25,) * 3)
 
 
 def labels() -> torch.Tensor:
@@ -51,8 +48,19 @@ def batch() -> Batch:
     def images(count):
         return torch.rand(count, 3, SIZE, SIZE, generator=generator)
 
-    return Batch(0, 0, torch.arange(4), images(4), images(4), labels(),
-                 torch.tensor([3, 7, 11]), images(3), images(3), 4, 3)  # fmt: skip
+    return Batch(
+        0,
+        0,
+        torch.arange(4),
+        images(4),
+        images(4),
+        labels(),
+        torch.tensor([3, 7, 11]),
+        images(3),
+        images(3),
+        4,
+        3,
+    )
 
 
 def refreshed(method: CSAA) -> CSAA:
@@ -63,9 +71,7 @@ def refreshed(method: CSAA) -> CSAA:
     return method
 
 
-@pytest.mark.parametrize(
-    "reading", ["semantic+class", "semantic+negative", "semantic+positive+negative"]
-)
+@pytest.mark.parametrize("reading", ["semantic+class", "semantic+negative", "semantic+positive+negative"])
 def test_logits_against_a_literal_loop(reading):
     method = build(reading=reading)
     model, images = method.classifier, batch().weak_labelled
@@ -108,9 +114,7 @@ def test_losses_are_the_written_sums():
     labelled = asymmetric_loss(logits[:4], data.targets, 0, 4, 0.05).sum()
     torch.testing.assert_close(output.losses["labelled"], labelled)
     element = asymmetric_loss(logits[4:], method.class_targets[rows].float(), 0, 4, 0.05)
-    torch.testing.assert_close(
-        output.losses["unlabelled"], (element * method.class_mask[rows]).sum()
-    )
+    torch.testing.assert_close(output.losses["unlabelled"], (element * method.class_mask[rows]).sum())
     # The pseudo-labels that the probe sees are the ones the loss used.
     assert torch.equal(output.pseudo_labels.targets.bool(), method.class_targets[rows])
     assert torch.equal(output.pseudo_labels.mask.bool(), method.class_mask[rows])

@@ -109,8 +109,9 @@ def build_dataset(folder: Path, train: int, test: int, **size: int) -> Dataset:
         labels[:, 0] = 1
         return ImageSet(names, paths, labels)
 
-    return Dataset("tiny", ("a", "b", "c"), ("a", "b", "c"),
-                   images("train", train, 0), images("test", test, 10_000))  # fmt: skip
+    return Dataset(
+        "tiny", ("a", "b", "c"), ("a", "b", "c"), images("train", train, 0), images("test", test, 10_000)
+    )
 
 
 def _builder(function: Callable) -> Callable:

@@ -111,8 +111,9 @@ def test_images_are_left_out_by_their_names(dataset):
 
 
 def test_a_name_of_both_splits_can_be_left_out_of_one():
-    one, two = (ImageSet(("1", "2"), (Path(f"/{s}/1"), Path(f"/{s}/2")), np.ones((2, 1), np.uint8))
-                for s in "ab")  # fmt: skip
+    one, two = (
+        ImageSet(("1", "2"), (Path(f"/{s}/1"), Path(f"/{s}/2")), np.ones((2, 1), np.uint8)) for s in "ab"
+    )
     dataset = Dataset("d", ("cat",), ("cat",), one, two)
     both = dataset.without(["1"])
     assert both.train.ids == both.test.ids == ("2",)

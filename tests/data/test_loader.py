@@ -234,9 +234,7 @@ def test_files_are_closed(prepared):
 )
 def test_batches_on_a_gpu_equal_the_cache(prepared):
     batches = random_batches(TRAIN, RAGGED * 20)
-    for images, positions in zip(
-        Loader(prepared, "cuda").stream("train", batches), batches, strict=True
-    ):
+    for images, positions in zip(Loader(prepared, "cuda").stream("train", batches), batches, strict=True):
         assert images.device.type == "cuda"
         torch.cuda._sleep(1_000_000)  # the copies of later batches run into this
         assert torch.equal(images.cpu(), prepared.images("train", positions))

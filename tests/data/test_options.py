@@ -12,14 +12,26 @@ from benchmarks.data.registry import CHOICES, OPTIONS, DatasetSpec, available, o
 from benchmarks.plan import grid
 from methods.errors import UserError
 
-OTHER = {"difficult": "positive", "empty": "keep", "labels": "xml", "order": "file",
-         "train": "x", "test": "x", "images": "x"}  # fmt: skip
+OTHER = {
+    "difficult": "positive",
+    "empty": "keep",
+    "labels": "xml",
+    "order": "file",
+    "train": "x",
+    "test": "x",
+    "images": "x",
+}
 HAVE = {
-    "glyphscenes": set(), "glyphscenes-dev": set(), "voc2007": set(CHOICES),
-    "voc2012": set(CHOICES), "coco2014": {"empty", "order"}, "nuswide": {"empty", "images"},
+    "glyphscenes": set(),
+    "glyphscenes-dev": set(),
+    "voc2007": set(CHOICES),
+    "voc2012": set(CHOICES),
+    "coco2014": {"empty", "order"},
+    "nuswide": {"empty", "images"},
     "coco": {"empty", "order", "train", "test", "images"},
-    "csv": {"empty", "train", "test", "images"}, "npy": {"empty", "images"},
-}  # fmt: skip
+    "csv": {"empty", "train", "test", "images"},
+    "npy": {"empty", "images"},
+}
 
 
 @pytest.mark.parametrize("name", HAVE)
@@ -30,9 +42,7 @@ def test_an_option_that_a_reader_does_not_have_is_refused(name):
         if option in HAVE[name]:
             assert getattr(DatasetSpec(name, **{option: value}), option) == value
             continue
-        with pytest.raises(
-            UserError, match=f"dataset {name!r} has no option {option!r}; "
-        ) as error:
+        with pytest.raises(UserError, match=f"dataset {name!r} has no option {option!r}; ") as error:
             DatasetSpec(name, **{option: value})
         others = [other for other in HAVE if option in HAVE[other]]
         assert all(other in str(error.value) for other in others)
@@ -50,13 +60,14 @@ def test_values_are_checked():
 def test_defaults_are_the_published_protocol():
     defaults = {field.name: field.default for field in dataclasses.fields(DatasetSpec)}
     assert {name: defaults[name] for name in CHOICES} == {
-        "difficult": "ignore", "empty": "drop", "labels": "lists", "order": "published",
-    }  # fmt: skip
+        "difficult": "ignore",
+        "empty": "drop",
+        "labels": "lists",
+        "order": "published",
+    }
     assert defaults["split"] == "published"
     assert defaults["skip_bad"] is defaults["allow_counts"] is False
-    assert DatasetSpec("voc2007", **{name: defaults[name] for name in OPTIONS}) == DatasetSpec(
-        "voc2007"
-    )
+    assert DatasetSpec("voc2007", **{name: defaults[name] for name in OPTIONS}) == DatasetSpec("voc2007")
 
 
 # -- prompts -----------------------------------------------------------------------------------
@@ -100,8 +111,13 @@ def test_options_reach_the_reader(voc):
     assert voc(order="file").train.ids == ("3", "1")
     assert voc(order="file", empty="keep", difficult="positive").test.ids == ("6", "5")
     assert voc(prompts=(("tvmonitor", "television"),)).prompts[-1] == "television"
-    options = [{}, {"difficult": "positive"}, {"empty": "keep"}, {"order": "file"},
-               {"prompts": (("tvmonitor", "television"),)}]  # fmt: skip
+    options = [
+        {},
+        {"difficult": "positive"},
+        {"empty": "keep"},
+        {"order": "file"},
+        {"prompts": (("tvmonitor", "television"),)},
+    ]
     assert len({voc(**some).digest for some in options}) == 5
     for some in options:  # where labels come from does not matter, only what they are
         assert voc(labels="xml", **some).digest == voc(**some).digest
@@ -178,9 +194,7 @@ def test_arrays_of_a_user(tmp_path, save_jpeg):
 
 
 @pytest.mark.parametrize("place", ["images/{}", "{}", "images", "."])
-def test_instances_of_a_user_with_their_images_in_the_usual_places(
-    tmp_path, build_coco, instances, place
-):
+def test_instances_of_a_user_with_their_images_in_the_usual_places(tmp_path, build_coco, instances, place):
     root = tmp_path / "mine"
     for split, images in (("train", {5: [2], 12: [1, 2]}), ("test", {7: [1]})):
         folder = root / place.format(split)
@@ -196,9 +210,10 @@ def test_instances_of_a_user_with_their_images_in_the_usual_places(
     named = {split: f"annotations/instances_{split}.json" for split in ("train", "test")}
     if "{" not in place:
         named["images"] = place
-    assert open_dataset(
-        DatasetSpec("coco", root=str(root), alias="mine", **named), tmp_path
-    ).digest == dataset.digest  # fmt: skip
+    assert (
+        open_dataset(DatasetSpec("coco", root=str(root), alias="mine", **named), tmp_path).digest
+        == dataset.digest
+    )
 
 
 def test_instances_of_a_user_of_which_one_is_missing(tmp_path, build_coco, instances):
@@ -240,11 +255,20 @@ def test_every_field_can_be_given_in_a_grid(tmp_path, monkeypatch):
         'train = "a.json", test = "b.json", images = "${PHOTOS}" }',
     )
     assert found == DatasetSpec(
-        "coco", root="/data/photos/coco", alias="mine", allow_counts=True, skip_bad=True,
-        split="stratified", classes=("cat", "dog"), empty="keep", order="file",
-        prompts=(("cat", "small cat"), ("big dog", "wolf")), train="a.json", test="b.json",
+        "coco",
+        root="/data/photos/coco",
+        alias="mine",
+        allow_counts=True,
+        skip_bad=True,
+        split="stratified",
+        classes=("cat", "dog"),
+        empty="keep",
+        order="file",
+        prompts=(("cat", "small cat"), ("big dog", "wolf")),
+        train="a.json",
+        test="b.json",
         images="/data/photos",
-    )  # fmt: skip
+    )
     (voc,) = load(tmp_path, '{ name = "voc2012", difficult = "positive", labels = "xml" }')
     assert voc == DatasetSpec("voc2012", difficult="positive", labels="xml")
     assert load(tmp_path, '"voc2007"') == [DatasetSpec("voc2007")]

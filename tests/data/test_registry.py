@@ -75,10 +75,14 @@ IMAGES = {
 def voc(tmp_path, build_voc):
     def build(year):
         train, test = IMAGES[year]
-        return build_voc(tmp_path / f"voc{year}", year, {
-            train: {"000001": {"car": 1, "diningtable": 1}, "000002": {"cat": 1}, "000003": {}},
-            test: {"000004": {"car": 1}, "000005": {"dog": 1}},
-        })  # fmt: skip
+        return build_voc(
+            tmp_path / f"voc{year}",
+            year,
+            {
+                train: {"000001": {"car": 1, "diningtable": 1}, "000002": {"cat": 1}, "000003": {}},
+                test: {"000004": {"car": 1}, "000005": {"dog": 1}},
+            },
+        )
 
     return build
 
@@ -125,8 +129,9 @@ def test_the_classic_counts_are_accepted_without_a_note(tmp_path, voc, year, cou
 
 def test_alias_root_and_classes(tmp_path, voc):
     voc("2007")
-    some = spec("voc2007", root=str(tmp_path / "voc2007"), allow_counts=True, alias="photos",
-                classes=("car", "cat"))  # fmt: skip
+    some = spec(
+        "voc2007", root=str(tmp_path / "voc2007"), allow_counts=True, alias="photos", classes=("car", "cat")
+    )
     dataset = open_dataset(some, Path("/nowhere"))
     assert dataset.name == "photos"
     assert dataset.classes == ("car", "cat")
@@ -167,9 +172,14 @@ def test_coco_arrays_and_json_give_the_same_dataset(tmp_path, save_jpeg, instanc
             image["file_name"] = f"COCO_{split}_{image['id']:012d}.jpg"
         build_coco(tmp_path / name, split, content)
     form = "{0}/COCO_{0}_{1:012d}.jpg".format
-    save_arrays(tmp_path / "arrays", {
-        "train": [form("train2014", i) for i in (100, 30, 9)], "val": [form("val2014", 7)],
-    }, 80)  # fmt: skip
+    save_arrays(
+        tmp_path / "arrays",
+        {
+            "train": [form("train2014", i) for i in (100, 30, 9)],
+            "val": [form("val2014", 7)],
+        },
+        80,
+    )
     one, two = (
         open_dataset(spec("coco2014", root=str(tmp_path / name), allow_counts=True), tmp_path)
         for name in ("arrays", "json")
@@ -217,9 +227,7 @@ def test_the_classic_counts_of_arrays_are_accepted_without_a_note(tmp_path, name
     root.mkdir()
     classes = {"coco2014": 80, "nuswide": 81}.get(name, 20)
     train, labelled, test, test_labelled = COUNTED[name]
-    for split, first, count, some in (
-        ("train", 0, train, labelled), ("val", 500_000, test, test_labelled)
-    ):  # fmt: skip
+    for split, first, count, some in (("train", 0, train, labelled), ("val", 500_000, test, test_labelled)):
         labels = np.zeros((count, classes), dtype=np.uint8)
         labels[:some, 3] = 1
         np.save(root / f"formatted_{split}_labels.npy", labels)
@@ -250,9 +258,9 @@ def test_the_classic_counts_of_coco_json_are_accepted_without_a_note(tmp_path, m
     assert dataset.notes == ()
     assert (len(dataset.train), len(dataset.test)) == (labelled, test_labelled)
     assert dataset.train.ids[:4] == ("0", "1", "10", "100")
-    (root / "annotations" / "instances_val2014.json").write_text(json.dumps(
-        {**content, "annotations": content["annotations"][:-1]}
-    ))  # fmt: skip
+    (root / "annotations" / "instances_val2014.json").write_text(
+        json.dumps({**content, "annotations": content["annotations"][:-1]})
+    )
     with pytest.raises(UserError, match=r"82,081 training and 40,136 test .* 82,081 and 40,137"):
         open_dataset(spec("coco2014"), tmp_path)
 
@@ -262,20 +270,30 @@ def test_the_classic_counts_of_coco_json_are_accepted_without_a_note(tmp_path, m
 
 def test_digests_of_published_results_stay(tmp_path, build_voc, build_coco, instances, save_jpeg):
     """As computed by the readers of commit f02a263; committed results are named after them."""
-    build_voc(tmp_path / "voc2007", "2007", {
-        "trainval": {"000012": {"car": 1, "person": 0}, "000005": {"chair": 1, "person": 1},
-                     "000007": {"sofa": 0}, "000009": {}},
-        "test": {"000004": {"diningtable": 1}, "000001": {"dog": 1, "tvmonitor": 1}},
-    })  # fmt: skip
+    build_voc(
+        tmp_path / "voc2007",
+        "2007",
+        {
+            "trainval": {
+                "000012": {"car": 1, "person": 0},
+                "000005": {"chair": 1, "person": 1},
+                "000007": {"sofa": 0},
+                "000009": {},
+            },
+            "test": {"000004": {"diningtable": 1}, "000001": {"dog": 1, "tvmonitor": 1}},
+        },
+    )
     categories = {k + 1: name for k, name in enumerate(COCO)}
     for split, images in {
-        "train2014": {9: [1, 1, 80], 30: [18], 100: [], 25: [2]}, "val2014": {7: [3], 1000: [4, 5]},
-    }.items():  # fmt: skip
+        "train2014": {9: [1, 1, 80], 30: [18], 100: [], 25: [2]},
+        "val2014": {7: [3], 1000: [4, 5]},
+    }.items():
         build_coco(tmp_path / "coco2014", split, instances(images, categories))
     root = tmp_path / "nuswide"
     for split, names in {
-        "train": ["zebra/0002_2.jpg", "actor\\0001_1.jpg", "sky/3.jpg"], "val": ["sea/0004_4.jpg"],
-    }.items():  # fmt: skip
+        "train": ["zebra/0002_2.jpg", "actor\\0001_1.jpg", "sky/3.jpg"],
+        "val": ["sea/0004_4.jpg"],
+    }.items():
         for k, name in enumerate(names):
             save_jpeg(root / "Flickr" / name.replace("\\", "/"), k)
         labels = np.zeros((len(names), 81))
@@ -342,9 +360,12 @@ def test_a_script_without_its_main_guard_ends_with_a_clear_error(tmp_path):
         f"open_dataset(DatasetSpec('glyphscenes'), Path({str(tmp_path)!r}), workers=2)\n"
     )
     ended = subprocess.run(
-        [sys.executable, str(script)], capture_output=True, text=True, timeout=60,
+        [sys.executable, str(script)],
+        capture_output=True,
+        text=True,
+        timeout=60,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])},
-    )  # fmt: skip
+    )
     assert ended.returncode != 0
     assert "a rendering process died" in ended.stderr.splitlines()[-1]
     assert "put its work under `if __name__ == '__main__':`" in ended.stderr
@@ -363,15 +384,12 @@ def real_data(*parts):
 
 def test_real_voc_photographs():
     root = real_data("voc2007-subset")
-    frequent = ("bicycle", "bus", "car", "cat", "chair", "dog", "motorbike", "person", "sofa",
-                "train")  # fmt: skip
+    frequent = ("bicycle", "bus", "car", "cat", "chair", "dog", "motorbike", "person", "sofa", "train")
     with pytest.raises(UserError, match="996 training and 1,011 test"):
         open_dataset(spec("voc2007", root=str(root)), Path("."))
     whole = open_dataset(spec("voc2007", root=str(root), allow_counts=True), Path("."))
     assert (len(whole.train), len(whole.test)) == (996, 1011)
-    some = open_dataset(
-        spec("voc2007", root=str(root), allow_counts=True, classes=frequent), Path(".")
-    )
+    some = open_dataset(spec("voc2007", root=str(root), allow_counts=True, classes=frequent), Path("."))
     assert some.classes == frequent
     # counted independently, by reading the lists line by line
     lists = root / "VOCdevkit" / "VOC2007" / "ImageSets" / "Main"

@@ -27,12 +27,12 @@ def test_uniforms_equal_a_literal_loop_over_python_integers():
         indices = np.array([0, 1, 5, 81_999, 2**40])
         expected = [
             [
-                (mix(literal_key(seed, epoch, stream, int(i)) + (j + 1) * 0x9E3779B97F4A7C15 & MASK)
-                 >> 11) * 2.0**-53
+                (mix(literal_key(seed, epoch, stream, int(i)) + (j + 1) * 0x9E3779B97F4A7C15 & MASK) >> 11)
+                * 2.0**-53
                 for j in range(4)
             ]
             for i in indices
-        ]  # fmt: skip
+        ]
         assert uniforms(seed, epoch, indices, stream, 4).tolist() == expected
 
 

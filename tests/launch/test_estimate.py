@@ -49,24 +49,33 @@ def jobs(prepared) -> dict[str, Job]:
 
 
 def finish(
-    workspace: Workspace, job: Job, seconds: float, images: int, *, device: str = GPU,
-    wall: float | None = None, age: float = 0.0, attempts: int = 1, processes: int = 1,
-    epochs: int | None = None, hyper: dict | None = None, seed: int = 9,
-):  # fmt: skip
+    workspace: Workspace,
+    job: Job,
+    seconds: float,
+    images: int,
+    *,
+    device: str = GPU,
+    wall: float | None = None,
+    age: float = 0.0,
+    attempts: int = 1,
+    processes: int = 1,
+    epochs: int | None = None,
+    hyper: dict | None = None,
+    seed: int = 9,
+):
     """A finished run like `job`, but for what is given; `wall` None makes it a copy."""
     recipe = dict(job.spec.recipe) | ({"epochs": epochs} if epochs else {})
-    spec = dataclasses.replace(
-        job.spec, seed=seed, recipe=recipe, hyper={**job.spec.hyper, **(hyper or {})}
-    )
+    spec = dataclasses.replace(job.spec, seed=seed, recipe=recipe, hyper={**job.spec.hyper, **(hyper or {})})
     folder = workspace.store.directory(spec.run_id, spec.record())
     folder.mkdir(parents=True)
     for number in range(1, attempts + 1):
         (folder / f"lease.{number:06d}").write_text("{}")
     record = {
-        "spec": spec.record(), "provenance": {"processes": processes},
+        "spec": spec.record(),
+        "provenance": {"processes": processes},
         "cost": {"seconds": seconds, "device": device, "images_seen": images},
         "split": {"labelled": 45, "held_out": 0, "unlabelled": 45},
-    }  # fmt: skip
+    }
     (folder / "result.json").write_text(json.dumps(record))
     (folder / "spec.json").write_text("{}")
     done = 1_700_000_000 - age

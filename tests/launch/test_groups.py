@@ -91,8 +91,9 @@ def troubled(tmp_path_factory, trouble, voc_root):
     methods = '["raises", "hangs", "stopped", "fills", "supervised"]'
     grid = command.folder / "grid.toml"
     grid.write_text(f'modules = ["{trouble}"]\n' + grid_text(voc_root, methods))
-    out, err = command("--grid", str(grid), "--processes", "2", "--workers", "1", "--no-plots",
-                       "--hang-seconds", "8", code=1)  # fmt: skip
+    out, err = command(
+        "--grid", str(grid), "--processes", "2", "--workers", "1", "--no-plots", "--hang-seconds", "8", code=1
+    )
     return command, out, err
 
 
@@ -129,8 +130,7 @@ def test_a_process_that_hangs_alone_fails_its_run_and_the_next_is_done(command, 
     grid = command.folder / "grid.toml"
     text = grid_text(voc_root, '["hangs", "supervised"]')
     grid.write_text(f'modules = ["{trouble}"]\n{text}')
-    _, err = command("--grid", str(grid), "--workers", "1", "--no-plots", "--hang-seconds", "8",
-                     code=1)  # fmt: skip
+    _, err = command("--grid", str(grid), "--workers", "1", "--no-plots", "--hang-seconds", "8", code=1)
     (line,) = {line for line in err.splitlines() if line.startswith("failed: hangs ")}
     assert re.search(r"Hung: .*process \d+ hangs at epoch 0 step 3, forward pass for 8 s", line)
     assert result_of(command.runs, "supervised")
@@ -150,10 +150,15 @@ print("ended")
 
 def test_a_process_that_was_stopped_did_not_hang(tmp_path):
     hanging, stopped = (
-        subprocess.Popen([sys.executable, "-c", WATCHED, str(tmp_path)], cwd=ROOT, text=True,
-                         stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        subprocess.Popen(
+            [sys.executable, "-c", WATCHED, str(tmp_path)],
+            cwd=ROOT,
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
         for _ in range(2)
-    )  # fmt: skip
+    )
     for process in (hanging, stopped):
         assert process.stdout.readline() == "watched\n"
     stopped.send_signal(signal.SIGSTOP)  # as by Ctrl-Z, or where Slurm suspends jobs
@@ -190,16 +195,13 @@ def calm(tmp_path_factory, voc_root):
 def in_the_middle(runs: Path):
     """The run has saved a step inside its second epoch."""
     return lambda: (
-        list((runs / "store").glob("*/csaa/*/checkpoints/00001-*[1-9]"))
-        and len(ranks_of(runs)) == 2
+        list((runs / "store").glob("*/csaa/*/checkpoints/00001-*[1-9]")) and len(ranks_of(runs)) == 2
     )
 
 
 def assert_same_bytes(one: CommandLine, two: CommandLine):
     first, second = (result_of(command.runs, "csaa") for command in (one, two))
-    assert (first[0] / "predictions.npz").read_bytes() == (
-        second[0] / "predictions.npz"
-    ).read_bytes()
+    assert (first[0] / "predictions.npz").read_bytes() == (second[0] / "predictions.npz").read_bytes()
     assert first[1]["metrics"] == second[1]["metrics"]
     assert second[1]["provenance"]["processes"] == 2
 
@@ -220,9 +222,7 @@ def test_a_killed_process_is_replaced_and_the_bytes_are_the_same(tmp_path, calm,
     assert_same_bytes(one, rough)
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGTERM, pytest.param(signal.SIGUSR2, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR2, marks=pytest.mark.slow)])
 def test_a_launcher_that_is_asked_to_stop_saves_and_goes_on_later(tmp_path, calm, number):
     one, words = calm
     rough = CommandLine(tmp_path)
@@ -260,23 +260,46 @@ def test_one_rank_that_is_told_to_stop_stops_them_all(tmp_path, calm):
         ["torch.distributed.run", "--nproc-per-node", "2", "--standalone"],
         # accelerate's --cpu starts one process, whatever number it is given.
         pytest.param(
-            ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
-             "--num_machines", "1", "--main_process_port", "0", "--mixed_precision", "no",
-             "--dynamo_backend", "no"],
+            [
+                "accelerate.commands.launch",
+                "--multi_gpu",
+                "--num_processes",
+                "2",
+                "--num_machines",
+                "1",
+                "--main_process_port",
+                "0",
+                "--mixed_precision",
+                "no",
+                "--dynamo_backend",
+                "no",
+            ],
             marks=pytest.mark.slow,
         ),
     ],
     ids=["torchrun", "accelerate"],
-)  # fmt: skip
+)
 def test_the_command_works_under_other_launchers(tmp_path, calm, launcher):
     one, words = calm
     command = CommandLine(tmp_path)
     done = subprocess.run(
-        [sys.executable, "-m", *launcher, str(ROOT / "benchmarks" / "run.py"), *words, "--data",
-         str(command.data), "--runs", str(command.runs)],
-        capture_output=True, text=True, timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            *launcher,
+            str(ROOT / "benchmarks" / "run.py"),
+            *words,
+            "--data",
+            str(command.data),
+            "--runs",
+            str(command.runs),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("csaa") == 1  # one table, of one process
     # Each launcher has its own number of threads, which adds up in another order.
@@ -331,9 +354,7 @@ def test_zero_does_not_go_with_every_precision(tmp_path, capsys, voc_root, preci
         ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "would divide every loss"),
     ],
 )
-def test_variables_that_would_change_the_training_are_refused(
-    monkeypatch, variable, value, message
-):
+def test_variables_that_would_change_the_training_are_refused(monkeypatch, variable, value, message):
     monkeypatch.setenv(variable, value)
     with pytest.raises(UserError, match=message):
         make("ddp", "fp32", Group())
@@ -351,12 +372,18 @@ def test_a_worker_that_refuses_its_environment_says_so(command, voc_root, monkey
 def test_a_rank_that_is_left_in_the_environment_makes_no_group():
     # As under `srun` or in a shell of a launcher: accelerate would look for others at MASTER_ADDR.
     left = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
-    script = "from benchmarks.training.group import Group; from benchmarks.training.strategy import make; " \
-             "print(make('ddp', 'fp32', Group.join()).accelerator.num_processes)"  # fmt: skip
+    script = (
+        "from benchmarks.training.group import Group; from benchmarks.training.strategy import make; "
+        "print(make('ddp', 'fp32', Group.join()).accelerator.num_processes)"
+    )
     done = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False,
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
         env={**{k: v for k, v in os.environ.items() if k != "MASTER_ADDR"}, **left},
-    )  # fmt: skip
+    )
     assert (done.stdout, done.returncode) == ("1\n", 0), done.stderr
 
 

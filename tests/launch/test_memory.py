@@ -25,10 +25,13 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the setting is one of glibc")
 def test_large_blocks_are_faulted_in_once():
     faults = {
-        how: int(subprocess.run([sys.executable, "-c", FAULTS, how], check=True, text=True,
-                                capture_output=True).stdout)
+        how: int(
+            subprocess.run(
+                [sys.executable, "-c", FAULTS, how], check=True, text=True, capture_output=True
+            ).stdout
+        )
         for how in ("keep", "leave")
-    }  # fmt: skip
+    }
     assert faults["leave"] > 30_000  # four times 40 MiB in pages of 4 KiB
     assert faults["keep"] < 2_000
 

@@ -19,7 +19,7 @@ from benchmarks.launch.slurm import (
     launch,
     propose,
     shortened,
-)  # fmt: skip
+)
 from methods.errors import UserError
 from results.store import RunStore
 from slurm import client
@@ -35,15 +35,15 @@ class Stage:
 def job(name: str, kind: str = "semi", dataset: str = "voc", stages=(), precision: str = "fp32"):
     recipe = SimpleNamespace(precision=precision, strategy="ddp")
     return SimpleNamespace(
-        spec=SimpleNamespace(run_id=name, dataset=dataset), stages=tuple(stages),
+        spec=SimpleNamespace(run_id=name, dataset=dataset),
+        stages=tuple(stages),
         cell=SimpleNamespace(kind=kind, recipe=recipe),
-    )  # fmt: skip
+    )
 
 
 def packed(jobs, stages=(), processes=1, target=100.0, seconds=30.0):
     length = seconds if callable(seconds) else lambda job: seconds
-    return pack(jobs, list(stages), processes, target, of_run=length,
-                of_stage=lambda stage, job: 10.0)  # fmt: skip
+    return pack(jobs, list(stages), processes, target, of_run=length, of_stage=lambda stage, job: 10.0)
 
 
 def test_bundles_are_filled_to_their_length_and_hold_every_run_once():
@@ -66,8 +66,11 @@ def test_what_a_process_is_set_up_for_and_how_many_there_are_keep_runs_apart():
     jobs = [job("a"), job("b", precision="bf16"), job("c", kind="fit"), job("d", dataset="coco")]
     found = packed(jobs, processes=4)
     assert {bundle.run_ids: (bundle.precision, bundle.processes) for bundle in found} == {
-        ("a",): ("fp32", 4), ("b",): ("bf16", 4), ("c",): ("fp32", 1), ("d",): ("fp32", 4),
-    }  # fmt: skip
+        ("a",): ("fp32", 4),
+        ("b",): ("bf16", 4),
+        ("c",): ("fp32", 1),
+        ("d",): ("fp32", 4),
+    }
 
 
 def test_stages_come_first_and_only_their_runs_wait_for_them():
@@ -76,11 +79,13 @@ def test_stages_come_first_and_only_their_runs_wait_for_them():
     found = packed(jobs, [(warm, jobs[0]), (features, jobs[2])], processes=2)
     assert [bundle.kind for bundle in found] == ["stages", "stages", "runs", "runs"]
     assert [(bundle.stage_ids, bundle.processes) for bundle in found[:2]] == [
-        (("w",), 2), (("f",), 1),
-    ]  # fmt: skip
+        (("w",), 2),
+        (("f",), 1),
+    ]
     assert {bundle.run_ids: bundle.needs for bundle in found[2:]} == {
-        ("a", "b"): ("w",), ("c",): (),
-    }  # fmt: skip
+        ("a", "b"): ("w",),
+        ("c",): (),
+    }
 
 
 def test_arrays_hold_bundles_of_one_shape_that_wait_for_one_dataset():
@@ -88,14 +93,22 @@ def test_arrays_hold_bundles_of_one_shape_that_wait_for_one_dataset():
         return Bundle(kind, "fp32", "ddp", dataset, processes, needs=needs)
 
     bundles = [
-        bundle("stages", "voc", 1), bundle("stages", "coco", 1), bundle("runs", "voc", 1, ("w",)),
-        bundle("runs", "coco", 1, ("x",)), bundle("runs", "voc", 1), bundle("runs", "coco", 1),
+        bundle("stages", "voc", 1),
+        bundle("stages", "coco", 1),
+        bundle("runs", "voc", 1, ("w",)),
+        bundle("runs", "coco", 1, ("x",)),
+        bundle("runs", "voc", 1),
+        bundle("runs", "coco", 1),
         bundle("runs", "voc", 8),
-    ]  # fmt: skip
+    ]
     found = arrays(Cluster(Profile(processes_per_node=4), processes=8), bundles)
     assert [(array.bundles, array.nodes, array.each) for array in found] == [
-        ((0, 1), 1, 1), ((2,), 1, 1), ((3,), 1, 1), ((4, 5), 1, 1), ((6,), 2, 4),
-    ]  # fmt: skip
+        ((0, 1), 1, 1),
+        ((2,), 1, 1),
+        ((3,), 1, 1),
+        ((4, 5), 1, 1),
+        ((6,), 2, 4),
+    ]
 
 
 def test_many_jobs_to_wait_for_are_named_by_their_arrays():
@@ -111,8 +124,12 @@ def ready(tmp_path, monkeypatch):
         Bundle("runs", "fp32", "ddp", "voc", 1, run_ids=("a",), needs=("w",), seconds=1.0),
     ]
     proposal = SimpleNamespace(
-        cluster=Cluster(Profile()), jobs=[], submitted=[job("a")], bundles=bundles, stages=[],
-    )  # fmt: skip
+        cluster=Cluster(Profile()),
+        jobs=[],
+        submitted=[job("a")],
+        bundles=bundles,
+        stages=[],
+    )
     calls: list[tuple[str, ...]] = []
     asked = []
 
@@ -123,18 +140,26 @@ def ready(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "propose", lambda *arguments: proposal)
     monkeypatch.setattr(module, "largest_array", lambda profile: 100)
     monkeypatch.setattr(module, "snapshot", lambda folder: tmp_path)
-    monkeypatch.setattr(module, "plan_record", lambda *arguments: {
-        "bundles": [bundle.record() for bundle in bundles], "job_name": "ssmll-x",
-    })  # fmt: skip
+    monkeypatch.setattr(
+        module,
+        "plan_record",
+        lambda *arguments: {
+            "bundles": [bundle.record() for bundle in bundles],
+            "job_name": "ssmll-x",
+        },
+    )
     monkeypatch.setattr(module, "submit", submit)
     monkeypatch.setattr(client, "call", lambda *words: calls.append(words) or "")
     workspace = SimpleNamespace(runs=tmp_path / "runs")
     (tmp_path / "runs").mkdir()
     grid = SimpleNamespace(name="x")
     return SimpleNamespace(
-        go=lambda: launch(grid, proposal, workspace, lambda line: None), asked=asked, calls=calls,
-        launches=tmp_path / "runs" / "slurm" / "launches", monkeypatch=monkeypatch,
-    )  # fmt: skip
+        go=lambda: launch(grid, proposal, workspace, lambda line: None),
+        asked=asked,
+        calls=calls,
+        launches=tmp_path / "runs" / "slurm" / "launches",
+        monkeypatch=monkeypatch,
+    )
 
 
 def test_runs_wait_for_the_jobs_of_their_stages(ready):
@@ -185,8 +210,11 @@ def test_a_run_that_was_begun_too_often_is_left_out_until_it_is_retried(tmp_path
         one.directory = lambda workspace, place=place: place
         jobs.append(one)
     monkeypatch.setattr(client, "available", lambda: False)
-    monkeypatch.setattr(module, "Estimates", lambda *a, **k: SimpleNamespace(
-        run=lambda job: SimpleNamespace(seconds=1.0, source="")))  # fmt: skip
+    monkeypatch.setattr(
+        module,
+        "Estimates",
+        lambda *a, **k: SimpleNamespace(run=lambda job: SimpleNamespace(seconds=1.0, source="")),
+    )
     workspace = SimpleNamespace(store=store, runs=tmp_path)
     bounded = propose(Cluster(Profile(), max_attempts=3), jobs, workspace)
     assert bounded.exhausted == {"a" * 64}

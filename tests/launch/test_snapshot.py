@@ -25,8 +25,11 @@ def copy(tmp_path, monkeypatch):
     (root / ".gitignore").write_text("runs/\n")
 
     def git(*words: str) -> None:
-        subprocess.run(["git", "-C", str(root), "-c", "user.name=a", "-c", "user.email=a@b",
-                        *words], check=True, capture_output=True)  # fmt: skip
+        subprocess.run(
+            ["git", "-C", str(root), "-c", "user.name=a", "-c", "user.email=a@b", *words],
+            check=True,
+            capture_output=True,
+        )
 
     git("init")
     git("add", ".")
@@ -48,11 +51,13 @@ def test_a_copy_holds_changes_and_new_files_and_stays_as_it_was(copy, tmp_path):
     assert place.name == f"{state['commit'][:12]}-{state['dirty']}"
     (copy / "benchmarks" / "__init__.py").write_text("VALUE = 3\n")
     shown = subprocess.run(
-        [sys.executable, "-c",
-         "import benchmarks, benchmarks.mine as m; print(benchmarks.VALUE, m.NEW)"],
-        env={**os.environ, "PYTHONPATH": str(place)}, cwd=tmp_path, capture_output=True, text=True,
+        [sys.executable, "-c", "import benchmarks, benchmarks.mine as m; print(benchmarks.VALUE, m.NEW)"],
+        env={**os.environ, "PYTHONPATH": str(place)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
         check=True,
-    )  # fmt: skip
+    )
     assert shown.stdout == "2 True\n"
     assert not (place / "runs").exists()
     assert json.loads((place / CODE_FILE).read_text()) == state

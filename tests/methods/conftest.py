@@ -38,14 +38,25 @@ MODELS = {
     },
     "tiny-coca": {
         "embed_dim": 24,
-        "vision_cfg": {**VIT, "attentional_pool": True, "attn_pooler_heads": 2,
-                       "attn_pooler_queries": 4, "output_tokens": True},
+        "vision_cfg": {
+            **VIT,
+            "attentional_pool": True,
+            "attn_pooler_heads": 2,
+            "attn_pooler_queries": 4,
+            "output_tokens": True,
+        },
         "text_cfg": {**TEXT, "context_length": 76, "embed_cls": True, "output_tokens": True},
-        "multimodal_cfg": {"context_length": 76, "vocab_size": 49408, "width": 32, "heads": 2,
-                           "layers": 1, "attn_pooler_heads": 2},
+        "multimodal_cfg": {
+            "context_length": 76,
+            "vocab_size": 49408,
+            "width": 32,
+            "heads": 2,
+            "layers": 1,
+            "attn_pooler_heads": 2,
+        },
         "custom_text": True,
     },
-}  # fmt: skip
+}
 NAMES = ("cat", "traffic light", "dog", "hair drier")
 
 
@@ -98,11 +109,17 @@ def make_batch(task):
             return torch.rand(count, 3, size, size, generator=generator)
 
         return Batch(
-            epoch=0, step=0, labelled=torch.arange(labelled), weak_labelled=images(labelled),
-            strong_labelled=images(labelled), targets=task.labels[:labelled],
-            unlabelled=torch.arange(unlabelled), weak_unlabelled=images(unlabelled),
-            strong_unlabelled=images(unlabelled), global_labelled=labelled,
+            epoch=0,
+            step=0,
+            labelled=torch.arange(labelled),
+            weak_labelled=images(labelled),
+            strong_labelled=images(labelled),
+            targets=task.labels[:labelled],
+            unlabelled=torch.arange(unlabelled),
+            weak_unlabelled=images(unlabelled),
+            strong_unlabelled=images(unlabelled),
+            global_labelled=labelled,
             global_unlabelled=unlabelled,
-        )  # fmt: skip
+        )
 
     return build

@@ -32,8 +32,9 @@ def test_seeded_block_draws_the_same_and_leaves_no_trace():
 def test_saved_state_of_another_shape_of_method_is_refused(load, task):
     method = methods.create("dualcoop", backbone=load(), task=task)
     state = method.training_state()
-    assert not any("visual" in name and "running" not in name and "num_b" not in name
-                   for name in state)  # a frozen tower is not saved again and again  # fmt: skip
+    assert not any(
+        "visual" in name and "running" not in name and "num_b" not in name for name in state
+    )  # a frozen tower is not saved again and again
     del state["positive.context"]
     with pytest.raises(ValueError, match=r"missing \['positive.context'\]"):
         method.load_training_state(state)

@@ -28,9 +28,7 @@ def build(load, task):
     """Function from a name to a fresh method that has seen pool scores if it wants them."""
 
     def make(name, **overrides):
-        method = methods.create(
-            name, backbone=load(), task=task, **{**SMALL.get(name, {}), **overrides}
-        )
+        method = methods.create(name, backbone=load(), task=task, **{**SMALL.get(name, {}), **overrides})
         if method.wants_pool(0):
             generator = torch.Generator().manual_seed(2)
             columns = method.score_pool(torch.rand(2, 3, 64, 64, generator=generator)).shape[1]
@@ -59,21 +57,32 @@ def part(batch, labelled, unlabelled):
 def in_float64(batch):
     """The same batch as the trainer makes it for precision "fp64"."""
     values = {field.name: getattr(batch, field.name) for field in dataclasses.fields(Batch)}
-    floats = {
-        k: v.double() for k, v in values.items() if torch.is_tensor(v) and v.is_floating_point()
-    }
+    floats = {k: v.double() for k, v in values.items() if torch.is_tensor(v) and v.is_floating_point()}
     return dataclasses.replace(batch, **floats)
 
 
 def test_nothing_handed_to_a_method_can_hold_a_hidden_label():
     # Labels exist for the labelled images only; a new field has to be thought about here.
     assert {f.name for f in dataclasses.fields(Task)} == {
-        "classes", "prompts", "labels", "num_unlabelled", "seed",
-    }  # fmt: skip
+        "classes",
+        "prompts",
+        "labels",
+        "num_unlabelled",
+        "seed",
+    }
     assert {f.name for f in dataclasses.fields(Batch)} == {
-        "epoch", "step", "labelled", "weak_labelled", "strong_labelled", "targets", "unlabelled",
-        "weak_unlabelled", "strong_unlabelled", "global_labelled", "global_unlabelled",
-    }  # fmt: skip
+        "epoch",
+        "step",
+        "labelled",
+        "weak_labelled",
+        "strong_labelled",
+        "targets",
+        "unlabelled",
+        "weak_unlabelled",
+        "strong_unlabelled",
+        "global_labelled",
+        "global_unlabelled",
+    }
     assert {f.name for f in dataclasses.fields(Pool)} == {"epoch", "scores", "extra"}
 
 

@@ -40,9 +40,7 @@ def test_step_uses_code_locations_and_the_weighted_pair_loss(load, task, make_ba
     method = methods.create("dualcoop", backbone=vlm, task=task, context_length=4, loss_weight=0.5)
     batch = make_batch()
     with torch.no_grad():
-        _, local = vlm.dense_features(
-            batch.strong_labelled, positional_embedding=True, mean_token=True
-        )
+        _, local = vlm.dense_features(batch.strong_labelled, positional_embedding=True, mean_token=True)
     plus, minus = literal_logits(local, method.positive().detach(), method.negative().detach())
     loss = methods.losses.pair_asymmetric_loss(plus, minus, batch.targets).sum() * 0.5
     assert torch.allclose(method(batch).losses["labelled"], loss, rtol=1e-3)

@@ -26,9 +26,7 @@ def test_asymmetric_loss_equals_the_literal_formula(gamma_pos, gamma_neg, clip):
     assert found.shape == (10, 6)
     for i in range(10):
         for k in range(6):
-            expected = literal_asl(
-                float(logits[i, k]), float(targets[i, k]), gamma_pos, gamma_neg, clip
-            )
+            expected = literal_asl(float(logits[i, k]), float(targets[i, k]), gamma_pos, gamma_neg, clip)
             assert float(found[i, k]) == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 

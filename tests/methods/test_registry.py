@@ -191,8 +191,7 @@ def test_construction_is_reproducible_and_leaves_the_generator_alone(task, load)
     torch.manual_seed(5)
     before = torch.get_rng_state()
     states = [
-        methods.create("supervised", backbone=load(), task=task, init="random").state_dict()
-        for _ in range(2)
+        methods.create("supervised", backbone=load(), task=task, init="random").state_dict() for _ in range(2)
     ]
     assert torch.equal(torch.get_rng_state(), before)
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])

@@ -20,9 +20,7 @@ def test_softmax_couples_the_classes(load, task):
     vlm = load()
     features = torch.randn(40, 24)
     plain = methods.create("zero_shot", backbone=vlm, task=task).predict(features)
-    coupled = methods.create("zero_shot", backbone=vlm, task=task, score="softmax").predict(
-        features
-    )
+    coupled = methods.create("zero_shot", backbone=vlm, task=task, score="softmax").predict(features)
     p = torch.softmax(vlm.logit_scale * plain, dim=1)
     assert torch.allclose(torch.sigmoid(coupled), p, atol=1e-5)
     # The ranking of a class's images is that of the probability, not of the cosine.

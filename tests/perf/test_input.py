@@ -21,10 +21,12 @@ def test_the_json_line_has_every_figure(tmp_path):
     photographs = perf.write_photographs(tmp_path / "photographs", 12)
     options = ["--json", "--size", "32", "--batch", "4", "--workers", "1", "--seconds", "1"]
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.perf", "input", *options,
-         "--images", str(photographs[0].parent)],
-        capture_output=True, text=True, timeout=300, check=True,
-    )  # fmt: skip
+        [sys.executable, "-m", "benchmarks.perf", "input", *options, "--images", str(photographs[0].parent)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
+    )
     (line,) = done.stdout.splitlines()
     found = json.loads(line)
     assert found["ratio"] == found["pairs_per_second"] / found["pillow_pairs_per_second"]
@@ -41,10 +43,13 @@ def test_the_json_line_has_every_figure(tmp_path):
     assert "32 pixels" in table
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    (["--images", "nowhere"], "--images nowhere is not a folder"),
-    (["--images", "."], "0 image files; at least 2 are needed"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--images", "nowhere"], "--images nowhere is not a folder"),
+        (["--images", "."], "0 image files; at least 2 are needed"),
+    ],
+)
 def test_wrong_folders_are_told(options, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["input", *options]) == 2
@@ -90,8 +95,7 @@ def test_the_reference_decodes_once_and_makes_both_views(tmp_path, monkeypatch):
     assert weak.dtype == strong.dtype == torch.float32
     picture = original(path).convert("RGB")
     candidates = [
-        np.asarray(p.resize((48, 48), Image.Resampling.BILINEAR))
-        for p in (picture, ImageOps.mirror(picture))
+        np.asarray(p.resize((48, 48), Image.Resampling.BILINEAR)) for p in (picture, ImageOps.mirror(picture))
     ]
     found = (weak * 255).round().byte().permute(1, 2, 0).numpy()
     assert any((found == candidate).all() for candidate in candidates)

@@ -24,8 +24,7 @@ from tests.conftest import ROOT, grid_text
 def grid(tmp_path, voc_root):
     """45 unlabelled images in 8 steps an epoch, in 4 with twice the batch."""
     path = tmp_path / "grid.toml"
-    path.write_text(grid_text(voc_root, '["supervised", "csaa"]',
-                              batch_labelled=3, batch_unlabelled=6))  # fmt: skip
+    path.write_text(grid_text(voc_root, '["supervised", "csaa"]', batch_labelled=3, batch_unlabelled=6))
     return path
 
 
@@ -53,8 +52,10 @@ def team(*pipes):
 def test_what_the_rates_count():
     single = [team(Pipe(perf.Took(64, 0, 2), perf.Took(64, 0, 2))), team(Pipe(perf.Took(64, 0, 4)))]
     # Both ranks of a group count the images of all of it; it took from the first start to the end.
-    strong = team(Pipe(perf.Took(64, 10, 11), perf.Took(64, 0, 1), perf.Took(64, 0, 1)),
-                  Pipe(perf.Took(64, 9, 10.5), perf.Took(64, 5, 7)))  # fmt: skip
+    strong = team(
+        Pipe(perf.Took(64, 10, 11), perf.Took(64, 0, 1), perf.Took(64, 0, 1)),
+        Pipe(perf.Took(64, 9, 10.5), perf.Took(64, 5, 7)),
+    )
     weak = team(Pipe(perf.Took(128, 0, 2)), Pipe(perf.Took(128, 0, 2)))
 
     def rate(name):
@@ -118,28 +119,68 @@ def test_a_process_apart_asks_nobody(grid, tmp_path):
 
 def test_the_table_names_every_figure():
     found = {
-        "ratio": 0.75, "ratio_weak": 0.86, "ceiling": 0.95, "ratio_of_fastest": 0.78,
+        "ratio": 0.75,
+        "ratio_weak": 0.86,
+        "ceiling": 0.95,
+        "ratio_of_fastest": 0.78,
         "factors": {"batch": 0.9, "machine": 0.95, "exchange": 0.88},
-        "exchange_share": 0.12, "exchange_share_weak": 0.09, "ratios": [0.7, 0.8],
+        "exchange_share": 0.12,
+        "exchange_share_weak": 0.09,
+        "ratios": [0.7, 0.8],
         "images_per_second": {"one": 300.0, "strong": 450.0, "weak": 516.0, "side_by_side": 570.0},
-        "method": "csaa", "dataset": "scenes", "resolution": 128, "batch": [8, 56], "steps": 8,
-        "rounds": 2, "machine": {"cpu": "a processor", "cores": 2}, "load": 0.5,
+        "method": "csaa",
+        "dataset": "scenes",
+        "resolution": 128,
+        "batch": [8, 56],
+        "steps": 8,
+        "rounds": 2,
+        "machine": {"cpu": "a processor", "cores": 2},
+        "load": 0.5,
         "versions": {"torch": "2.0"},
-    }  # fmt: skip
+    }
     table = perf.table(found)
-    for text in ("csaa on scenes", "batches of 8 + 56", "450 images / s  75.0%", "86.0%", "95.0%",
-                 "ratio 0.750 (0.700 to 0.800", "0.900 x", "0.950 x", "exchange 0.880", "12.0%",
-                 "a processor, 2 cores, load 0.5 before; torch 2.0"):  # fmt: skip
+    for text in (
+        "csaa on scenes",
+        "batches of 8 + 56",
+        "450 images / s  75.0%",
+        "86.0%",
+        "95.0%",
+        "ratio 0.750 (0.700 to 0.800",
+        "0.900 x",
+        "0.950 x",
+        "exchange 0.880",
+        "12.0%",
+        "a processor, 2 cores, load 0.5 before; torch 2.0",
+    ):
         assert text in table
 
 
 @pytest.mark.slow
 def test_the_json_line_has_every_figure(grid, tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.perf", "scaling", "--json", "--method", "csaa",
-         "--grid", str(grid), "--steps", "2", "--rounds", "1", "--data", str(tmp_path / "data")],
-        capture_output=True, text=True, timeout=300, check=True, cwd=ROOT,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "benchmarks.perf",
+            "scaling",
+            "--json",
+            "--method",
+            "csaa",
+            "--grid",
+            str(grid),
+            "--steps",
+            "2",
+            "--rounds",
+            "1",
+            "--data",
+            str(tmp_path / "data"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
+        cwd=ROOT,
+    )
     (line,) = done.stdout.splitlines()
     found = json.loads(line)
     rates, factors = found["images_per_second"], found["factors"]

@@ -24,8 +24,11 @@ from tests.conftest import ROOT, grid_text
 def grid(tmp_path, voc_root):
     """45 unlabelled images in 8 steps an epoch."""
     path = tmp_path / "grid.toml"
-    path.write_text(grid_text(voc_root, '["zero_shot", "supervised", "fixmatch", "csaa"]',
-                              batch_labelled=3, batch_unlabelled=6))  # fmt: skip
+    path.write_text(
+        grid_text(
+            voc_root, '["zero_shot", "supervised", "fixmatch", "csaa"]', batch_labelled=3, batch_unlabelled=6
+        )
+    )
     return path
 
 
@@ -87,11 +90,30 @@ def test_the_bare_loop_does_without_average_and_schedule(grid, tmp_path):
 
 def test_the_json_line_has_every_figure(grid, tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.perf", "trainer", "--json", "--method", "csaa",
-         "--grid", str(grid), "--steps", "2", "--rounds", "2", "--data", str(tmp_path / "data")],
-        capture_output=True, text=True, timeout=300, check=True, cwd=ROOT,
+        [
+            sys.executable,
+            "-m",
+            "benchmarks.perf",
+            "trainer",
+            "--json",
+            "--method",
+            "csaa",
+            "--grid",
+            str(grid),
+            "--steps",
+            "2",
+            "--rounds",
+            "2",
+            "--data",
+            str(tmp_path / "data"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
+        cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    )
     (line,) = done.stdout.splitlines()
     found = json.loads(line)
     assert found["ratio"] == found["trainer_ms"] / found["bare_ms"]
@@ -115,12 +137,15 @@ def test_the_json_line_has_every_figure(grid, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["trainer", "scaling"])
-@pytest.mark.parametrize(("options", "message"), [
-    (["--method", "cssa"], "no method 'cssa'; did you mean 'csaa'?"),
-    (["--method", "zero_shot"], "'zero_shot' is not trained in steps"),
-    (["--method", "dualcoop"], "grid 'grid' has no method 'dualcoop'"),
-    (["--grid", "embeded"], "no grid 'embeded'; did you mean 'embedded'?"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--method", "cssa"], "no method 'cssa'; did you mean 'csaa'?"),
+        (["--method", "zero_shot"], "'zero_shot' is not trained in steps"),
+        (["--method", "dualcoop"], "grid 'grid' has no method 'dualcoop'"),
+        (["--grid", "embeded"], "no grid 'embeded'; did you mean 'embedded'?"),
+    ],
+)
 def test_wrong_names_are_told(name, options, message, grid, tmp_path, capsys):
     chosen = ["--grid", str(grid), "--data", str(tmp_path / "data"), *options]
     assert main([name, *chosen]) == 2

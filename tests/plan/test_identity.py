@@ -11,20 +11,35 @@ from methods.errors import UserError
 
 def spec(**changes) -> RunSpec:
     base = RunSpec(
-        dataset="scenes", dataset_digest="d" * 64, ratio=0.05, seed=1, split_digest="s" * 64,
-        method="csaa", version=1, hyper={"temperature": 20.0}, backbone={"name": "glyphclip"},
-        recipe={"epochs": 3}, label="full",
-    )  # fmt: skip
+        dataset="scenes",
+        dataset_digest="d" * 64,
+        ratio=0.05,
+        seed=1,
+        split_digest="s" * 64,
+        method="csaa",
+        version=1,
+        hyper={"temperature": 20.0},
+        backbone={"name": "glyphclip"},
+        recipe={"epochs": 3},
+        label="full",
+    )
     return dataclasses.replace(base, **changes)
 
 
 def test_identity_follows_everything_that_can_change_the_number():
     reference = spec().run_id
     changes = {
-        "dataset": "other", "dataset_digest": "e" * 64, "ratio": 0.1, "seed": 2,
-        "split_digest": "t" * 64, "method": "fixmatch", "version": 2, "hyper": {"temperature": 1.0},
-        "backbone": {"name": "open_clip/RN101"}, "recipe": {"epochs": 4},
-    }  # fmt: skip
+        "dataset": "other",
+        "dataset_digest": "e" * 64,
+        "ratio": 0.1,
+        "seed": 2,
+        "split_digest": "t" * 64,
+        "method": "fixmatch",
+        "version": 2,
+        "hyper": {"temperature": 1.0},
+        "backbone": {"name": "open_clip/RN101"},
+        "recipe": {"epochs": 4},
+    }
     assert set(changes) == {field.name for field in dataclasses.fields(RunSpec)} - {"label"}
     ids = {spec(**{name: value}).run_id for name, value in changes.items()}
     assert len(ids) == len(changes)
@@ -37,10 +52,8 @@ def test_label_and_key_order_are_not_in_the_identity():
 
 
 def test_identity_is_the_same_in_another_process():
-    program = "from tests.test_spec import spec; print(spec().run_id)"
-    out = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
-    )
+    program = "from tests.plan.test_identity import spec; print(spec().run_id)"
+    out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == spec().run_id
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.data.splits.test_rules import dataset_of, long_tailed
 
 from benchmarks.data.cache.prepared import Prepared
 from benchmarks.data.registry import DatasetSpec
@@ -18,6 +17,7 @@ from benchmarks.plan.jobs import Job, jobs, resolve, split_of
 from benchmarks.workspace import Workspace
 from methods.errors import UserError
 from tests.conftest import grid_text
+from tests.data.splits.test_rules import dataset_of, long_tailed
 
 LABELS = long_tailed(400, 12, 3)
 LABELS[:, 11] = 0
@@ -29,10 +29,13 @@ def grid_of(voc_root: Path, folder: Path, split: str = "published", **recipe) ->
     file = folder / "grid.toml"
     file.write_text(grid_text(voc_root, '["linear_probe"]', **recipe))
     grid = load(str(file))
-    return dataclasses.replace(grid, cells=tuple(
-        dataclasses.replace(cell, dataset=dataclasses.replace(cell.dataset, split=split))
-        for cell in grid.cells
-    ))  # fmt: skip
+    return dataclasses.replace(
+        grid,
+        cells=tuple(
+            dataclasses.replace(cell, dataset=dataclasses.replace(cell.dataset, split=split))
+            for cell in grid.cells
+        ),
+    )
 
 
 def planned(grid: Grid) -> Job:
@@ -94,9 +97,13 @@ def test_a_grid_leaves_a_file_for_each_of_its_splits(tmp_path, voc_root):
     for rule in ("published", "stratified"):
         grid = grid_of(voc_root, tmp_path, rule, val_share=0.25)
         # Runs that share a split share a file.
-        cells = [dataclasses.replace(cell, ratio=ratio, seed=seed, label=label)
-                 for cell in grid.cells for ratio in (0.2, 0.5) for seed in (1, 2)
-                 for label in ("a", "b")]  # fmt: skip
+        cells = [
+            dataclasses.replace(cell, ratio=ratio, seed=seed, label=label)
+            for cell in grid.cells
+            for ratio in (0.2, 0.5)
+            for seed in (1, 2)
+            for label in ("a", "b")
+        ]
         (job, *_) = resolved(dataclasses.replace(grid, cells=tuple(cells)), tmp_path)
         folder = tmp_path / "data" / "splits" / f"tiny-{job.prepared.dataset.digest[:12]}"
         names = {f"{rule}-p{ratio}-seed{seed}.json" for ratio in (0.2, 0.5) for seed in (1, 2)}
@@ -144,8 +151,9 @@ def test_datasets_that_differ_in_the_rule_only_have_splits_of_their_own(tmp_path
     grids = [grid_of(voc_root, tmp_path, rule) for rule in ("published", "stratified")]
     cells = tuple(
         dataclasses.replace(cell, dataset=dataclasses.replace(cell.dataset, alias=f"tiny-{k}"))
-        for k, grid in enumerate(grids) for cell in grid.cells
-    )  # fmt: skip
+        for k, grid in enumerate(grids)
+        for cell in grid.cells
+    )
     first, second = resolved(dataclasses.replace(grids[0], cells=cells), tmp_path)
     assert isinstance(first.cell.dataset, DatasetSpec)
     assert first.split.digest != second.split.digest

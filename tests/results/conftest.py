@@ -54,8 +54,9 @@ class FakeRuns:
         lease = self.store.claim(run, spec)
         assert lease is not None
         for epoch in range(4):
-            self.store.append_epoch(run, {"epoch": epoch, "mAP_ema": 50.0 + epoch,
-                                          "pseudo_labels": quality(epoch)})  # fmt: skip
+            self.store.append_epoch(
+                run, {"epoch": epoch, "mAP_ema": 50.0 + epoch, "pseudo_labels": quality(epoch)}
+            )
         if state == "failed":
             self.store.write_failure(run, lease, {"type": "ValueError", "message": "NaN"})
         elif state == "done":
@@ -65,13 +66,26 @@ class FakeRuns:
                 "val": None if val is None else summary(val),
                 "oracle": {**summary(value + 1), "epoch": 2, "weights": "ema"},
             }
-            self.store.write_result(run, lease, {
-                "run_id": run_id, "spec": spec, "metrics": metrics, "classes": CLASSES,
-                "cost": {"seconds": 61.5, "device": "cpu"},
-                "provenance": {"command": "run.py --grid x", "commit": "c" * 40, "dirty": None,
-                               "host": "box", "packages": {"torch": "2.15.0"}},
-                "finished": "2026-01-01T00:00:00Z",
-            }, {"scores": np.zeros((2, 6), np.float32)})  # fmt: skip
+            self.store.write_result(
+                run,
+                lease,
+                {
+                    "run_id": run_id,
+                    "spec": spec,
+                    "metrics": metrics,
+                    "classes": CLASSES,
+                    "cost": {"seconds": 61.5, "device": "cpu"},
+                    "provenance": {
+                        "command": "run.py --grid x",
+                        "commit": "c" * 40,
+                        "dirty": None,
+                        "host": "box",
+                        "packages": {"torch": "2.15.0"},
+                    },
+                    "finished": "2026-01-01T00:00:00Z",
+                },
+                {"scores": np.zeros((2, 6), np.float32)},
+            )
         if state != "running":
             lease.release()
         return run_id
@@ -80,10 +94,17 @@ class FakeRuns:
 def summary(value: float) -> dict[str, Any]:
     ap = [value - 5, value + 5, value - 1, value + 1, None, value]
     return {
-        "mAP": value, "num_classes": 5, "AP": ap, "OF1": value - 10, "CF1": None,
-        "head": value + 2.5, "medium": value, "tail": value - 5, "groups": GROUPS,
+        "mAP": value,
+        "num_classes": 5,
+        "AP": ap,
+        "OF1": value - 10,
+        "CF1": None,
+        "head": value + 2.5,
+        "medium": value,
+        "tail": value - 5,
+        "groups": GROUPS,
         "train_counts": COUNTS,
-    }  # fmt: skip
+    }
 
 
 def quality(epoch: int) -> dict[str, Any] | None:

@@ -19,9 +19,7 @@ from results.files import (
 def test_equal_values_give_equal_text() -> None:
     one = {"b": [1, 2.5, None], "a": {"y": True, "x": "é"}}
     two = {"a": {"x": "é", "y": True}, "b": (1, np.float64(2.5), None)}
-    assert (
-        canonical_json(one) == canonical_json(two) == '{"a":{"x":"é","y":true},"b":[1,2.5,null]}\n'
-    )
+    assert canonical_json(one) == canonical_json(two) == '{"a":{"x":"é","y":true},"b":[1,2.5,null]}\n'
     assert json.loads(canonical_json(one, indent=1)) == one
 
 

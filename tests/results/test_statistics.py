@@ -90,9 +90,7 @@ def test_too_few_blocks_mark_nothing() -> None:
 
 
 def test_a_method_with_few_results_does_not_shrink_the_blocks_of_the_others() -> None:
-    found = compare_with_best(
-        {"a": blocks([5.0] * 8), "b": blocks([4.0] * 7), "c": blocks([9.0]), "d": {}}
-    )
+    found = compare_with_best({"a": blocks([5.0] * 8), "b": blocks([4.0] * 7), "c": blocks([9.0]), "d": {}})
     assert (found.best, found.blocks, found.total_blocks) == ("a", 7, 8)
     assert found.left_out == {"c": 1, "d": 0}
     assert set(found.p_values) == {"b"}

@@ -260,9 +260,7 @@ def test_epochs_append_truncate_and_torn_tail(store: RunStore, run: Path) -> Non
 # -------------------------------------------------------------------- leases
 
 
-def test_heartbeat_keeps_a_lease_and_release_is_for_its_own_process(
-    store: RunStore, run: Path
-) -> None:
+def test_heartbeat_keeps_a_lease_and_release_is_for_its_own_process(store: RunStore, run: Path) -> None:
     lease = claim(store, run, ttl=0.3)
     time.sleep(0.8)
     assert lease.still_mine()
@@ -309,9 +307,7 @@ def test_stale_lease_of_another_host_is_taken_over(store: RunStore, run: Path) -
         assert not (run / "predictions.npz").exists()
 
 
-def test_another_process_with_the_same_number_does_not_hold_the_run(
-    store: RunStore, run: Path
-) -> None:
+def test_another_process_with_the_same_number_does_not_hold_the_run(store: RunStore, run: Path) -> None:
     claim(store, run)
     path = run / "lease.000001"
     content = json.loads(path.read_text())
@@ -413,8 +409,7 @@ def test_of_two_processes_exactly_one_wins_each_of_200_claims(store: RunStore) -
     barrier = context.Barrier(2, timeout=60)
     wins = [context.Array("i", len(runs)) for _ in range(2)]
     processes = [
-        context.Process(target=race, args=(str(store.root), runs, barrier, wins[i]))
-        for i in range(2)
+        context.Process(target=race, args=(str(store.root), runs, barrier, wins[i])) for i in range(2)
     ]
     for process in processes:
         process.start()
@@ -427,8 +422,7 @@ def test_of_two_processes_exactly_one_wins_each_of_200_claims(store: RunStore) -
 def test_two_threads_of_one_process_cannot_share_a_run(store: RunStore, run: Path) -> None:
     leases: list[Any] = []
     threads = [
-        threading.Thread(target=lambda: leases.append(store.claim(run, make_spec())))
-        for _ in range(4)
+        threading.Thread(target=lambda: leases.append(store.claim(run, make_spec()))) for _ in range(4)
     ]
     for thread in threads:
         thread.start()
@@ -437,9 +431,7 @@ def test_two_threads_of_one_process_cannot_share_a_run(store: RunStore, run: Pat
     assert sum(lease is not None for lease in leases) == 1
 
 
-def test_a_kill_while_results_are_written_leaves_whole_results_only(
-    store: RunStore, run: Path
-) -> None:
+def test_a_kill_while_results_are_written_leaves_whole_results_only(store: RunStore, run: Path) -> None:
     rng, seen = random.Random(0), set()
     for attempt in range(4):
         process = python(

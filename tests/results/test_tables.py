@@ -50,9 +50,18 @@ def test_collect_keeps_runs_without_a_result(fake: Any) -> None:
     fill(fake)
     frame = collect(fake.store, fake.wanted)
     assert list(frame["state"]) == [
-        "done", "done", "done", "done", "done", "failed", "not started", "not started",
-        "not started", "done", "running",
-    ]  # fmt: skip
+        "done",
+        "done",
+        "done",
+        "done",
+        "done",
+        "failed",
+        "not started",
+        "not started",
+        "not started",
+        "done",
+        "running",
+    ]
     assert list(frame["label"])[:4] == ["Zero_shot"] * 3 + ["FixMatch"]
     first = frame.iloc[0]
     assert (first["last/mAP"], first["oracle/mAP"], first["last/tail"]) == (60.0, 61.0, 55.0)
@@ -111,9 +120,7 @@ def test_other_metrics(fake: Any) -> None:
     fake.add("CSAA", 60.0)
     frame = collect(fake.store, fake.wanted)
     assert row(to_markdown(table(frame, "last", "tail")), "CSAA")[1] == "**55.0**"
-    assert (
-        row(to_markdown(table(frame, "last", "CF1")), "CSAA")[1] == "– (0/1; 1 without last value)"
-    )
+    assert row(to_markdown(table(frame, "last", "CF1")), "CSAA")[1] == "– (0/1; 1 without last value)"
 
 
 def test_columns_keep_the_order_of_datasets_and_raise_the_ratio(fake: Any) -> None:
@@ -148,9 +155,7 @@ def test_dagger_marks_what_is_not_significantly_worse(fake: Any) -> None:
 def test_too_few_blocks_are_said_instead_of_marked(fake: Any) -> None:
     text = to_markdown(significance(fake, seeds=2))
     assert "†" not in text
-    assert re.search(
-        r"No significance marks: over the 4 .* Holm-adjusted p .* is 0\.25 > 0\.05", text
-    )
+    assert re.search(r"No significance marks: over the 4 .* Holm-adjusted p .* is 0\.25 > 0\.05", text)
 
 
 def test_equal_stores_give_equal_bytes_and_the_hash_sees_a_change(
@@ -162,8 +167,12 @@ def test_equal_stores_give_equal_bytes_and_the_hash_sees_a_change(
     fake.store.__init__(tmp_path / "copy")
     second = write_tables(table(collect(fake.store, fake.wanted), "last"), tmp_path / "b")
     assert [path.name for path in first] == [
-        "mAP-last.md", "mAP-last.txt", "mAP-last.tex", "mAP-last.csv", "mAP-last-runs.csv",
-    ]  # fmt: skip
+        "mAP-last.md",
+        "mAP-last.txt",
+        "mAP-last.tex",
+        "mAP-last.csv",
+        "mAP-last-runs.csv",
+    ]
     for a, b in zip(first, second, strict=True):
         assert a.read_bytes() == b.read_bytes()
     before = table(collect(fake.store, fake.wanted), "last").results_hash
@@ -213,9 +222,7 @@ def test_latex_is_escaped_and_balanced(fake: Any) -> None:
 
 
 def test_latex_escape_survives_its_own_output() -> None:
-    assert latex_escape(r"a\b_{c}~^") == (
-        r"a\textbackslash{}b\_\{c\}\textasciitilde{}\textasciicircum{}"
-    )
+    assert latex_escape(r"a\b_{c}~^") == (r"a\textbackslash{}b\_\{c\}\textasciitilde{}\textasciicircum{}")
 
 
 def test_text_marks_the_best_and_has_no_trailing_blanks(fake: Any) -> None:
@@ -232,8 +239,7 @@ def test_markdown_pipes_in_labels_do_not_make_columns(fake: Any) -> None:
     assert r"| a\|b \*c\* | **60.0** |" in text
 
 
-@pytest.mark.parametrize(("ratio", "text"), [(0.05, "5 %"), (0.07, "7 %"), (0.125, "12.5 %"),
-                                             (1.0, "100 %")])  # fmt: skip
+@pytest.mark.parametrize(("ratio", "text"), [(0.05, "5 %"), (0.07, "7 %"), (0.125, "12.5 %"), (1.0, "100 %")])
 def test_percent(ratio: float, text: str) -> None:
     assert percent(ratio) == text
 

@@ -15,10 +15,21 @@ def test_one_run_in_full(fake: Any) -> None:
     assert why(fake.store, "csaa/GlyphScenes/5%/1") == text
     assert why(fake.store, "CSAA/GlyphScenes/0.05/1") == text
     for expected in (
-        run_id, "mAP 62.43", "mAP 63.43", "epoch 2", "run.py --grid x", "c" * 40, "1" * 64,
-        "d" * 64, "no uncommitted changes", "box", "torch=2.15.0", "61.5",
-        "hyper.lr", "50.00 51.00",
-    ):  # fmt: skip
+        run_id,
+        "mAP 62.43",
+        "mAP 63.43",
+        "epoch 2",
+        "run.py --grid x",
+        "c" * 40,
+        "1" * 64,
+        "d" * 64,
+        "no uncommitted changes",
+        "box",
+        "torch=2.15.0",
+        "61.5",
+        "hyper.lr",
+        "50.00 51.00",
+    ):
         assert expected in text, expected
     lines = dict(line.split(maxsplit=1) for line in text.splitlines() if line.startswith("  "))
     assert lines["val"] == "not recorded"

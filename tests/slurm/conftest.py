@@ -89,6 +89,4 @@ def _empty_queue(request) -> Iterator[None]:
     for name in cluster.run("sinfo", "-h", "-p", "low", "-N", "-o", "%N").split():
         cluster.node("start", name)
     cluster.wait(lambda: not cluster.run("squeue", "-h"), "an empty queue")
-    cluster.wait(
-        lambda: set(cluster.run("sinfo", "-h", "-o", "%T").split()) == {"idle"}, "idle nodes"
-    )
+    cluster.wait(lambda: set(cluster.run("sinfo", "-h", "-o", "%T").split()) == {"idle"}, "idle nodes")

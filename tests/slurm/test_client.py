@@ -20,13 +20,16 @@ def fakes(tmp_path, monkeypatch) -> Fakes:
 
 
 def test_queue_is_parsed(fakes):
-    fakes.add("squeue", """cat <<'END'
+    fakes.add(
+        "squeue",
+        """cat <<'END'
 12_0|RUNNING|None|1-02:03:04|n[1-2]
 12_1|PENDING|Nodes required for job are DOWN, DRAINED or reserved|0:00|
 13|COMPLETING|None|5:00|n3
 
 slurm is busy
-END""")  # fmt: skip
+END""",
+    )
     found = client.queue(["b", "a", "b"])
     assert set(found) == {"12_0", "12_1", "13"}
     assert found["12_0"] == Queued("12_0", "RUNNING", "None", "1-02:03:04", "n[1-2]")
@@ -52,8 +55,10 @@ def test_a_users_own_variables_hide_no_jobs(fakes, monkeypatch):
 def test_ended_is_parsed(fakes):
     fakes.add("sacct", 'echo "1_0|COMPLETED"; echo; echo "1_1|CANCELLED by 1000"; echo "2|TIMEOUT"')
     assert client.ended(["1_0", "1_1", "2"]) == {
-        "1_0": "COMPLETED", "1_1": "CANCELLED", "2": "TIMEOUT",
-    }  # fmt: skip
+        "1_0": "COMPLETED",
+        "1_1": "CANCELLED",
+        "2": "TIMEOUT",
+    }
 
 
 def test_many_jobs_are_asked_for_in_parts(fakes):
@@ -69,11 +74,14 @@ def test_without_accounting_nothing_is_known(fakes):
 
 
 def test_settings(fakes):
-    fakes.add("scontrol", """cat <<'END'
+    fakes.add(
+        "scontrol",
+        """cat <<'END'
 Configuration data as of 2026-01-01T00:00:00
 MaxArraySize            = 1001
 SchedulerParameters     = bf_interval=2,bf_continue
-END""")  # fmt: skip
+END""",
+    )
     assert client.setting("MaxArraySize") == "1001"
     assert client.setting("SchedulerParameters") == "bf_interval=2,bf_continue"
     assert client.setting("MaxArray", "7") == "7"
@@ -103,14 +111,16 @@ def test_a_command_that_hangs(fakes, monkeypatch):
 
 
 def test_a_refusal_names_the_field(fakes):
-    fakes.add("sbatch", 'echo "sbatch: error: invalid partition specified: x" >&2\n'
-              'echo "sbatch: error: Batch job submission failed: Invalid partition name" >&2\n'
-              "exit 1")  # fmt: skip
+    fakes.add(
+        "sbatch",
+        'echo "sbatch: error: invalid partition specified: x" >&2\n'
+        'echo "sbatch: error: Batch job submission failed: Invalid partition name" >&2\n'
+        "exit 1",
+    )
     with pytest.raises(SlurmError) as caught:
         client.call("sbatch", "script")
     assert str(caught.value) == (
-        "sbatch refused: invalid partition specified: x (profile: partition; `sinfo -s` lists the "
-        "partitions)"
+        "sbatch refused: invalid partition specified: x (profile: partition; `sinfo -s` lists the partitions)"
     )
 
 
@@ -129,10 +139,13 @@ def test_a_refusal_names_the_field(fakes):
         ("Invalid node name specified", "exclude"),
         ("Requested reservation is invalid", "reservation"),
         ("Requested node configuration is not available", "gpus, cpus or memory_gb"),
-        ("Memory specification can not be satisfied\nsbatch: error: Batch job submission failed: "
-         "Requested node configuration is not available", "memory_gb"),
+        (
+            "Memory specification can not be satisfied\nsbatch: error: Batch job submission failed: "
+            "Requested node configuration is not available",
+            "memory_gb",
+        ),
     ],
-)  # fmt: skip
+)
 def test_hints(said, field):
     told = client.explained("sbatch", f"sbatch: error: {said}\n")
     assert told.startswith(f"sbatch refused: {said.splitlines()[0]} (profile: {field}; ")
@@ -150,8 +163,14 @@ def test_words_without_a_hint():
 
 def test_outside_a_job(monkeypatch):
     kept = {"SLURM_CONF": "/etc/x", "SLURM_CLUSTERS": "a", "SLURM_JWT": "t", "OTHER": "1"}
-    dropped = ("SLURM_JOB_ID", "SBATCH_PARTITION", "SRUN_CPUS_PER_TASK", "SUBMITIT_EXECUTOR",
-               "SLURMD_NODENAME", "SQUEUE_USERS")  # fmt: skip
+    dropped = (
+        "SLURM_JOB_ID",
+        "SBATCH_PARTITION",
+        "SRUN_CPUS_PER_TASK",
+        "SUBMITIT_EXECUTOR",
+        "SLURMD_NODENAME",
+        "SQUEUE_USERS",
+    )
     for name, value in kept.items():
         monkeypatch.setenv(name, value)
     for name in dropped:

@@ -37,9 +37,14 @@ def test_four_idle_nodes_with_two_gpus_each(slurm):
 
 def test_array_completes(slurm, tmp_path):
     number = slurm.run(
-        "sbatch", "--parsable", "--array=0-5", "--gpus-per-node=1", f"--output={tmp_path}/%a",
-        "--wrap", "echo gpus $SLURM_GPUS_PER_NODE",
-    ).strip()  # fmt: skip
+        "sbatch",
+        "--parsable",
+        "--array=0-5",
+        "--gpus-per-node=1",
+        f"--output={tmp_path}/%a",
+        "--wrap",
+        "echo gpus $SLURM_GPUS_PER_NODE",
+    ).strip()
     slurm.wait(lambda: not slurm.run("squeue", "-h", "-j", number), "the array's end", 30)
     assert slurm.run("scontrol", "show", "job", number).count("JobState=COMPLETED") == 6
     assert [(tmp_path / str(i)).read_text() for i in range(6)] == ["gpus 1\n"] * 6
@@ -50,9 +55,15 @@ def test_preempted_job_is_told_and_requeued(slurm, tmp_path):
     low = submit(slurm, tmp_path, "--nodes=4", "--exclusive", "--signal=B:USR2@60", "--time=30")
     slurm.wait((tmp_path / "out").exists, "the job's start")
     high = slurm.run(
-        "sbatch", "--parsable", "--partition=high", "--nodes=4", "--exclusive",
-        "--output=/dev/null", "--wrap", "sleep 1",
-    ).strip()  # fmt: skip
+        "sbatch",
+        "--parsable",
+        "--partition=high",
+        "--nodes=4",
+        "--exclusive",
+        "--output=/dev/null",
+        "--wrap",
+        "sleep 1",
+    ).strip()
     slurm.wait(lambda: "USR2" in (tmp_path / "out").read_text(), "USR2", 15)
     # It ignores the signal, so that it holds its nodes for the time of grace.
     assert slurm.job(low)["JobState"] == "RUNNING"

@@ -54,11 +54,14 @@ class Site(Fakes):
             "".join(f"{key:<24}= {value}\n" for key, value in (CONFIG | changes).items())
         )
         (self.folder / "partitions").write_text(partitions)
-        self.add("scontrol", f"""case "$1 $2" in
+        self.add(
+            "scontrol",
+            f"""case "$1 $2" in
 "ping ") echo "Slurmctld(primary) at head is UP" ;;
 "show config") cat {self.folder}/config ;;
 "show partition") cat {self.folder}/partitions ;;
-esac""")  # fmt: skip
+esac""",
+        )
 
 
 @pytest.fixture
@@ -79,9 +82,19 @@ def test_nothing_to_say_about_a_good_cluster(site, tmp_path):
     found = look(tmp_path, Profile(account="lab", qos="long", partition="gpu"))
     assert {finding.state for finding in found.values()} == {"ok"}
     assert set(found) == {
-        "commands", "controller", "accounting", "arrays", "partition", "account and qos",
-        "preemption", "preemption signal", "requeue", "KillWait", "GPUs", "sbatch --test-only",
-    }  # fmt: skip
+        "commands",
+        "controller",
+        "accounting",
+        "arrays",
+        "partition",
+        "account and qos",
+        "preemption",
+        "preemption signal",
+        "requeue",
+        "KillWait",
+        "GPUs",
+        "sbatch --test-only",
+    }
     assert found["commands"].found == "slurm 22.05.8"
     assert not any(finding.advice for finding in found.values())
 
@@ -131,37 +144,81 @@ CASES = [
     ({}, {"partition": "short"}, "partition", "problem", "minutes = 30 or less"),
     ({}, {"partition": "short", "minutes": 30}, "partition", "ok", "asked for: 30 min"),
     ({"partitions": ""}, {}, "partition", "problem", "no default partition"),
-    ({"partitions": "PartitionName=p Default=YES State=UP MaxTime=soon"}, {}, "partition",
-     "warning", "cannot be told"),
-    ({"partitions": "PartitionName=p Default=YES State=UP MaxTime=UNLIMITED"}, {"minutes": 9999},
-     "partition", "ok", "UNLIMITED"),
+    (
+        {"partitions": "PartitionName=p Default=YES State=UP MaxTime=soon"},
+        {},
+        "partition",
+        "warning",
+        "cannot be told",
+    ),
+    (
+        {"partitions": "PartitionName=p Default=YES State=UP MaxTime=UNLIMITED"},
+        {"minutes": 9999},
+        "partition",
+        "ok",
+        "UNLIMITED",
+    ),
     ({}, {"account": "labb"}, "account and qos", "problem", "did you mean 'lab'"),
     ({}, {"account": "other", "qos": "long"}, "account and qos", "problem", "qos 'long' is none"),
     ({}, {"qos": "long"}, "account and qos", "ok", "qos long"),
     ({"AccountingStorageEnforce": "none"}, {"account": "x"}, "account and qos", "warning", "none"),
-    ({"AccountingStorageType": "accounting_storage/none"}, {"account": "lab"}, "account and qos",
-     "warning", "without accounting"),
+    (
+        {"AccountingStorageType": "accounting_storage/none"},
+        {"account": "lab"},
+        "account and qos",
+        "warning",
+        "without accounting",
+    ),
     ({"PreemptType": "preempt/none"}, {}, "preemption", "ok", "not preempted"),
     ({}, {"partition": "off"}, "preemption", "ok", "not preempted"),
     ({}, {"partition": "short", "minutes": 30}, "preemption", "warning", "do not come back"),
     ({}, {"partition": "short", "minutes": 30}, "preemption signal", "ok", "GraceTime 0 s"),
-    ({"PreemptType": "preempt/qos", "partitions": "PartitionName=p Default=YES State=UP",
-      "PreemptMode": "SUSPEND,GANG"}, {}, "preemption", "warning", "suspended job loses"),
-    ({"PreemptParameters": "(null)"}, {}, "preemption signal", "warning",
-     "SIGTERM and lose at most checkpoint_seconds of work, but one that ends"),
-    ({"PreemptParameters": "(null)"}, {"partition": "short"}, "preemption signal", "warning",
-     "are requeued by SLURM and lose at most checkpoint_seconds"),
-    ({"PreemptParameters": "(null)", "PreemptType": "preempt/qos"}, {"partition": "short"},
-     "preemption signal", "warning", "the next `run` goes on with it"),
-    ({"PreemptParameters": "", "SlurmctldParameters": "a,preempt_send_user_signal"}, {},
-     "preemption signal", "ok", "GraceTime 30 s"),
+    (
+        {
+            "PreemptType": "preempt/qos",
+            "partitions": "PartitionName=p Default=YES State=UP",
+            "PreemptMode": "SUSPEND,GANG",
+        },
+        {},
+        "preemption",
+        "warning",
+        "suspended job loses",
+    ),
+    (
+        {"PreemptParameters": "(null)"},
+        {},
+        "preemption signal",
+        "warning",
+        "SIGTERM and lose at most checkpoint_seconds of work, but one that ends",
+    ),
+    (
+        {"PreemptParameters": "(null)"},
+        {"partition": "short"},
+        "preemption signal",
+        "warning",
+        "are requeued by SLURM and lose at most checkpoint_seconds",
+    ),
+    (
+        {"PreemptParameters": "(null)", "PreemptType": "preempt/qos"},
+        {"partition": "short"},
+        "preemption signal",
+        "warning",
+        "the next `run` goes on with it",
+    ),
+    (
+        {"PreemptParameters": "", "SlurmctldParameters": "a,preempt_send_user_signal"},
+        {},
+        "preemption signal",
+        "ok",
+        "GraceTime 30 s",
+    ),
     ({"JobRequeue": "0"}, {}, "requeue", "ok", "asks with --requeue"),
     ({"KillWait": "2 sec"}, {}, "KillWait", "warning", "2 sec"),
     ({"GresTypes": "(null)"}, {}, "GPUs", "problem", "gpus = 0"),
     ({"GresTypes": "(null)"}, {"gpus": 0}, "GPUs", "ok", "none asked for"),
     ({"SelectType": "select/linear"}, {}, "GPUs", "problem", 'gpu_flag = "gres"'),
     ({"SelectType": "select/linear"}, {"gpu_flag": "gres"}, "GPUs", "ok", "GresTypes=gpu"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("changes", "asked", "what", "state", "words"), CASES)
@@ -189,16 +246,31 @@ def test_associations_that_cannot_be_told(site, tmp_path):
 
 
 def test_flags_are_tried_and_a_refusal_is_explained(site, tmp_path):
-    asked = Profile(partition="gpu", gpus=2, gpu_type="a100", constraint="x|y", setup=("a",),
-                    signal_seconds=99, extra={"mail-type": "END"})  # fmt: skip
+    asked = Profile(
+        partition="gpu",
+        gpus=2,
+        gpu_type="a100",
+        constraint="x|y",
+        setup=("a",),
+        signal_seconds=99,
+        extra={"mail-type": "END"},
+    )
     look(tmp_path, asked)
     words = site.calls("sbatch")[-1].split()
     assert words[0] == "--test-only"
     assert {
-        "--partition=gpu", "--gpus-per-node=a100:2", "--constraint=x|y", "--requeue", "--nodes=1",
-        "--signal=USR2@99", "--time=240", "--ntasks-per-node=1", "--mail-type=END", "--wrap=true",
+        "--partition=gpu",
+        "--gpus-per-node=a100:2",
+        "--constraint=x|y",
+        "--requeue",
+        "--nodes=1",
+        "--signal=USR2@99",
+        "--time=240",
+        "--ntasks-per-node=1",
+        "--mail-type=END",
+        "--wrap=true",
         "--cpus-per-task=4",
-    } == set(words[1:])  # fmt: skip
+    } == set(words[1:])
     site.add("sbatch", "echo 'allocation failure: Invalid qos specification' >&2; exit 1")
     found = {f.what: f for f in examine(asked, tmp_path, PACKAGES, report=lambda line: None)}
     assert found["sbatch --test-only"].state == "problem"
@@ -216,9 +288,18 @@ def test_no_job_waits_for_a_partition_that_is_down(site, tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "minutes"),
-    [("30:00", 30), ("00:30:00", 30), ("1-00:00:00", 1440), ("7-12", 10800), ("2-01:30", 2970),
-     ("45", 45), ("00:00:30", 0.5), ("UNLIMITED", None), ("INFINITE", None)],
-)  # fmt: skip
+    [
+        ("30:00", 30),
+        ("00:30:00", 30),
+        ("1-00:00:00", 1440),
+        ("7-12", 10800),
+        ("2-01:30", 2970),
+        ("45", 45),
+        ("00:00:30", 0.5),
+        ("UNLIMITED", None),
+        ("INFINITE", None),
+    ],
+)
 def test_time_limits(text, minutes):
     assert minutes_of(text) == minutes
 
@@ -230,10 +311,12 @@ def test_what_is_no_time_limit(text):
 
 
 def test_table_is_aligned():
-    text = table([
-        Finding("commands", "ok", "slurm 22.05"),
-        Finding("GPUs on a node", "problem", "word " * 30, "do this"),
-    ])  # fmt: skip
+    text = table(
+        [
+            Finding("commands", "ok", "slurm 22.05"),
+            Finding("GPUs on a node", "problem", "word " * 30, "do this"),
+        ]
+    )
     lines = text.splitlines()
     assert lines[0] == "ok       commands        slurm 22.05"
     assert lines[1].startswith("problem  GPUs on a node  word word")
@@ -245,7 +328,9 @@ def test_table_is_aligned():
 
 # From a node. The stand-in for sbatch starts the script that submitit wrote, as a node would.
 def working(site: Site, before: str = "") -> None:
-    site.add("sbatch", f"""case "$1" in --version|--test-only) exit 0 ;; esac
+    site.add(
+        "sbatch",
+        f"""case "$1" in --version|--test-only) exit 0 ;; esac
 echo "Submitted batch job 7"
 (
   {before}
@@ -255,7 +340,8 @@ echo "Submitted batch job 7"
   cp "$1" {site.folder}/script
   bash "$1" >> "$log" 2>&1
   touch {site.folder}/ended
-) > /dev/null 2>&1 < /dev/null &""")  # fmt: skip
+) > /dev/null 2>&1 < /dev/null &""",
+    )
     site.add("squeue", f"[[ -e {site.folder}/ended ]] || echo '7|RUNNING|None|0:01|n1'")
 
 
@@ -279,8 +365,13 @@ def test_a_job_answers(site, quick, tmp_path):
     working(site)
     found, told = submitted(tmp_path, NO_SRUN)
     assert set(found) == {
-        "shared folder", "free space", "/dev/shm", "clock", "environment", "open files",
-    }  # fmt: skip
+        "shared folder",
+        "free space",
+        "/dev/shm",
+        "clock",
+        "environment",
+        "open files",
+    }
     assert found["shared folder"].state == "ok"
     assert found["environment"].state == "ok"
     assert found["clock"].state == "ok"
@@ -347,11 +438,21 @@ def test_an_interruption_leaves_no_job(site, quick, tmp_path, monkeypatch):
 
 
 ANSWER = {
-    "hostname": "n1", "executable": "/opt/python", "cuda_visible_devices": "0,1",
-    "nvidia_smi": "/usr/bin/nvidia-smi", "token": "t", "unwritable": "", "hard_links": True,
-    "clock_seconds": 0.1, "gpu_names": ["A100", "A100"], "gpu_error": "", "nofile": 4096,
-    "free_bytes": 10**12, "shm_bytes": 10**11, "packages": {"python": "3.11.2", "torch": "2.5"},
-}  # fmt: skip
+    "hostname": "n1",
+    "executable": "/opt/python",
+    "cuda_visible_devices": "0,1",
+    "nvidia_smi": "/usr/bin/nvidia-smi",
+    "token": "t",
+    "unwritable": "",
+    "hard_links": True,
+    "clock_seconds": 0.1,
+    "gpu_names": ["A100", "A100"],
+    "gpu_error": "",
+    "nofile": 4096,
+    "free_bytes": 10**12,
+    "shm_bytes": 10**11,
+    "packages": {"python": "3.11.2", "torch": "2.5"},
+}
 
 
 @pytest.mark.parametrize(
@@ -359,22 +460,34 @@ ANSWER = {
     [
         ({}, "GPUs on a node", "ok", "torch sees 2 of 2 on n1 (A100)"),
         ({"gpu_names": ["A100"]}, "GPUs on a node", "problem", "gpu_type"),
-        ({"gpu_names": [], "gpu_error": "RuntimeError: old driver", "nvidia_smi": None,
-          "cuda_visible_devices": None}, "GPUs on a node", "problem",
-         "CUDA_VISIBLE_DEVICES=not set, no nvidia-smi, RuntimeError: old driver"),
+        (
+            {
+                "gpu_names": [],
+                "gpu_error": "RuntimeError: old driver",
+                "nvidia_smi": None,
+                "cuda_visible_devices": None,
+            },
+            "GPUs on a node",
+            "problem",
+            "CUDA_VISIBLE_DEVICES=not set, no nvidia-smi, RuntimeError: old driver",
+        ),
         ({"token": "old"}, "shared folder", "problem", "not the same there"),
         ({"unwritable": "/x: Read-only file system"}, "shared folder", "problem", "Read-only"),
         ({"hard_links": False}, "shared folder", "ok", "leases fall back to O_EXCL"),
         ({"clock_seconds": -7.04}, "clock", "warning", "-7.0 s"),
-        ({"packages": {"python": "3.9.1", "torch": None}}, "environment", "problem",
-         "python 3.9.1 (here 3.11.2), torch is absent (here 2.5)"),
+        (
+            {"packages": {"python": "3.9.1", "torch": None}},
+            "environment",
+            "problem",
+            "python 3.9.1 (here 3.11.2), torch is absent (here 2.5)",
+        ),
         ({"free_bytes": 10**9}, "free space", "warning", "1.0 GB"),
         ({"free_bytes": None}, "free space", "warning", "cannot be told"),
         ({"shm_bytes": 64 * 10**6}, "/dev/shm", "warning", "0.1 GB"),
         ({"nofile": 256}, "open files", "warning", "at most 256"),
         ({"nofile": -1}, "open files", "ok", "no limit"),
     ],
-)  # fmt: skip
+)
 def test_what_a_node_saw(changes, what, state, words):
     here = {"python": "3.11.2", "torch": "2.5"}
     found = probe.compare(ANSWER | changes, "t", Profile(gpus=2), here)

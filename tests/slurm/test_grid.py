@@ -38,14 +38,28 @@ class OnCluster(CommandLine):
 
     def launch(self, *words: str, code: int = 0, verb: str = "run") -> tuple[str, str]:
         """Call a verb that launches; its output."""
-        return self.call(verb, "--grid", str(self.grid), "--launcher", "slurm", "--profile",
-                         str(self.profile), *words, code=code)  # fmt: skip
+        return self.call(
+            verb,
+            "--grid",
+            str(self.grid),
+            "--launcher",
+            "slurm",
+            "--profile",
+            str(self.profile),
+            *words,
+            code=code,
+        )
 
     def call(self, *words: str, code: int = 0) -> tuple[str, str]:
         done = subprocess.run(
-            self.arguments(*words), capture_output=True, text=True, cwd=self.folder,
-            env={**self.slurm.env, "OMP_NUM_THREADS": "1"}, timeout=500, check=False,
-        )  # fmt: skip
+            self.arguments(*words),
+            capture_output=True,
+            text=True,
+            cwd=self.folder,
+            env={**self.slurm.env, "OMP_NUM_THREADS": "1"},
+            timeout=500,
+            check=False,
+        )
         assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done.stdout, done.stderr
 
@@ -79,9 +93,7 @@ def results(runs: Path) -> list[dict]:
 
 def attempts(runs: Path) -> dict[str, int]:
     """How often each run was begun."""
-    return {
-        place.name: len(list(place.glob("lease.*"))) for place in (runs / "store").glob("*/*/*")
-    }
+    return {place.name: len(list(place.glob("lease.*"))) for place in (runs / "store").glob("*/*/*")}
 
 
 @pytest.fixture(scope="session")
@@ -138,11 +150,12 @@ def test_a_grid_fans_out_and_its_table_is_that_of_this_machine(slurm, tmp_path):
     # They ran a copy of the code as it was, changes included.
     code = subprocess.run(
         [sys.executable, "-c", "from benchmarks.provenance import code_state as c; print(c())"],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    ).stdout  # fmt: skip
-    assert {str({k: r["provenance"][k] for k in ("commit", "dirty")}) for r in found} == {
-        code.strip()
-    }
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert {str({k: r["provenance"][k] for k in ("commit", "dirty")}) for r in found} == {code.strip()}
     # Once more: nothing to do, and the estimates are measured now.
     out, told = command.launch("--yes", "--wait", "--no-plots")
     assert "nothing to submit" in told
@@ -156,8 +169,9 @@ def test_preempted_array_elements_are_requeued_and_go_on(slurm, tmp_path, long, 
     runs = wait_for_training(slurm, command, 2)
     assert all("_" in job for job, *_ in command.queue())
     nodes = slurm.run("sinfo", "-h", "-p", "high", "-o", "%D").strip()
-    slurm.run("sbatch", "-p", "high", "--exclusive", f"--nodes={nodes}", "--wrap", "sleep 10",
-              "-o", "/dev/null")  # fmt: skip
+    slurm.run(
+        "sbatch", "-p", "high", "--exclusive", f"--nodes={nodes}", "--wrap", "sleep 10", "-o", "/dev/null"
+    )
     slurm.wait(lambda: [entry[1] for entry in command.queue()] == ["PENDING"] * 2, "requeues", 90)
     # Checkpoints are an hour apart: these were made because of the signal.
     assert all(list((run / "checkpoints").glob("*/COMPLETE.json")) for run in runs)
@@ -186,8 +200,12 @@ def test_lost_jobs_and_nodes_end_in_a_complete_table(slurm, tmp_path, small, cal
     command.launch("--yes")
 
     def working() -> dict[str, str]:
-        return {job: node for job, state, *node, name in command.queue()
-                if state == "RUNNING" and node for node in node}  # fmt: skip
+        return {
+            job: node
+            for job, state, *node, name in command.queue()
+            if state == "RUNNING" and node
+            for node in node
+        }
 
     slurm.wait(lambda: len(set(working().values())) >= 3, "jobs on three nodes", 180)
     (job, first), *others = working().items()
@@ -231,8 +249,7 @@ def test_the_sbatch_scripts_complete_a_grid(slurm, tmp_path, small, calm, script
     command = OnCluster(tmp_path, slurm, small, minutes=40)
     shutil.copytree(calm.parent / "data", command.data)
     places = ("--data", str(command.data), "--runs", str(command.runs))
-    submit = ["sbatch", "--parsable", "-p", "low", "--chdir", str(ROOT),
-              "-o", str(tmp_path / "log-%j")]  # fmt: skip
+    submit = ["sbatch", "--parsable", "-p", "low", "--chdir", str(ROOT), "-o", str(tmp_path / "log-%j")]
     slurm.env["PYTHON"] = sys.executable
     if script == "grid":
         words = [ROOT / "slurm" / "grid.sbatch", small, "--profile", command.profile, "--no-plots"]
@@ -296,27 +313,43 @@ def test_two_launches_at_once_submit_each_run_once(slurm, tmp_path, small, calm)
     command = OnCluster(tmp_path, slurm, small, minutes=20, more="array_size = 2")
     shutil.copytree(calm.parent / "data", command.data)
     words = command.arguments(
-        "run", "--grid", str(small), "--launcher", "slurm", "--profile", str(command.profile),
-        "--yes", "--wait", "--no-plots",
-    )  # fmt: skip
+        "run",
+        "--grid",
+        str(small),
+        "--launcher",
+        "slurm",
+        "--profile",
+        str(command.profile),
+        "--yes",
+        "--wait",
+        "--no-plots",
+    )
     both = [
-        subprocess.Popen(words, env={**slurm.env, "OMP_NUM_THREADS": "1"}, cwd=tmp_path,
-                         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            words,
+            env={**slurm.env, "OMP_NUM_THREADS": "1"},
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         for _ in range(2)
-    ]  # fmt: skip
+    ]
     outs = [process.communicate(timeout=500) for process in both]
     assert [process.returncode for process in both] == [0, 0], outs
     assert command.predictions() == predictions(calm)
     assert set(attempts(command.runs).values()) == {1}
     launches = list((command.runs / "slurm" / "launches").iterdir())
     submitted = [
-        run for launch in launches
+        run
+        for launch in launches
         for bundle in json.loads((launch / "plan.json").read_text())["bundles"]
         for run in bundle["run_ids"]
-    ]  # fmt: skip
+    ]
     assert len(submitted) == len(set(submitted)) == 10
-    scripts = [path.read_text() for path in
-               (command.runs / "slurm" / "launches").glob("*/jobs/*_submission.sh")]  # fmt: skip
+    scripts = [
+        path.read_text() for path in (command.runs / "slurm" / "launches").glob("*/jobs/*_submission.sh")
+    ]
     assert len(scripts) > 3
     assert all("--array" not in script or "--array=0-1%" in script for script in scripts)
 
@@ -391,8 +424,11 @@ def test_without_slurm_the_launcher_says_what_is_missing(tmp_path, small):
     command = CommandLine(tmp_path)
     process = subprocess.run(
         command.arguments("run", "--grid", str(small), "--launcher", "slurm", "--yes"),
-        env={**os.environ, "PATH": str(tmp_path)}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        env={**os.environ, "PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert process.returncode == 2
     assert process.stderr.startswith("error: SLURM's commands are not on the PATH")
     assert len(process.stderr.splitlines()) == 1

@@ -92,9 +92,11 @@ def test_assigned_takes_the_newest(tmp_path):
     live = {job: queued(job) for job in ("5_0", "5_1", "6_0")}
     found = assigned([new, old], live)
     assert {run: (where.folder, job.job) for run, (where, job) in found.items()} == {
-        "a": (old.folder, "5_0"), "b": (new.folder, "6_0"), "c": (old.folder, "5_1"),
+        "a": (old.folder, "5_0"),
+        "b": (new.folder, "6_0"),
+        "c": (old.folder, "5_1"),
         "d": (new.folder, "6_0"),
-    }  # fmt: skip
+    }
 
 
 def test_assigned_knows_jobs_that_ended(tmp_path):

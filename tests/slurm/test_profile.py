@@ -88,15 +88,25 @@ def test_flags_leave_out_what_is_not_asked_for():
 
 
 def test_flags_count_per_node():
-    asked = Profile(gpus=2, gpu_type="a100", memory_gb=10, partition="gpu", reservation="r",
-                    signal_seconds=90, extra={"mail-type": "END", "exclusive": False})  # fmt: skip
+    asked = Profile(
+        gpus=2,
+        gpu_type="a100",
+        memory_gb=10,
+        partition="gpu",
+        reservation="r",
+        signal_seconds=90,
+        extra={"mail-type": "END", "exclusive": False},
+    )
     flags = asked.flags(2, 4)
     assert flags["partition"] == "gpu"
     assert flags["signal_delay_s"] == 90
     assert flags["additional_parameters"] == {
-        "requeue": True, "reservation": "r", "mem": "40G", "gpus-per-node": "a100:8",
+        "requeue": True,
+        "reservation": "r",
+        "mem": "40G",
+        "gpus-per-node": "a100:8",
         "mail-type": "END",
-    }  # fmt: skip
+    }
     gres = dataclasses.replace(asked, gpu_flag="gres").flags(1, 1)["additional_parameters"]
     assert gres["gres"] == "gpu:a100:2"
     assert "gpus-per-node" not in gres
@@ -107,15 +117,27 @@ def test_what_submitit_writes_for_sbatch(tmp_path):
     import submitit
 
     executor = submitit.SlurmExecutor(str(tmp_path), python="/opt/python")
-    asked = Profile(gpus=1, minutes=30, constraint="a100|h100", setup=("module load cuda",),
-                    srun_args=("--cpu-bind=none",), extra={"exclusive": True})  # fmt: skip
+    asked = Profile(
+        gpus=1,
+        minutes=30,
+        constraint="a100|h100",
+        setup=("module load cuda",),
+        srun_args=("--cpu-bind=none",),
+        extra={"exclusive": True},
+    )
     executor.update_parameters(**asked.flags(1, 2))
     lines = executor._make_submission_file_text("work", "id").splitlines()
     for line in (
-        "#SBATCH --time=30", "#SBATCH --gpus-per-node=2", "#SBATCH --requeue",
-        "#SBATCH --signal=USR2@120", "#SBATCH --constraint='a100|h100'", "#SBATCH --exclusive",
-        "#SBATCH --ntasks-per-node=2", "#SBATCH --open-mode=append", "module load cuda",
-    ):  # fmt: skip
+        "#SBATCH --time=30",
+        "#SBATCH --gpus-per-node=2",
+        "#SBATCH --requeue",
+        "#SBATCH --signal=USR2@120",
+        "#SBATCH --constraint='a100|h100'",
+        "#SBATCH --exclusive",
+        "#SBATCH --ntasks-per-node=2",
+        "#SBATCH --open-mode=append",
+        "module load cuda",
+    ):
         assert line in lines
     assert not [line for line in lines if "wckey" in line or "--error" in line]
     assert any(line.startswith("srun ") and "--cpu-bind=none" in line for line in lines)

@@ -174,21 +174,32 @@ def test_one_task_has_no_ranks(fakes, monkeypatch):
 
 
 def test_two_tasks_on_two_nodes(fakes, monkeypatch):
-    fakes.add("scontrol", """case "$2" in
+    fakes.add(
+        "scontrol",
+        """case "$2" in
 hostnames) echo n1; echo n2 ;;
 node) echo "NodeName=$3 NodeAddr=10.0.0.1 NodeHostName=other Comment=a=b" ;;
-esac""")  # fmt: skip
+esac""",
+    )
     # What srun sets in the second of two tasks; the job has more nodes than the step.
     for name, value in {
-        "SLURM_STEP_NUM_TASKS": "2", "SLURM_NTASKS": "4", "SLURM_STEP_NUM_NODES": "2",
-        "SLURM_NNODES": "4", "SLURM_PROCID": "1", "SLURM_LOCALID": "0",
-        "SLURM_STEP_NODELIST": "n[1-2]", "SLURM_JOB_NODELIST": "n[0-3]",
-    }.items():  # fmt: skip
+        "SLURM_STEP_NUM_TASKS": "2",
+        "SLURM_NTASKS": "4",
+        "SLURM_STEP_NUM_NODES": "2",
+        "SLURM_NNODES": "4",
+        "SLURM_PROCID": "1",
+        "SLURM_LOCALID": "0",
+        "SLURM_STEP_NODELIST": "n[1-2]",
+        "SLURM_JOB_NODELIST": "n[0-3]",
+    }.items():
         monkeypatch.setenv(name, value)
     found = task.environment()
     assert {k: found[k] for k in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")} == {
-        "RANK": "1", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1",
-    }  # fmt: skip
+        "RANK": "1",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "1",
+    }
     assert found["MASTER_ADDR"] == "10.0.0.1"
     assert fakes.calls("scontrol") == ["show hostnames n[1-2]", "show node n1 --oneliner"]
     # Each start, and each run after a requeue, meets elsewhere.

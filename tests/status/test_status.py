@@ -52,8 +52,7 @@ class Folder:
     def add(self, seed: int, state: str, **error: str) -> str:
         """A run in a state of the store; returns its identity."""
         run_id = hashlib.sha256(str(seed).encode()).hexdigest()
-        spec = {"dataset": {"alias": "toy"}, "method": "csaa", "label": "CSAA", "ratio": 0.05,
-                "seed": seed}  # fmt: skip
+        spec = {"dataset": {"alias": "toy"}, "method": "csaa", "label": "CSAA", "ratio": 0.05, "seed": seed}
         if state == "not started":
             return run_id
         directory = self.store.directory(run_id, spec)
@@ -67,8 +66,15 @@ class Folder:
             self.store.write_failure(directory, lease, record)
         elif state == "done":
             metrics = {"last": {"mAP": 50.0}, "val": None, "oracle": None}
-            result = {"run_id": run_id, "spec": spec, "metrics": metrics, "classes": [],
-                      "cost": {}, "provenance": {}, "finished": "now"}  # fmt: skip
+            result = {
+                "run_id": run_id,
+                "spec": spec,
+                "metrics": metrics,
+                "classes": [],
+                "cost": {},
+                "provenance": {},
+                "finished": "now",
+            }
             self.store.write_result(directory, lease, result, {"scores": np.zeros((1, 1))})
         lease.release()
         return run_id
@@ -113,13 +119,17 @@ def section(text: str, title: str) -> str:
 
 def test_every_state(folder):
     ids = {
-        "done": folder.add(1, "done"), "running": folder.add(2, "running"),
-        "preempted": folder.add(3, "dead"), "queued": folder.add(4, "not started"),
-        "dead": folder.add(5, "dead"), "failed": folder.add(6, "failed"),
+        "done": folder.add(1, "done"),
+        "running": folder.add(2, "running"),
+        "preempted": folder.add(3, "dead"),
+        "queued": folder.add(4, "not started"),
+        "dead": folder.add(5, "dead"),
+        "failed": folder.add(6, "failed"),
         "not started": folder.add(7, "not started"),
-    }  # fmt: skip
-    bundles = [[ids[kind]] for kind in ("done", "running", "preempted", "queued", "dead",
-                                        "failed", "not started")]  # fmt: skip
+    }
+    bundles = [
+        [ids[kind]] for kind in ("done", "running", "preempted", "queued", "dead", "failed", "not started")
+    ]
     folder.launch(*bundles)
     folder.answers(
         squeue="7_1|RUNNING||1:00|n1\n7_2|PENDING|BeginTime|0:00|\n7_3|PENDING|Resources|0:00|\n",
@@ -128,8 +138,9 @@ def test_every_state(folder):
     assert folder.kinds() == {run_id[:16]: kind for kind, run_id in ids.items()}
     text = plain(overview(folder.runs))
     first = text.splitlines()[0]
-    assert first == (f"{folder.runs}: 7 runs (1 done, 1 running, 1 preempted, 1 queued, 1 dead, "
-                     "1 failed, 1 not started)")  # fmt: skip
+    assert first == (
+        f"{folder.runs}: 7 runs (1 done, 1 running, 1 preempted, 1 queued, 1 dead, 1 failed, 1 not started)"
+    )
     assert f"process {os.getpid()} on {socket.gethostname()}" in section(text, "running (1)")
     assert "heartbeat 0 s ago" in section(text, "running (1)")
     assert "begun 1 time; job 7_2: BeginTime" in section(text, "preempted (1)")
@@ -158,8 +169,10 @@ def test_a_local_store_needs_no_slurm(folder):
 
 
 def test_a_copied_folder_says_that_the_queue_is_unknown(folder):
-    launch = folder.launch([folder.add(1, "dead"), folder.add(2, "not started")],
-                           [folder.add(3, "done"), folder.add(4, "failed")])  # fmt: skip
+    launch = folder.launch(
+        [folder.add(1, "dead"), folder.add(2, "not started")],
+        [folder.add(3, "done"), folder.add(4, "failed")],
+    )
     old = launch.folder.with_name("20200101-000000-toy-abcd")
     launch.folder.rename(old)
     view = overview(folder.runs)
@@ -212,8 +225,7 @@ def test_progress_of_the_process_that_works_is_shown(folder):
     file = ProgressFile(folder.place(run_id), "x", epochs=3)
     for step in range(3):
         file(1, step, 10, 4.0)
-    file._write({"epoch": 1, "step": 2, "steps": 10, "seconds": 4.0, "left": 100.0,
-                 "time": time.time() - 40})  # fmt: skip
+    file._write({"epoch": 1, "step": 2, "steps": 10, "seconds": 4.0, "left": 100.0, "time": time.time() - 40})
     view = overview(folder.runs)
     assert view.runs[0].left(view.taken) == pytest.approx(60, abs=1)
     assert "epoch 2/3 step 2/10, 60 s left" in plain(view)
@@ -261,15 +273,19 @@ def test_failures_are_grouped_and_show_the_log_of_a_moved_folder(folder, tmp_pat
     assert f"log   {moved}/slurm/launches/{launch.folder.name}/jobs/7_0_0_log.out" in failed
     first = next(run for run in view.runs if run.run_id == ids[0][:16])
     assert status_view._last_lines(first, moved) == [
-        "line 5", "line 6", "line 7", "line 8",
+        "line 5",
+        "line 6",
+        "line 7",
+        "line 8",
         f"failed: title of {ids[0][:8]}: ValueError: bad 0",
-    ]  # fmt: skip
+    ]
     record = as_json(view)
     assert json.loads(json.dumps(record)) == record
     assert record["counts"] == {"failed": 4}
     assert [(group["signature"], group["count"]) for group in record["failures"]] == [
-        ("ValueError: bad #", 3), ("OSError: disk <path> full", 1),
-    ]  # fmt: skip
+        ("ValueError: bad #", 3),
+        ("OSError: disk <path> full", 1),
+    ]
     log = moved / "slurm" / "launches" / launch.folder.name / "jobs" / "7_0_0_log.out"
     log.unlink()
     text = plain(overview(moved))
@@ -346,9 +362,19 @@ def test_status_and_logs_import_nothing_heavy(folder):
     folder.add(1, "dead")
     for words in (["status"], ["logs", "CSAA"]):
         done = subprocess.run(
-            [sys.executable, "-X", "importtime", str(ROOT / "benchmarks" / "run.py"), *words,
-             "--runs", str(folder.runs)], capture_output=True, text=True, check=True,
-        )  # fmt: skip
+            [
+                sys.executable,
+                "-X",
+                "importtime",
+                str(ROOT / "benchmarks" / "run.py"),
+                *words,
+                "--runs",
+                str(folder.runs),
+            ],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         modules = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
         assert "benchmarks.status.overview" in modules
         assert not modules & {"torch", "numpy", "pandas", "PIL", "submitit", "matplotlib"}
@@ -540,9 +566,17 @@ def test_the_measured_store_is_counted_as_it_was_built(tmp_path, monkeypatch):
     view = overview(tmp_path / "runs")
     assert view.counts() == counts
     assert sum(counts.values()) == 1000
-    found = {"queue": 0.5, "copy": 0.25, "all": {"queue": [0.4, 0.6], "copy": [0.25]}, "runs": 1000,
-             "rounds": 2, "counts": counts, "machine": {"cpu": "a processor", "cores": 2},
-             "load": 0.5, "python": "3.11.0"}  # fmt: skip
+    found = {
+        "queue": 0.5,
+        "copy": 0.25,
+        "all": {"queue": [0.4, 0.6], "copy": [0.25]},
+        "runs": 1000,
+        "rounds": 2,
+        "counts": counts,
+        "machine": {"cpu": "a processor", "cores": 2},
+        "load": 0.5,
+        "python": "3.11.0",
+    }
     text = perf.table(found)
     assert "queue    0.50 s  (0.40 to 0.60)" in text
     assert "a processor, 2 cores, load 0.5 before; python 3.11.0" in text

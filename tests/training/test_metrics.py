@@ -141,8 +141,7 @@ def test_f1_equals_scikit_learn_with_both_scales() -> None:
     targets[:, 4] = 0  # absent: left out of CP and CR, but its false positives count in OP
     predicted = logits > 0
     present = np.delete(np.arange(7), 4)
-    cp = precision_score(targets[:, present], predicted[:, present], average="macro",
-                         zero_division=0)  # fmt: skip
+    cp = precision_score(targets[:, present], predicted[:, present], average="macro", zero_division=0)
     cr = recall_score(targets[:, present], predicted[:, present], average="macro")
     got = metrics.f1(logits, targets, scale="logits")
     assert got["OF1"] == pytest.approx(100 * f1_score(targets, predicted, average="micro"))
@@ -179,8 +178,14 @@ def test_frequency_groups_are_terciles_with_stable_ties() -> None:
     counts = [5, 100, 5, 40, 0, 90, 5]
     # order: 1, 5, 3 | 0, 2 | 6, 4
     assert metrics.frequency_groups(counts) == [
-        "medium", "head", "medium", "head", "tail", "head", "tail",
-    ]  # fmt: skip
+        "medium",
+        "head",
+        "medium",
+        "head",
+        "tail",
+        "head",
+        "tail",
+    ]
     assert metrics.frequency_groups([3, 7]) == ["medium", "head"]
 
 
@@ -188,9 +193,7 @@ def test_summary_is_json_and_agrees_with_its_parts() -> None:
     scores, targets = problem(400, 6, seed=10)
     targets[:, 5] = 0
     counts = np.array([60, 50, 40, 30, 20, 10])
-    got = json.loads(
-        json.dumps(metrics.summary(scores, targets, counts, scale="logits"), allow_nan=False)
-    )
+    got = json.loads(json.dumps(metrics.summary(scores, targets, counts, scale="logits"), allow_nan=False))
     ap = 100 * metrics.average_precision(scores, targets)
     assert got["mAP"] == pytest.approx(ap[:5].mean())
     assert got["num_classes"] == 5

@@ -22,8 +22,10 @@ def state(step: int) -> dict:
     weights = torch.full((3,), float(step))
     return {
         "model": {"a.weight": weights, "tied": weights},  # safetensors knows no shared memory
-        "scheduler": {"last_epoch": step}, "empty": {}, "progress": {"step": step, "best": None},
-    }  # fmt: skip
+        "scheduler": {"last_epoch": step},
+        "empty": {},
+        "progress": {"step": step, "best": None},
+    }
 
 
 def files_of(folder):
@@ -138,9 +140,7 @@ def test_probe_against_scikit_learn_over_batches():
     assert probe.summary() is None
     order = generator.permutation(200)
     for some in np.array_split(order, 7):
-        pseudo = PseudoLabels(
-            torch.from_numpy(targets[some]).float(), torch.from_numpy(mask[some]).float()
-        )
+        pseudo = PseudoLabels(torch.from_numpy(targets[some]).float(), torch.from_numpy(mask[some]).float())
         probe.update(torch.from_numpy(some), pseudo)
     found = probe.summary()
     used = targets & mask

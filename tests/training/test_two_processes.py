@@ -30,9 +30,13 @@ def be_rank(rank: int, world: int, meeting: str) -> None:
     """Set the variables by which a process finds its group."""
     if world > 1:
         os.environ |= {
-            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world),
-            "LOCAL_WORLD_SIZE": str(world), "OMP_NUM_THREADS": "1", "SSMLL_RENDEZVOUS": meeting,
-        }  # fmt: skip
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(world),
+            "LOCAL_WORLD_SIZE": str(world),
+            "OMP_NUM_THREADS": "1",
+            "SSMLL_RENDEZVOUS": meeting,
+        }
 
 
 def train(rank: int, world: int, grid: str, folder: str, method: str, strategy: str, stop: int):
@@ -67,13 +71,19 @@ def train(rank: int, world: int, grid: str, folder: str, method: str, strategy: 
     schedule = Schedule.semi_supervised(recipe) if semi else Schedule.labelled_only(recipe)
     steps = []
     trainer = Trainer(
-        built, execution._data(job, pool), recipe, schedule, 1, strategy=execution.strategy,
+        built,
+        execution._data(job, pool),
+        recipe,
+        schedule,
+        1,
+        strategy=execution.strategy,
         checkpoints=Checkpoints(Path(folder) / f"checkpoints-{strategy}", 1e9),
         probe=PseudoLabelProbe(hidden, execution.accelerator) if semi else None,
-        summarise=summariser(job), summarise_val=summariser(job),
+        summarise=summariser(job),
+        summarise_val=summariser(job),
         # Only one rank is asked to stop; both have to.
         should_stop=lambda: steps.append(0) or (len(steps) == stop and rank == world - 1),
-    )  # fmt: skip
+    )
     resumed = trainer.resume()
     assert resumed == (Path(folder) / f"checkpoints-{strategy}").exists()
     if strategy != "ddp":
@@ -98,9 +108,7 @@ def train(rank: int, world: int, grid: str, folder: str, method: str, strategy: 
     execution.group.leave()
 
 
-def outcome(
-    world: int, grid: Path, folder: Path, method: str, strategy: str = "ddp", stop: int = 0
-):
+def outcome(world: int, grid: Path, folder: Path, method: str, strategy: str = "ddp", stop: int = 0):
     for used in folder.glob("meet-*"):
         used.unlink()
     mp.spawn(train, args=(world, str(grid), str(folder), method, strategy, stop), nprocs=world)
@@ -121,8 +129,14 @@ def grid(tmp_path_factory, voc_root):
 
     def write(method: str, precision: str = "fp64") -> Path:
         path = folder / f"{method}-{precision}.toml"
-        text = grid_text(voc_root, f'["{method}"]', batch_labelled=5, batch_unlabelled=13,
-                         clip_norm=20.0, precision=f'"{precision}"')  # fmt: skip
+        text = grid_text(
+            voc_root,
+            f'["{method}"]',
+            batch_labelled=5,
+            batch_unlabelled=13,
+            clip_norm=20.0,
+            precision=f'"{precision}"',
+        )
         path.write_text(text)
         return path
 
@@ -175,9 +189,11 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path, grid, calm, fi
 @needs_deepspeed
 @pytest.mark.parametrize(
     ("strategy", "method"),
-    [("zero2", "fixmatch"),
-     *(pytest.param(name, "csaa", marks=pytest.mark.slow) for name in ("zero1", "zero2"))],
-)  # fmt: skip
+    [
+        ("zero2", "fixmatch"),
+        *(pytest.param(name, "csaa", marks=pytest.mark.slow) for name in ("zero1", "zero2")),
+    ],
+)
 def test_deepspeed_ends_where_ddp_does(calm, strategy, method):
     # Engine and DDP add up the same two gradients, so float32 is enough; DeepSpeed has no other.
     ours, theirs = (calm(2, method, name, "fp32") for name in ("ddp", strategy))

@@ -64,21 +64,31 @@ ARCHIVES: dict[str, tuple[Archive, ...]] = {
         _voc("VOCtrainval_06-Nov-2007.tar", 460_032_000, "c52e279531787c972589f7e41ab4ae64"),
         _voc("VOCtest_06-Nov-2007.tar", 451_020_800, "b6e924de25625d8de591ea690078ad9f"),
     ),
-    "voc2012": (
-        _voc("VOCtrainval_11-May-2012.tar", 1_999_639_040, "6cd6e144f989b92b3379bac3b3de84fd"),
-    ),
+    "voc2012": (_voc("VOCtrainval_11-May-2012.tar", 1_999_639_040, "6cd6e144f989b92b3379bac3b3de84fd"),),
     "coco2014": (
-        _coco("zips/train2014.zip", 13_510_573_713,
-              "ede4087e640bddba550e090eae701092534b554b42b05ac33f0300b984b31775",
-              "train2014", 13_600_000_000),
-        _coco("zips/val2014.zip", 6_645_013_297,
-              "fe9be816052049c34717e077d9e34aa60814a55679f804cd043e3cbee3b9fde0",
-              "val2014", 6_700_000_000),
-        _coco("annotations/annotations_trainval2014.zip", 252_872_794,
-              "031296bbc80c45a1d1f76bf9a90ead27e94e99ec629208449507a4917a3bf009",
-              "annotations", 900_000_000),
+        _coco(
+            "zips/train2014.zip",
+            13_510_573_713,
+            "ede4087e640bddba550e090eae701092534b554b42b05ac33f0300b984b31775",
+            "train2014",
+            13_600_000_000,
+        ),
+        _coco(
+            "zips/val2014.zip",
+            6_645_013_297,
+            "fe9be816052049c34717e077d9e34aa60814a55679f804cd043e3cbee3b9fde0",
+            "val2014",
+            6_700_000_000,
+        ),
+        _coco(
+            "annotations/annotations_trainval2014.zip",
+            252_872_794,
+            "031296bbc80c45a1d1f76bf9a90ead27e94e99ec629208449507a4917a3bf009",
+            "annotations",
+            900_000_000,
+        ),
     ),
-}  # fmt: skip
+}
 
 _BY_HAND = {
     # The owners send the images on request, so there is nothing to download.
@@ -138,8 +148,7 @@ def download(
     """
     if name in _BY_HAND:
         raise UserError(
-            f"dataset {name!r} has no public address for its images; get it by hand: "
-            + commands(name, root)
+            f"dataset {name!r} has no public address for its images; get it by hand: " + commands(name, root)
         )
     if name not in ARCHIVES:
         raise UserError(f"dataset {name!r} has no official archives{nearest(name, ARCHIVES)}")
@@ -149,9 +158,13 @@ def download(
         for archive in wanted:
             place = root / archive.name
             fetch(
-                archive.urls, place, size=archive.size, checksum=archive.checksum,
-                progress=progress, announce=announce,
-            )  # fmt: skip
+                archive.urls,
+                place,
+                size=archive.size,
+                checksum=archive.checksum,
+                progress=progress,
+                announce=announce,
+            )
             unpack(place, root, progress(f"unpack {archive.name} (MiB)"))
             atomic_write_bytes(_done(root, archive), f"{archive.checksum}\n".encode())
         if wanted:
@@ -177,8 +190,7 @@ def _check_room(wanted: list[Archive], root: Path, announce: Callable[[str], Non
         )
     free = shutil.disk_usage(root).free
     text = (
-        f"{root}: {amount(room)} are needed for archives and their content, the disk has "
-        f"{amount(free)} left"
+        f"{root}: {amount(room)} are needed for archives and their content, the disk has {amount(free)} left"
     )
     if room > free:
         raise UserError(f"{text}; make room or choose another folder with --root")

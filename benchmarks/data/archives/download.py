@@ -67,8 +67,7 @@ def fetch(
         if target.stat().st_size >= size:
             if target.stat().st_size > size or not _matches(target, checksum, progress):
                 raise UserError(
-                    f"{target}: not the published file ({size:,} bytes, {checksum}); remove it "
-                    "and run again"
+                    f"{target}: not the published file ({size:,} bytes, {checksum}); remove it and run again"
                 )
             return
         if not part.exists():  # begun by `curl -C -`
@@ -91,8 +90,7 @@ def fetch(
         part.unlink()
         state.unlink(missing_ok=True)
         raise UserError(
-            f"{target.name}: what arrived is not the published file ({checksum}) and was removed; "
-            "run again"
+            f"{target.name}: what arrived is not the published file ({checksum}) and was removed; run again"
         )
     os.replace(part, target)
     state.unlink(missing_ok=True)
@@ -118,9 +116,7 @@ def _length(file: Path) -> int:
     return 0
 
 
-def _transfer(
-    url: str, target: Path, size: int, show: Progress, announce: Callable[[str], None]
-) -> None:
+def _transfer(url: str, target: Path, size: int, show: Progress, announce: Callable[[str], None]) -> None:
     """Fill the part to its full length, in as many connections as it takes."""
     part = _part(target)
     best, failures = _length(part), 0
@@ -226,8 +222,7 @@ class _Appending:
 
 def _unwritable(path: Path, error: OSError) -> UserError:
     return UserError(
-        f"{path}: cannot be written: {error.strerror}; what has arrived is kept, run again after "
-        "making room"
+        f"{path}: cannot be written: {error.strerror}; what has arrived is kept, run again after making room"
     )
 
 

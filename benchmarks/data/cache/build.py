@@ -71,11 +71,15 @@ class Builder:
         finished = donor.finished() if donor is not None else {}
         self.chunks = {
             split: chunks_of(
-                split, getattr(dataset, split).paths, size, self.files[split], images_per_chunk,
+                split,
+                getattr(dataset, split).paths,
+                size,
+                self.files[split],
+                images_per_chunk,
                 [finished.get((split, name)) for name in getattr(dataset, split).ids],
             )
             for split in SPLITS
-        }  # fmt: skip
+        }
         self.total = len(dataset.train) + len(dataset.test)
         self.done = 0
 
@@ -194,23 +198,34 @@ class Builder:
         found.sort()
         file = self.directory / "unreadable.txt"
         atomic_write_bytes(file, "".join(f"{p}\t{reason}\n" for p, reason in found).encode())
-        return UnreadableError(self, found, (
-            f"dataset {self.dataset.name!r}: {len(found)} of {self.total} images cannot be read: "
-            f"{named(found, NAMED)}; replace them and run again, or leave them out with --skip-bad "
-            f"(skip_bad = true in a grid); the list is in {file}"
-        ))  # fmt: skip
+        return UnreadableError(
+            self,
+            found,
+            (
+                f"dataset {self.dataset.name!r}: {len(found)} of {self.total} images cannot be read: "
+                f"{named(found, NAMED)}; replace them and run again, or leave them out with --skip-bad "
+                f"(skip_bad = true in a grid); the list is in {file}"
+            ),
+        )
 
     def _finish(self, hashes: dict[tuple[str, int], str]) -> None:
         chunks = {split: [hashes[split, c.number] for c in self.chunks[split]] for split in SPLITS}
         pixels = hashlib.sha256("\n".join(chunks["train"] + ["-"] + chunks["test"]).encode())
         whole = hashlib.sha256(f"{self.dataset.digest} {pixels.hexdigest()}".encode())
         meta: dict[str, Any] = {
-            "format": FORMAT, "dataset": self.dataset.name, "dataset_digest": self.dataset.digest,
-            "size": self.size, "resize": RESIZE, "pillow": PIL.__version__,
-            "train": len(self.dataset.train), "test": len(self.dataset.test),
+            "format": FORMAT,
+            "dataset": self.dataset.name,
+            "dataset_digest": self.dataset.digest,
+            "size": self.size,
+            "resize": RESIZE,
+            "pillow": PIL.__version__,
+            "train": len(self.dataset.train),
+            "test": len(self.dataset.test),
             "chunk": self.images_per_chunk,
-            "chunks": chunks, "pixels": pixels.hexdigest(), "digest": whole.hexdigest(),
-        }  # fmt: skip
+            "chunks": chunks,
+            "pixels": pixels.hexdigest(),
+            "digest": whole.hexdigest(),
+        }
         atomic_write_json(self.directory / "meta.json", meta)
         shutil.rmtree(self.markers, ignore_errors=True)
         with suppress(FileNotFoundError):

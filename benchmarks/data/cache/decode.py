@@ -149,10 +149,17 @@ def chunks_of(
     chunks = []
     for start in range(0, len(paths), images_per_chunk):
         part = slice(start, start + images_per_chunk)
-        chunks.append(Chunk(
-            split, start // images_per_chunk, tuple(paths[part]), size, file,
-            start * bytes_per_image, tuple(known[part]),
-        ))  # fmt: skip
+        chunks.append(
+            Chunk(
+                split,
+                start // images_per_chunk,
+                tuple(paths[part]),
+                size,
+                file,
+                start * bytes_per_image,
+                tuple(known[part]),
+            )
+        )
     return chunks
 
 

@@ -67,8 +67,9 @@ class _Process:
     def __init__(self) -> None:
         self.child = subprocess.Popen(
             [sys.executable, "-c", _START, *sys.path],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        )  # fmt: skip
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
 
     def decode(self, chunk: Chunk) -> Decoded:
         orders, answers = cast(IO[bytes], self.child.stdin), cast(IO[bytes], self.child.stdout)

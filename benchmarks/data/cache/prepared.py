@@ -152,9 +152,9 @@ def prepare(
         if not (directory / "meta.json").is_file():
             with exclusive(directory / "lock"):
                 if not (directory / "meta.json").is_file():
-                    Builder(
-                        images, size, directory, CHUNK, progress, announce, donor
-                    ).build(workers or _cores())  # fmt: skip
+                    Builder(images, size, directory, CHUNK, progress, announce, donor).build(
+                        workers or _cores()
+                    )
         elif (directory / "chunks").exists():  # killed between the last file and the clean-up
             with exclusive(directory / "lock"):
                 shutil.rmtree(directory / "chunks", ignore_errors=True)
@@ -164,10 +164,7 @@ def prepare(
         return whole(dataset)
     skipped = Skipped(dataset, cache_root)
     # A finished cache is used without a lock: the folder may be one that is only read here.
-    if (
-        skipped.is_current()
-        and (_directory(skipped.rest, size, cache_root) / "meta.json").is_file()
-    ):
+    if skipped.is_current() and (_directory(skipped.rest, size, cache_root) / "meta.json").is_file():
         ready = whole(skipped.rest)
     else:
         with exclusive(skipped.lock):

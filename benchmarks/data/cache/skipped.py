@@ -148,10 +148,14 @@ class Skipped:
             if not ordered:
                 self.file.unlink(missing_ok=True)
                 return
-            atomic_write_json(self.file, {
-                "dataset": self.dataset.name, "dataset_digest": self.dataset.digest,
-                "skipped": [dataclasses.asdict(image) for image in ordered],
-            })  # fmt: skip
+            atomic_write_json(
+                self.file,
+                {
+                    "dataset": self.dataset.name,
+                    "dataset_digest": self.dataset.digest,
+                    "skipped": [dataclasses.asdict(image) for image in ordered],
+                },
+            )
         except OSError as error:
             raise UserError(f"{self.file}: cannot be written: {error.strerror}") from None
 

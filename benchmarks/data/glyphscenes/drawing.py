@@ -136,9 +136,7 @@ def _muted(draw: Draw) -> tuple[int, int, int]:
 
 
 def _near(draw: Draw, colour: Any, spread: int) -> tuple[int, int, int]:
-    red, green, blue = (
-        min(255, max(0, int(c) + draw.integer(-spread, spread))) for c in tuple(colour)[:3]
-    )
+    red, green, blue = (min(255, max(0, int(c) + draw.integer(-spread, spread))) for c in tuple(colour)[:3])
     return (red, green, blue)
 
 
@@ -191,9 +189,7 @@ def clutter(draw: Draw, image: Image.Image) -> None:
             image.paste(draw.colour(), (x, y), mask)
 
 
-def place(
-    draw: Draw, size: tuple[int, int], taken: list[tuple[int, int, int, int]]
-) -> tuple[int, int]:
+def place(draw: Draw, size: tuple[int, int], taken: list[tuple[int, int, int, int]]) -> tuple[int, int]:
     """Position (may reach over the border) with the least overlap of six tries."""
     width, height = size
     best, best_cost = (0, 0), math.inf
@@ -218,9 +214,7 @@ def count_pixels(mask: Image.Image) -> int:
     return sum(mask.histogram()[128:])
 
 
-def draw_object(
-    draw: Draw, image: Image.Image, name: str, mask: Image.Image, x: int, y: int
-) -> Image.Image:
+def draw_object(draw: Draw, image: Image.Image, name: str, mask: Image.Image, x: int, y: int) -> Image.Image:
     """Paint one object; return the mask of everything that it covers."""
     centre = (min(127, max(0, x + mask.width // 2)), min(127, max(0, y + mask.height // 2)))
     behind: Any = image.getpixel(centre)

@@ -114,9 +114,7 @@ def render_pairs(
     pixels = np.memmap(path, np.uint8, "w+", shape=shape)
     started = time.monotonic()
     captions: list[str] = []
-    jobs = [
-        (str(path), shape, split, seed, a, min(a + block, total)) for a in range(0, total, block)
-    ]
+    jobs = [(str(path), shape, split, seed, a, min(a + block, total)) for a in range(0, total, block)]
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         for number, found in enumerate(pool.map(_render_block, *zip(*jobs, strict=True)), 1):
             captions += found

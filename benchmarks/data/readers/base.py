@@ -97,8 +97,10 @@ def _glyphscenes(seed: int) -> Callable[[Request], Contents]:
 
         root = request.root
         folder = root / "glyphscenes"
-        splits = [(folder / "annotations" / f"instances_{split}.json", folder / "images" / split)
-                  for split in ("train", "test")]  # fmt: skip
+        splits = [
+            (folder / "annotations" / f"instances_{split}.json", folder / "images" / split)
+            for split in ("train", "test")
+        ]
         # The annotations are written last: where they are, nothing is left to do, and the folder
         # may be one that this user cannot write to.
         rendered = all(file.is_file() for file, _ in splits)
@@ -106,9 +108,7 @@ def _glyphscenes(seed: int) -> Callable[[Request], Contents]:
             root.mkdir(parents=True, exist_ok=True)
         with nullcontext() if rendered else exclusive(root / ".glyphscenes.lock"):
             try:
-                glyphscenes.write(
-                    root, seed=seed, workers=request.workers, progress=request.progress
-                )
+                glyphscenes.write(root, seed=seed, workers=request.workers, progress=request.progress)
             except ValueError as error:  # another version's or seed's files are there
                 raise UserError(str(error)) from None
             except BrokenProcessPool:
@@ -127,23 +127,28 @@ def _glyphscenes(seed: int) -> Callable[[Request], Contents]:
 def _voc(year: str, train: str, test: str, classic: Counts) -> Callable[[Request], Contents | None]:
     def read(request: Request) -> Contents | None:
         spec, root = request.spec, request.root
-        asked = [f"{field} = {getattr(spec, field)!r}"
-                 for field, usual in (("labels", "lists"), ("difficult", "ignore"))
-                 if getattr(spec, field) != usual]  # fmt: skip
+        asked = [
+            f"{field} = {getattr(spec, field)!r}"
+            for field, usual in (("labels", "lists"), ("difficult", "ignore"))
+            if getattr(spec, field) != usual
+        ]
         if npy.present(root) and not asked:
             folders = [f"VOCdevkit/VOC{year}/JPEGImages", "."]
             return _arrays(request, VOC, folders, classic, lambda path: path.stem, rows=True)
         tree = voc.find_tree(root, year)
         if tree is None and npy.present(root):
-            raise UserError(f"{root}: {asked[0]} needs the official tree (VOCdevkit/VOC{year}), "
-                            "and there are only the arrays formatted_*.npy")  # fmt: skip
+            raise UserError(
+                f"{root}: {asked[0]} needs the official tree (VOCdevkit/VOC{year}), "
+                "and there are only the arrays formatted_*.npy"
+            )
         if tree is None:
             return None
         (train_images, listed), (test_images, test_listed) = (
-            voc.read_split(tree, split, labels=spec.labels, difficult=spec.difficult,
-                           empty=spec.empty, order=spec.order)
+            voc.read_split(
+                tree, split, labels=spec.labels, difficult=spec.difficult, empty=spec.empty, order=spec.order
+            )
             for split in (train, test)
-        )  # fmt: skip
+        )
         return Contents(VOC, train_images, test_images, (listed, test_listed), classic)
 
     return read
@@ -156,8 +161,9 @@ def _coco2014(request: Request) -> Contents | None:
     root, classic = request.root, (82081, 40137)
     if npy.present(root):
         return _arrays(request, COCO, ["."], classic, _coco_id)
-    files = [(root / "annotations" / f"instances_{split}.json", root / split)
-             for split in ("train2014", "val2014")]  # fmt: skip
+    files = [
+        (root / "annotations" / f"instances_{split}.json", root / split) for split in ("train2014", "val2014")
+    ]
     if not all(file.is_file() for file, _ in files):
         return None
     return _instances(request, files[0], files[1], classic)
@@ -173,8 +179,7 @@ def _coco_id(path: PurePosixPath) -> str:
 
 def _coco(request: Request) -> Contents | None:
     spec, root = request.spec, request.root
-    names = [getattr(spec, split) or f"annotations/instances_{split}.json"
-             for split in ("train", "test")]  # fmt: skip
+    names = [getattr(spec, split) or f"annotations/instances_{split}.json" for split in ("train", "test")]
     files = [root / name for name in names]
     if not (spec.train or spec.test) and not any(file.is_file() for file in files):
         return None
@@ -217,8 +222,7 @@ def _nuswide(request: Request) -> Contents | None:
         return None
     places = [root / images] if images else nuswide.image_folders(root, tree)
     (train, listed), (test, test_listed) = (
-        nuswide.read_split(tree, split, places, empty=request.spec.empty)
-        for split in ("Train", "Test")
+        nuswide.read_split(tree, split, places, empty=request.spec.empty) for split in ("Train", "Test")
     )
     return Contents(NUS, train, test, (listed, test_listed), (161789, 107859))
 
@@ -274,25 +278,26 @@ READERS: dict[str, Reader] = {
     "voc2007": Reader(
         _voc("2007", "trainval", "test", (5011, 4952)), ("difficult", "empty", "labels", "order")
     ),
-    "voc2012": Reader(
-        _voc("2012", "train", "val", (5717, 5823)), ("difficult", "empty", "labels", "order")
-    ),
+    "voc2012": Reader(_voc("2012", "train", "val", (5717, 5823)), ("difficult", "empty", "labels", "order")),
     "coco2014": Reader(_coco2014, ("empty", "order")),
     "nuswide": Reader(_nuswide, ("empty", "images")),
     "coco": Reader(
-        _coco, ("empty", "order", "train", "test", "images"),
+        _coco,
+        ("empty", "order", "train", "test", "images"),
         "annotations/instances_train.json and annotations/instances_test.json, or the files named "
         "by train and test, and the images in images/train and images/test, in images/, or in the "
         "folder named by images",
     ),
     "csv": Reader(
-        _csv, ("empty", "train", "test", "images"),
+        _csv,
+        ("empty", "train", "test", "images"),
         "train.csv and test.csv, or labels.csv with a column split, or the files named by train "
         "and test, with the header path,labels (classes separated by ;) or path,<class>,<class>,…",
     ),
     "npy": Reader(
-        _npy, ("empty", "images"),
+        _npy,
+        ("empty", "images"),
         "formatted_{train,val}_{images,labels}.npy and classes.txt (one class a line), and the "
         "images in images/ or in the folder named by images",
     ),
-}  # fmt: skip
+}

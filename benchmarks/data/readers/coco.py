@@ -54,9 +54,8 @@ def read_instances(
     folders = [images] if isinstance(images, Path) else images
     folder = holder(folders, content.names[0] if content.names else None)
     chosen = (
-        np.arange(len(content.ids)) if empty == "keep"
-        else np.flatnonzero(content.labels.any(axis=1))
-    ).tolist()  # fmt: skip
+        np.arange(len(content.ids)) if empty == "keep" else np.flatnonzero(content.labels.any(axis=1))
+    ).tolist()
     if order == "published":
         chosen.sort(key=content.ids.__getitem__)
     paths = check_files([folder / content.names[k] for k in chosen], str(file))
@@ -132,12 +131,8 @@ def _labels(
             image_id = _field(where, annotation, "image_id")
             category_id = _field(where, annotation, "category_id")
             if image_id not in rows:
-                raise UserError(
-                    f"{where}.image_id: there is no image with id {image_id!r}"
-                ) from None
-            raise UserError(
-                f"{where}.category_id: there is no category with id {category_id!r}"
-            ) from None
+                raise UserError(f"{where}.image_id: there is no image with id {image_id!r}") from None
+            raise UserError(f"{where}.category_id: there is no category with id {category_id!r}") from None
     return labels
 
 

@@ -99,8 +99,10 @@ def find_files(root: Path, train: str, test: str) -> tuple[Path, Path | None] | 
         return single, None
     for file, other in (both, both[::-1]):
         if file.is_file():
-            raise UserError(f"{other}: no such file; it belongs to {file}. One file for both "
-                            "splits is called labels.csv and has a column split")  # fmt: skip
+            raise UserError(
+                f"{other}: no such file; it belongs to {file}. One file for both "
+                "splits is called labels.csv and has a column split"
+            )
     return None
 
 
@@ -140,9 +142,7 @@ def read(
     return classes, sets[0], sets[1]
 
 
-def _image_set(
-    rows: Sequence[Row], classes: Sequence[str], folders: Sequence[Path], empty: str
-) -> ImageSet:
+def _image_set(rows: Sequence[Row], classes: Sequence[str], folders: Sequence[Path], empty: str) -> ImageSet:
     columns = {name: k for k, name in enumerate(classes)}
     labels = np.zeros((len(rows), len(columns)), dtype=np.uint8)
     for k, row in enumerate(rows):
@@ -215,21 +215,26 @@ def _read_table(file: Path, split: str | None) -> _Table:
     if "path" not in special or len(lists) + bool(classes) != 1:
         raise UserError(f"{where}: {','.join(names)!r}: {FORMS}")
     if split is None and "split" not in special:
-        raise UserError(f"{where}: there is no column split, which says train or test; name two "
-                        "files (train and test) where each holds one split")  # fmt: skip
+        raise UserError(
+            f"{where}: there is no column split, which says train or test; name two "
+            "files (train and test) where each holds one split"
+        )
     table = _Table(file, None if lists else tuple(names[k] for k in classes))
     for line, cells in lines:
         where = f"{file}:{line}"
         if len(cells) != len(names):
-            raise UserError(f"{where}: {len(cells)} fields where the header has {len(names)}; a "
-                            "text that holds a comma is written in double quotes")  # fmt: skip
+            raise UserError(
+                f"{where}: {len(cells)} fields where the header has {len(names)}; a "
+                "text that holds a comma is written in double quotes"
+            )
         path = relative(where, cells[special["path"]].strip())
         part = _split(where, cells[special["split"]], split) if "split" in special else split
         assert part is not None  # without the column, the caller says which
         found = (
-            _listed(where, cells[lists[0]]) if lists
+            _listed(where, cells[lists[0]])
+            if lists
             else tuple(names[k] for k in classes if _present(where, names[k], cells[k]))
-        )  # fmt: skip
+        )
         table.rows.append(Row(file, line, part, path, found))
     return table
 
@@ -262,9 +267,11 @@ def _split(where: str, cell: str, expected: str | None) -> str:
     value = cell.strip().casefold()
     if value in ("val", "valid", "validation", "dev"):
         # Calling them test images, as the published arrays do, is for the user to decide.
-        raise UserError(f"{where}: split is {cell.strip()!r}; it must be train or test. Validation "
-                        "images are drawn from the labelled ones (val_share in a recipe): call "
-                        "these train or test, or leave them out")  # fmt: skip
+        raise UserError(
+            f"{where}: split is {cell.strip()!r}; it must be train or test. Validation "
+            "images are drawn from the labelled ones (val_share in a recipe): call "
+            "these train or test, or leave them out"
+        )
     if value not in SPLITS:
         raise UserError(f"{where}: split is {cell.strip()!r}; it must be train or test")
     if expected is not None and value != expected:

@@ -86,9 +86,13 @@ def _state(file: Path, reader: str) -> str | None:
 def _packed(content: Parsed, state: str) -> bytes:
     buffer = io.BytesIO()
     np.savez(
-        buffer, state=_bytes(state), classes=_bytes(content.classes), ids=_bytes(content.ids),
-        names=_bytes(content.names), labels=np.packbits(content.labels, axis=1),
-    )  # fmt: skip
+        buffer,
+        state=_bytes(state),
+        classes=_bytes(content.classes),
+        ids=_bytes(content.ids),
+        names=_bytes(content.names),
+        labels=np.packbits(content.labels, axis=1),
+    )
     return buffer.getvalue()
 
 

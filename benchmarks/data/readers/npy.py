@@ -57,19 +57,19 @@ def read_split(
     if names.ndim != 1 or names.dtype.kind not in "US":
         raise UserError(f"{image_file}: {names.dtype} {names.shape}; texts of shape (N,) expected")
     if values.shape != (len(names), len(classes)) or values.dtype.kind not in "biuf":
-        raise UserError(f"{label_file}: {values.dtype} {values.shape}; numbers of shape "
-                        f"({len(names)}, {len(classes)}) expected")  # fmt: skip
+        raise UserError(
+            f"{label_file}: {values.dtype} {values.shape}; numbers of shape "
+            f"({len(names)}, {len(classes)}) expected"
+        )
     wrong = np.argwhere((values != 0) & (values != 1))
     if len(wrong):
         row, column = wrong[0]
-        raise UserError(f"{label_file}: {values[row, column]!r} at row {row} column {column}; "
-                        "every entry must be 0 or 1")  # fmt: skip
-    paths = [
-        relative(f"{image_file}: entry {k}", _text(name), root) for k, name in enumerate(names)
-    ]
+        raise UserError(
+            f"{label_file}: {values[row, column]!r} at row {row} column {column}; every entry must be 0 or 1"
+        )
+    paths = [relative(f"{image_file}: entry {k}", _text(name), root) for k, name in enumerate(names)]
     ids = tuple(_id(f"{image_file}: entry {k}", path, name_of) for k, path in enumerate(paths))
-    check_unique(ids, lambda k, first: f"{image_file}: entry {k} ({ids[k]!r}) is also entry "
-                                       f"{first}")  # fmt: skip
+    check_unique(ids, lambda k, first: f"{image_file}: entry {k} ({ids[k]!r}) is also entry {first}")
     folder = holder([root / name for name in folders], paths[0] if paths else None)
     images = ImageSet(ids, tuple(folder / path for path in paths), values.astype(np.uint8))
     if empty == "drop":

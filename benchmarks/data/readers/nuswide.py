@@ -69,16 +69,19 @@ def read_split(
     numbers = [number for number, line in enumerate(lines, 1) if line.strip()]
     paths = [_image(f"{file}:{number}", lines[number - 1].strip()) for number in numbers]
     ids = tuple(str(path) for path in paths)
-    check_unique(ids, lambda k, first: f"{file}:{numbers[k]}: image {ids[k]!r} is also in line "
-                                       f"{numbers[first]}")  # fmt: skip
+    check_unique(
+        ids, lambda k, first: f"{file}:{numbers[k]}: image {ids[k]!r} is also in line {numbers[first]}"
+    )
     labels = np.empty((len(ids), len(NUS)), dtype=np.uint8)
     for k, concept in enumerate(NUS):
         name = f"Labels_{concept}_{split}.txt"
         label_file = _place(tree, "Groundtruth", "TrainTestLabels", name)
         values = _read_labels(label_file)
         if len(values) != len(ids):
-            raise UserError(f"{label_file}: {len(values):,} labels, where {file.name} lists "
-                            f"{len(ids):,} images; unpack both archives anew")  # fmt: skip
+            raise UserError(
+                f"{label_file}: {len(values):,} labels, where {file.name} lists "
+                f"{len(ids):,} images; unpack both archives anew"
+            )
         labels[:, k] = values
     folder = holder(folders, paths[0] if paths else None)
     images = ImageSet(ids, tuple(folder / path for path in paths), labels)

@@ -80,8 +80,10 @@ def _from_lists(tree: Path, split: str) -> tuple[list[str], NDArray[np.int8]]:
             other = tree / "ImageSets" / "Main" / f"{VOC[0]}_{split}.txt"
             odd = min(values.keys() ^ columns[0].keys())
             here, there = (file, other) if odd in values else (other, file)
-            raise UserError(f"{here}: image {odd!r} is not in {there.name}; all lists of a split "
-                            "must name the same images")  # fmt: skip
+            raise UserError(
+                f"{here}: image {odd!r} is not in {there.name}; all lists of a split "
+                "must name the same images"
+            )
         columns.append(values)
     names = list(columns[0])
     found = np.array([[values[name] for values in columns] for name in names], dtype=np.int8)
@@ -148,9 +150,7 @@ def read_objects(file: Path) -> list[tuple[str, bool]]:
     try:
         found.parser.Parse(content, True)
     except expat.ExpatError as error:
-        raise UserError(
-            f"{file}:{error.lineno}: not valid XML: {expat.ErrorString(error.code)}"
-        ) from None
+        raise UserError(f"{file}:{error.lineno}: not valid XML: {expat.ErrorString(error.code)}") from None
     except (LookupError, ValueError) as error:  # an encoding that Python or expat does not have
         raise UserError(f"{file}: not valid XML: {error}") from None
     return found.objects

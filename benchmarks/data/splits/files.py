@@ -73,9 +73,14 @@ class SplitRecord:
 
     @classmethod
     def of(
-        cls, dataset: Dataset, spec: DatasetSpec, ratio: float, seed: int,
-        labelled: NDArray[np.int64], whole: Dataset | None = None,
-    ) -> SplitRecord:  # fmt: skip
+        cls,
+        dataset: Dataset,
+        spec: DatasetSpec,
+        ratio: float,
+        seed: int,
+        labelled: NDArray[np.int64],
+        whole: Dataset | None = None,
+    ) -> SplitRecord:
         """The record of a subset that `spec.split` has drawn.
 
         Args:
@@ -87,10 +92,19 @@ class SplitRecord:
             whole: the dataset as it was opened, if images were left out since.
         """
         return cls(
-            dataset.name, dataset.digest, _reader(spec), _skipped(dataset, whole or dataset),
-            len(dataset.train), spec.split, float(ratio), int(seed), np.__version__, labelled,
-            tuple(dataset.train.ids[k] for k in labelled), split_digest(labelled),
-        )  # fmt: skip
+            dataset.name,
+            dataset.digest,
+            _reader(spec),
+            _skipped(dataset, whole or dataset),
+            len(dataset.train),
+            spec.split,
+            float(ratio),
+            int(seed),
+            np.__version__,
+            labelled,
+            tuple(dataset.train.ids[k] for k in labelled),
+            split_digest(labelled),
+        )
 
     @property
     def name(self) -> str:
@@ -160,10 +174,19 @@ def _is_text(value: Any) -> bool:
 
 
 _KINDS: dict[str, type | tuple[type, ...]] = {
-    "dataset": str, "dataset_digest": str, "reader": dict, "skipped": dict, "n_train": int,
-    "rule": str, "ratio": (int, float), "seed": int, "numpy": str, "labelled": list, "ids": list,
+    "dataset": str,
+    "dataset_digest": str,
+    "reader": dict,
+    "skipped": dict,
+    "n_train": int,
+    "rule": str,
+    "ratio": (int, float),
+    "seed": int,
+    "numpy": str,
+    "labelled": list,
+    "ids": list,
     "sha256": str,
-}  # fmt: skip
+}
 
 
 def load(path: Path) -> SplitRecord:
@@ -189,9 +212,7 @@ def load(path: Path) -> SplitRecord:
             raise UserError(f"split file {path}: 'skipped' holds {split!r}: {names!r}")
     labelled, ids, total = content["labelled"], content["ids"], content["n_train"]
     if content["rule"] not in RULES:
-        raise UserError(
-            f"split file {path}: no rule {content['rule']!r}{nearest(content['rule'], RULES)}"
-        )
+        raise UserError(f"split file {path}: no rule {content['rule']!r}{nearest(content['rule'], RULES)}")
     if not all(type(k) is int and 0 <= k < total for k in labelled):
         raise UserError(f"split file {path}: 'labelled' holds a position outside 0 … {total - 1}")
     if len(set(labelled)) != len(labelled) or len(ids) != len(labelled):
@@ -326,10 +347,12 @@ class Verifier:
             return Finding(path, f"{text}; names not compared: {dataset}")
         if dataset.digest != record.dataset_digest:
             return Finding(
-                path, text, f"made for another dataset (digest {record.dataset_digest[:12]}) than "
+                path,
+                text,
+                f"made for another dataset (digest {record.dataset_digest[:12]}) than "
                 f"the one that is here ({dataset.digest[:12]}, {len(dataset.train):,} training "
                 "images)",
-            )  # fmt: skip
+            )
         labelled = draw(dataset, record.rule, record.ratio, record.seed).labelled
         now = SplitRecord.of(dataset, record.spec, record.ratio, record.seed, labelled)
         return Finding(path, text, _difference(record, now))

@@ -69,8 +69,7 @@ def read(
     twice, times = Counter(found).most_common(1)[0] if found else (0, 0)
     if times > 1:
         raise UserError(
-            f"{file}: image {images.ids[twice]!r} (position {twice}) is listed {times} times; "
-            "list it once"
+            f"{file}: image {images.ids[twice]!r} (position {twice}) is listed {times} times; list it once"
         )
     return np.array(found, dtype=np.int64), _notes(file, len(found), len(images), ratio, count)
 
@@ -121,8 +120,7 @@ def _array(file: Path) -> list[str] | list[int]:
     if not isinstance(values, np.ndarray) or values.ndim != 1 or values.dtype.kind not in "iuU":
         kind = f"{values.dtype} {values.shape}" if isinstance(values, np.ndarray) else "an archive"
         raise UserError(
-            f"{file}: {kind}; it must be one-dimensional and hold positions (integers) or image "
-            "names (text)"
+            f"{file}: {kind}; it must be one-dimensional and hold positions (integers) or image names (text)"
         )
     return values.tolist()
 
@@ -154,9 +152,12 @@ def _positions(entries: list[str] | list[int], file: Path, images: ImageSet) -> 
         name = PurePosixPath(entry).name
         places = [by_id[entry]] if entry in by_id else by_name.get(name, [])
         if len(places) != 1:
-            what = f"{len(places)} training images are named {name!r}; list ids, such as " + repr(
-                images.ids[places[0]]
-            ) if places else f"no training image {entry!r}{_close(entry, images.ids)}"  # fmt: skip
+            what = (
+                f"{len(places)} training images are named {name!r}; list ids, such as "
+                + repr(images.ids[places[0]])
+                if places
+                else f"no training image {entry!r}{_close(entry, images.ids)}"
+            )
             raise UserError(f"{file}: entry {row}: {what}")
         found.append(places[0])
     return found

@@ -93,14 +93,14 @@ def labelled_count(n_train: int, ratio: float, seed: int) -> int:
     if count == 0:
         raise UserError(
             f"ratio {ratio:g} of {n_train} training images is no labelled image; "
-            f"use at least {1 / n_train:.2g}" if n_train else "there is no training image"
-        )  # fmt: skip
+            f"use at least {1 / n_train:.2g}"
+            if n_train
+            else "there is no training image"
+        )
     return count
 
 
-def labelled_indices(
-    n_train: int, ratio: float, seed: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def labelled_indices(n_train: int, ratio: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The published split: a prefix of a seeded permutation (xiemk/SSMLL-CAP).
 
     Args:

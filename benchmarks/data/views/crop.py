@@ -102,14 +102,14 @@ def resized_crop(images: Tensor, crop: NDArray[np.int64]) -> Tensor:
         )
         images = _mix(
             images.gather(axis, low.expand(images.shape)),
-            images.gather(axis, high.expand(images.shape)), low_weight, high_weight,
-        )  # fmt: skip
+            images.gather(axis, high.expand(images.shape)),
+            low_weight,
+            high_weight,
+        )
     return images
 
 
-def resized_crop_of_one(
-    image: NDArray[np.uint8], rows: Taps, columns: Taps
-) -> NDArray[np.uint8]:  # fmt: skip
+def resized_crop_of_one(image: NDArray[np.uint8], rows: Taps, columns: Taps) -> NDArray[np.uint8]:
     """The same for one image (3, H, W) on the CPU, with its row of the plan's arrays.
 
     Rows of pixels are copied in one piece, columns byte by byte: the image is transposed in between
@@ -139,9 +139,7 @@ def _taps(first: NDArray[np.int64], size: NDArray[np.int64], out: int) -> Taps:
 
 
 def _mix_rows(image: NDArray[np.uint8], taps: Taps, first: int) -> NDArray[np.uint8]:
-    lower, upper = (
-        torch.from_numpy(image.take(source - first, axis=1)) for source in (taps.low, taps.high)
-    )
+    lower, upper = (torch.from_numpy(image.take(source - first, axis=1)) for source in (taps.low, taps.high))
     weights = (torch.from_numpy(part)[:, None] for part in (taps.low_weight, taps.high_weight))
     return _mix(lower, upper, *weights).numpy()
 

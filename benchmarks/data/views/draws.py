@@ -27,10 +27,21 @@ CUTOUT = 0.5
 """Side of the cutout rectangle as a share of the image's side."""
 
 SCPNET_OPERATIONS = (
-    "AutoContrast", "Brightness", "Color", "Contrast", "Equalize", "Identity", "Posterize",
-    "BlackRotate", "Sharpness", "NearestShearX", "NearestShearY", "Solarize", "BlackTranslateX",
+    "AutoContrast",
+    "Brightness",
+    "Color",
+    "Contrast",
+    "Equalize",
+    "Identity",
+    "Posterize",
+    "BlackRotate",
+    "Sharpness",
+    "NearestShearX",
+    "NearestShearY",
+    "Solarize",
+    "BlackTranslateX",
     "BlackTranslateY",
-)  # fmt: skip
+)
 SCPNET_SLOTS = 3
 """RandAugment operations per strong view of SCPNet, each of them applied; then its cutout."""
 
@@ -106,9 +117,15 @@ def draw_weak(indices: ArrayLike, height: int, width: int, *, seed: int, epoch: 
 
 
 def draw_strong(
-    indices: ArrayLike, height: int, width: int, *, seed: int, epoch: int, mirrored: bool = True,
+    indices: ArrayLike,
+    height: int,
+    width: int,
+    *,
+    seed: int,
+    epoch: int,
+    mirrored: bool = True,
     cutout: bool = True,
-) -> Draws:  # fmt: skip
+) -> Draws:
     """Draw CAP's strong views; row b depends on `indices[b]` only.
 
     Args:
@@ -146,18 +163,14 @@ def draw_strong(
     )
 
 
-def draw_scpnet_weak(
-    indices: ArrayLike, height: int, width: int, *, seed: int, epoch: int
-) -> Draws:  # fmt: skip
+def draw_scpnet_weak(indices: ArrayLike, height: int, width: int, *, seed: int, epoch: int) -> Draws:
     """Draw SCPNet's weak views: mirrored or not, then a random crop resized to the whole."""
     flip = uniforms(seed, epoch, indices, "scpnet-weak", 1)[:, 0] < 0.5
     crop = draw_crop(indices, height, width, seed=seed, epoch=epoch, stream="scpnet-weak/crop")
     return _plain(flip, crop)
 
 
-def draw_scpnet_strong(
-    indices: ArrayLike, height: int, width: int, *, seed: int, epoch: int
-) -> Draws:  # fmt: skip
+def draw_scpnet_strong(indices: ArrayLike, height: int, width: int, *, seed: int, epoch: int) -> Draws:
     """Draw SCPNet's strong views: three operations, its cutout, then as the weak ones.
 
     The "5" of its `RandAugment(3, 5)` is not read there: magnitudes are uniform in their ranges.
@@ -200,8 +213,7 @@ def draw_nothing(indices: ArrayLike, height: int, width: int, *, seed: int, epoc
 def _plain(flip: NDArray[np.bool_], crop: NDArray[np.int64] | None = None) -> Draws:
     """A view without cutout and operations."""
     none = np.zeros((len(flip), 0), dtype=np.int64)
-    return Draws(flip, None, None, none, none.astype(np.bool_), none,
-                 np.zeros((len(flip), 0, 3)), crop)  # fmt: skip
+    return Draws(flip, None, None, none, none.astype(np.bool_), none, np.zeros((len(flip), 0, 3)), crop)
 
 
 def _extent(u: NDArray[np.float64], size: int) -> NDArray[np.float64]:
@@ -220,6 +232,4 @@ _SCPNET_NUMBERS = np.array(
     [OPERATION_NAMES.index(n) if n in OPERATION_NAMES else -1 for n in SCPNET_OPERATIONS]
 )
 """Number in `OPERATION_NAMES`; -1 for Identity."""
-_SCPNET_LOW, _SCPNET_HIGH = np.array(
-    [_SCPNET_RANGES.get(name, (0.0, 0.0)) for name in SCPNET_OPERATIONS]
-).T
+_SCPNET_LOW, _SCPNET_HIGH = np.array([_SCPNET_RANGES.get(name, (0.0, 0.0)) for name in SCPNET_OPERATIONS]).T

@@ -268,9 +268,7 @@ def _grey(values: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.floor(total, out=total)
 
 
-def _blend(
-    base: NDArray[np.float32] | np.float32, values: NDArray[np.float32], params: Parameters
-) -> Image:
+def _blend(base: NDArray[np.float32] | np.float32, values: NDArray[np.float32], params: Parameters) -> Image:
     """`PIL.Image.blend(base, values, factor)`, truncated; the values are changed."""
     values -= base
     values *= np.float32(params[0])
@@ -310,9 +308,8 @@ def _shear_geometry(
     # Pillow's cubic (a = -1), as in `ops`.
     square, cube = fraction**2, fraction**3
     weights = torch.stack(
-        (2 * square - fraction - cube, 1 - 2 * square + cube, fraction + square - cube,
-         cube - square)
-    )  # fmt: skip
+        (2 * square - fraction - cube, 1 - 2 * square + cube, fraction + square - cube, cube - square)
+    )
     centre = (np.arange(width) + 0.5) + shift[:, None]
     first, end = ((centre < bound).sum(1, dtype=np.int32)[:, None] for bound in (0, width))
     return whole.astype(np.int64) - 1, weights[..., None], first, end

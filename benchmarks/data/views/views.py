@@ -81,9 +81,7 @@ FAMILIES: dict[str, Views] = {
 loss of labelled images on the weak view."""
 
 
-def make_view(
-    images: Tensor, indices: ArrayLike, *, policy: str, seed: int, epoch: int
-) -> Tensor:  # fmt: skip
+def make_view(images: Tensor, indices: ArrayLike, *, policy: str, seed: int, epoch: int) -> Tensor:
     """Make one view of every image.
 
     Args:

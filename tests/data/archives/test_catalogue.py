@@ -54,17 +54,21 @@ def test_the_commands_do_what_they_say(tmp_path, name):
     (tmp_path / "bin" / "unzip").write_text('#!/bin/bash\npython3 -m zipfile -e "$2" .\n')
     (tmp_path / "bin" / "unzip").chmod(0o755)
     for archive in ARCHIVES[name]:
-        write_archive(
-            tmp_path / "files" / archive.name, {f"{archive.unpacks}/of {archive.name}": b"x"}
-        )
+        write_archive(tmp_path / "files" / archive.name, {f"{archive.unpacks}/of {archive.name}": b"x"})
     root = tmp_path / "it's my data"
     text = commands(name, root)
     assert "\n" not in text
     subprocess.run(
-        ["bash", "-ec", text], check=True, cwd=tmp_path,
-        env={**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
-             "LOG": str(tmp_path / "log"), "FILES": str(tmp_path / "files")},
-    )  # fmt: skip
+        ["bash", "-ec", text],
+        check=True,
+        cwd=tmp_path,
+        env={
+            **os.environ,
+            "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+            "LOG": str(tmp_path / "log"),
+            "FILES": str(tmp_path / "files"),
+        },
+    )
     for archive in ARCHIVES[name]:
         assert (root / archive.unpacks / f"of {archive.name}").is_file()
     asked = (tmp_path / "log").read_text().splitlines()

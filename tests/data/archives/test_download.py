@@ -99,9 +99,14 @@ def bring(server, tmp_path):
     """Downloads into a.tar; remarks and progress are kept on the function."""
 
     def call(*urls, checksum=MD5):
-        fetch(urls or (server.url,), tmp_path / "a.tar", size=len(CONTENT), checksum=checksum,
-              progress=lambda title: lambda done, total: call.seen.append((title, done, total)),
-              announce=call.lines.append)  # fmt: skip
+        fetch(
+            urls or (server.url,),
+            tmp_path / "a.tar",
+            size=len(CONTENT),
+            checksum=checksum,
+            progress=lambda title: lambda done, total: call.seen.append((title, done, total)),
+            announce=call.lines.append,
+        )
 
     call.seen, call.lines, call.target = [], [], tmp_path / "a.tar"
     return call
@@ -132,8 +137,7 @@ def test_a_broken_connection_is_taken_up_where_it_broke(server, bring):
     server.drops = [1_500_000, 700_000, 0, 10]
     bring()
     alone(bring.target)
-    assert ranges(server) == [None, "bytes=1500000-", "bytes=2200000-", "bytes=2200000-",
-                              "bytes=2200010-"]  # fmt: skip
+    assert ranges(server) == [None, "bytes=1500000-", "bytes=2200000-", "bytes=2200000-", "bytes=2200010-"]
     assert [r.get("If-Range") for r in server.requests] == [None] + ['"one"'] * 4
 
 
@@ -172,9 +176,10 @@ def test_a_killed_process_is_continued(server, bring):
     server.answer = slow
     process = subprocess.Popen(
         [sys.executable, "-c", SCRIPT, server.url, str(len(CONTENT)), MD5],
-        stdout=subprocess.PIPE, cwd=bring.target.parent,
+        stdout=subprocess.PIPE,
+        cwd=bring.target.parent,
         env={"PYTHONPATH": str(ROOT), "no_proxy": "127.0.0.1"},
-    )  # fmt: skip
+    )
     while process.stdout.readline() != b"2\n":
         pass
     process.send_signal(signal.SIGKILL)

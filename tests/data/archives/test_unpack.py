@@ -262,8 +262,9 @@ def test_killed_and_continued_it_is_complete(tmp_path, out, name):
     path = (make_tar if name == "a.tar" else make_zip)(tmp_path / name, files)
     counts = []
     for _ in range(6):
-        process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(path), str(out)], cwd=ROOT,
-                                   stdout=subprocess.PIPE)  # fmt: skip
+        process = subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, str(path), str(out)], cwd=ROOT, stdout=subprocess.PIPE
+        )
         process.stdout.readline()
         time.sleep(0.01)
         process.send_signal(signal.SIGKILL)

@@ -91,9 +91,7 @@ def test_sixteen_bit_tiff_and_wide_integers(tmp_path):
 def test_cmyk_jpeg_becomes_rgb(tmp_path, photo_like):
     rgb = Image.fromarray(photo_like(3, 24, 24))
     rgb.convert("CMYK").save(tmp_path / "a.jpg", quality=95)
-    difference = np.abs(
-        load_image(tmp_path / "a.jpg", 24).astype(int) - np.asarray(rgb).transpose(2, 0, 1)
-    )
+    difference = np.abs(load_image(tmp_path / "a.jpg", 24).astype(int) - np.asarray(rgb).transpose(2, 0, 1))
     assert np.percentile(difference, 99) <= 12
 
 

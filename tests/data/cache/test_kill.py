@@ -53,9 +53,11 @@ def start(tmp_path, build_dataset):
     def process(folder: Path, workers: int, **options) -> subprocess.Popen:
         return subprocess.Popen(
             [sys.executable, str(script), str(packed), str(folder), str(workers)],
-            stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
             **options,
-        )  # fmt: skip
+        )
 
     process.dataset = dataset
     return process
@@ -86,8 +88,11 @@ def test_killed_anywhere_and_resumed_gives_the_same_cache(tmp_path, start):
     resumed.verify()
     assert (resumed.train == expected.train).all()
     assert sorted(f.name for f in resumed.directory.iterdir()) == [
-        "lock", "meta.json", "test.u8", "train.u8",
-    ]  # fmt: skip
+        "lock",
+        "meta.json",
+        "test.u8",
+        "train.u8",
+    ]
 
 
 def test_killed_decoding_processes_die_with_their_parent(tmp_path, start):

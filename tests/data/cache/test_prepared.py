@@ -133,9 +133,7 @@ def test_unreadable_images_are_all_named_and_the_rest_is_kept(tmp_path, dataset,
     assert all(str(path) in message for path in bad)
     assert "\n" not in message
     listed = next((tmp_path / "cache").iterdir()) / "unreadable.txt"
-    assert [line.split("\t")[0] for line in listed.read_text().splitlines()] == sorted(
-        map(str, bad)
-    )
+    assert [line.split("\t")[0] for line in listed.read_text().splitlines()] == sorted(map(str, bad))
     for path, content in good.items():
         path.write_bytes(content)
     seen = []
@@ -187,8 +185,7 @@ def test_torn_markers_are_not_believed(tmp_path, dataset, monkeypatch):
 
 def test_a_data_file_of_another_length_starts_over(tmp_path, dataset, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(build.Builder, "_finish", lambda self, hashes: (_ for _ in ()).throw(
-            KeyboardInterrupt))  # fmt: skip
+        patch.setattr(build.Builder, "_finish", lambda self, hashes: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             prepare(dataset, 16, tmp_path / "cache", workers=1)
     directory = next((tmp_path / "cache").iterdir())
@@ -202,10 +199,7 @@ def test_the_digest_is_what_it_says(tmp_path, dataset):
     ready = prepare(dataset, 16, tmp_path / "cache", workers=1)
     meta = json.loads((ready.directory / "meta.json").read_text())
     chunks = [
-        [
-            hashlib.sha256(np.asarray(p[k : k + 4]).tobytes()).hexdigest()
-            for k in range(0, len(p), 4)
-        ]
+        [hashlib.sha256(np.asarray(p[k : k + 4]).tobytes()).hexdigest() for k in range(0, len(p), 4)]
         for p in (ready.train, ready.test)
     ]
     pixels = hashlib.sha256("\n".join([*chunks[0], "-", *chunks[1]]).encode()).hexdigest()

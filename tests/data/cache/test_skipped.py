@@ -55,22 +55,26 @@ def without(dataset, train, test):
 
     def rest(images, dropped):
         where = [k for k in range(len(images)) if k not in dropped]
-        return ImageSet(tuple(images.ids[k] for k in where),
-                        tuple(images.paths[k] for k in where), images.labels[where])  # fmt: skip
+        return ImageSet(
+            tuple(images.ids[k] for k in where), tuple(images.paths[k] for k in where), images.labels[where]
+        )
 
-    return Dataset(dataset.name, dataset.classes, dataset.prompts, rest(dataset.train, train),
-                   rest(dataset.test, test))  # fmt: skip
+    return Dataset(
+        dataset.name, dataset.classes, dataset.prompts, rest(dataset.train, train), rest(dataset.test, test)
+    )
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_unreadable_images_are_left_out_and_recorded(tmp_path, dataset, bad, workers):
     lines = []
-    ready = prepare(dataset, 16, tmp_path / "cache", workers=workers, skip_bad=True,
-                    announce=lines.append)  # fmt: skip
+    ready = prepare(dataset, 16, tmp_path / "cache", workers=workers, skip_bad=True, announce=lines.append)
     expected = without(dataset, (2, 17), (5,))
     assert ready.dataset.digest == expected.digest
-    assert ready.skipped == (("train-0002", "empty file"), ("train-0017", ready.skipped[1][1]),
-                             ("test-0005", "not an image"))  # fmt: skip
+    assert ready.skipped == (
+        ("train-0002", "empty file"),
+        ("train-0017", ready.skipped[1][1]),
+        ("test-0005", "not an image"),
+    )
     assert "truncated" in ready.skipped[1][1].lower()
     alone = prepare(expected, 16, tmp_path / "alone", workers=1)
     assert ready.digest == alone.digest
@@ -146,11 +150,14 @@ def test_an_image_that_breaks_later_is_added(tmp_path, dataset, bad):
     dataset.train.paths[9].write_bytes(b"")
     ready = prepare(dataset, 18, tmp_path / "cache", workers=1, skip_bad=True)
     assert [name for name, _ in ready.skipped] == [
-        "train-0002", "train-0009", "train-0017", "test-0005",
-    ]  # fmt: skip
-    assert ready.digest == prepare(
-        without(dataset, (2, 9, 17), (5,)), 18, tmp_path / "alone", workers=1
-    ).digest  # fmt: skip
+        "train-0002",
+        "train-0009",
+        "train-0017",
+        "test-0005",
+    ]
+    assert (
+        ready.digest == prepare(without(dataset, (2, 9, 17), (5,)), 18, tmp_path / "alone", workers=1).digest
+    )
 
 
 def test_what_the_system_refuses_to_read_is_tried_each_time(tmp_path, dataset):
@@ -217,10 +224,7 @@ def test_where_there_is_no_room_for_both_it_is_decoded_again(tmp_path, dataset, 
     monkeypatch.setattr(build, "reserve", reserve)
     ready = prepare(dataset, 16, tmp_path / "cache", workers=1, skip_bad=True)
     assert len(set(calls)) == 2
-    assert (
-        ready.digest
-        == prepare(without(dataset, (2, 17), (5,)), 16, tmp_path / "alone", workers=1).digest
-    )
+    assert ready.digest == prepare(without(dataset, (2, 17), (5,)), 16, tmp_path / "alone", workers=1).digest
 
 
 def test_a_damaged_record_is_named(tmp_path, dataset, bad):
@@ -229,9 +233,12 @@ def test_a_damaged_record_is_named(tmp_path, dataset, bad):
     whole = json.loads(record.read_text())
     unknown = [{**whole["skipped"][0], "id": "train-0099"}]
     for text in (
-        "{", "[]", '{"dataset_digest": "0"}', json.dumps({**whole, "skipped": [{}]}),
+        "{",
+        "[]",
+        '{"dataset_digest": "0"}',
+        json.dumps({**whole, "skipped": [{}]}),
         json.dumps({**whole, "skipped": unknown}),
-    ):  # fmt: skip
+    ):
         record.write_text(text)
         with pytest.raises(UserError, match=r"skipped.json: damaged: .*remove it and run again"):
             prepare(dataset, 16, tmp_path / "cache", skip_bad=True)
@@ -241,9 +248,11 @@ def test_two_calls_at_once_agree(tmp_path, dataset, bad):
     from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(3) as threads:  # separate descriptors: they lock each other out
-        found = list(threads.map(
-            lambda _: prepare(dataset, 16, tmp_path / "cache", workers=1, skip_bad=True), range(3)
-        ))  # fmt: skip
+        found = list(
+            threads.map(
+                lambda _: prepare(dataset, 16, tmp_path / "cache", workers=1, skip_bad=True), range(3)
+            )
+        )
     assert len({ready.digest for ready in found}) == 1
     assert all((np.asarray(ready.train) == found[0].train).all() for ready in found)
     assert len(os.listdir(tmp_path / "cache")) == 2

@@ -78,9 +78,7 @@ def test_files_are_reserved_in_full(tmp_path):
     with open(file, "wb") as stream:
         stream.truncate(300_000)
     if not space.unallocated(file):
-        pytest.skip(
-            "this file system has no sparse files: run where $TMPDIR is on ext4, xfs, tmpfs"
-        )
+        pytest.skip("this file system has no sparse files: run where $TMPDIR is on ext4, xfs, tmpfs")
     assert space.unallocated(file) == 300_000
     space.reserve(file)
     if space.unallocated(file):
@@ -100,17 +98,20 @@ def test_a_full_disk_shows_before_anything_is_decoded(small_disk, dataset, monke
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_disk_that_fills_up_in_the_middle_leaves_nothing(
-    small_disk, dataset, monkeypatch, workers
-):
+def test_a_disk_that_fills_up_in_the_middle_leaves_nothing(small_disk, dataset, monkeypatch, workers):
     usage = type("Usage", (), {"free": 2**40})
     with monkeypatch.context() as patch:
         patch.setattr("benchmarks.data.cache.build.shutil.disk_usage", lambda path: usage)
         patch.setattr("benchmarks.data.cache.build.reserve", lambda file: None)  # it cannot do that
         seen = []
         with pytest.raises(DiskFullError) as caught:
-            prepare(dataset, 128, small_disk / "cache", workers=workers,
-                    progress=lambda done, total: seen.append(done))  # fmt: skip
+            prepare(
+                dataset,
+                128,
+                small_disk / "cache",
+                workers=workers,
+                progress=lambda done, total: seen.append(done),
+            )
         assert seen[-1] > 0, "the disk was full from the start"
     message = str(caught.value)
     assert "No space left on device; the unfinished cache is removed; make room" in message
@@ -152,9 +153,12 @@ def test_a_limit_on_files_is_a_full_disk(tmp_path, dataset, workers):
     (tmp_path / "dataset.pkl").write_bytes(pickle.dumps(dataset))
     done = subprocess.run(
         [sys.executable, "script.py", "dataset.pkl", "cache", workers],
-        capture_output=True, text=True, cwd=tmp_path, timeout=60,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=60,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+    )
     assert done.stderr == ""
     assert done.stdout.startswith("DiskFullError None ")
     assert "File too large" in done.stdout

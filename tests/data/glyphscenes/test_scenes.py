@@ -144,9 +144,7 @@ def test_complete_data_is_left_alone_and_other_data_is_refused(reference, monkey
     before = tree_digest(reference)
     monkeypatch.setattr(glyphscenes, "render", None)  # nothing may be rendered
     calls = []
-    glyphscenes.write(
-        reference.parent, workers=1, sizes=SIZES, progress=lambda *call: calls.append(call)
-    )
+    glyphscenes.write(reference.parent, workers=1, sizes=SIZES, progress=lambda *call: calls.append(call))
     assert calls == [(270, 270)]
     with pytest.raises(ValueError, match="seed 0, 230 images; wanted version 1, seed 5"):
         glyphscenes.write(reference.parent, seed=5, workers=1, sizes=SIZES)

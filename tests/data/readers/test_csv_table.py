@@ -44,10 +44,12 @@ def found(contents):
     """[(image, its classes)] of training and test images."""
     classes, *sets = contents
     return [
-        [(name, {classes[k] for k in row.nonzero()[0]})
-         for name, row in zip(images.ids, images.labels, strict=True)]
+        [
+            (name, {classes[k] for k in row.nonzero()[0]})
+            for name, row in zip(images.ids, images.labels, strict=True)
+        ]
         for images in sets
-    ]  # fmt: skip
+    ]
 
 
 EXPECTED = [[("b/1.jpg", {"cat", "dog"}), ("a/2.jpg", {"cat"})], [("a/4.jpg", {"dog"})]]
@@ -95,12 +97,13 @@ def test_one_column_per_class(folder):
         LISTED.replace("a/2.jpg", "a\\2.jpg").replace("a/4.jpg", "./a/4.jpg"),
         LISTED.replace("c/3", "\n,,\nc/3") + "\n \n",
         LISTED.rstrip(),
-        "labels,split,path\n" + "".join(
+        "labels,split,path\n"
+        + "".join(
             f"{labels},{split},{path}\n"
             for path, labels, split in (line.split(",") for line in LISTED.splitlines()[1:])
         ),
     ],
-)  # fmt: skip
+)
 def test_how_programs_write_it(folder, text):
     assert found(read_one(folder, text)) == EXPECTED
 
@@ -121,9 +124,7 @@ def test_what_the_csv_module_writes_is_read_back(folder):
             writer = csv.writer(stream)
             writer.writerow(["path", "split", *(["labels"] if form == "list" else classes)])
             for k, (name, labels) in enumerate(rows):
-                cells = (
-                    [";".join(labels)] if form == "list" else [int(c in labels) for c in classes]
-                )
+                cells = [";".join(labels)] if form == "list" else [int(c in labels) for c in classes]
                 writer.writerow([name, "train" if k < 4 else "test", *cells])
         if form == "list":
             write(folder, "\n".join(classes), "classes.txt")
@@ -174,9 +175,7 @@ def test_classes_txt_gives_the_order(folder):
     assert contents[0] == ("cat", "dog")
     assert found(contents) == EXPECTED
     write(folder, "cat\nrabbit\n", "classes.txt")
-    with pytest.raises(
-        UserError, match=r"labels.csv:2: class 'dog' is not in classes.txt; \(valid"
-    ):
+    with pytest.raises(UserError, match=r"labels.csv:2: class 'dog' is not in classes.txt; \(valid"):
         read_one(folder, LISTED)
     with pytest.raises(UserError, match=r"labels.csv:1: class 'dog' is not in classes.txt"):
         read_one(folder, COLUMNS)
@@ -253,7 +252,7 @@ def test_names_are_the_same_in_either_form_of_unicode(folder):
         (LISTED.replace("dog;cat", '"dog;\n\ncat"').replace(",test", ",x"), r":7: split is 'x'"),
         (b"\x89PNG\r\n\x1a\n\0\0", r":1: not UTF-8 text"),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_line_is_named_with_its_number(folder, text, message):
     with pytest.raises(UserError, match=r"labels.csv" + message) as caught:
         read_one(folder, text)

@@ -17,9 +17,9 @@ def test_a_path_below_its_folder_is_taken(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["", ".", "/", "/etc/passwd", "..", "../a", "x/../../a", "x\\..\\a", "a\0b", "a\nb",
-             "\udc80.jpg"],
-)  # fmt: skip
+    "name",
+    ["", ".", "/", "/etc/passwd", "..", "../a", "x/../../a", "x\\..\\a", "a\0b", "a\nb", "\udc80.jpg"],
+)
 def test_a_path_that_is_none_is_refused(name):
     with pytest.raises(UserError, match=r"^here: .* is not a path below the folder of images$"):
         relative("here", name)

@@ -14,9 +14,11 @@ from benchmarks.data.readers.index import Parsed, parsed
 from benchmarks.data.registry import DatasetSpec, open_dataset
 
 CONTENT = Parsed(
-    ("cat", "dog", "犬"), ("9", "a\tb", "é"), ("x/1.jpg", "2 .jpg", "犬.jpg"),
+    ("cat", "dog", "犬"),
+    ("9", "a\tb", "é"),
+    ("x/1.jpg", "2 .jpg", "犬.jpg"),
     np.array([[1, 0, 0], [0, 0, 0], [1, 0, 1]], dtype=np.uint8),
-)  # fmt: skip
+)
 
 
 def same(one, two):
@@ -209,8 +211,9 @@ def root(tmp_path, build_coco, instances):
 def test_the_dataset_is_the_same_with_and_without_its_index(root, monkeypatch):
     specs = [
         DatasetSpec("coco2014", allow_counts=True, empty=empty, order=order)
-        for empty in ("drop", "keep") for order in ("published", "file")
-    ]  # fmt: skip
+        for empty in ("drop", "keep")
+        for order in ("published", "file")
+    ]
     before = [open_dataset(spec, root) for spec in specs]
     assert len(list((root / "cache" / "index").iterdir())) == 2
     monkeypatch.setattr(coco, "_load", lambda file: pytest.fail(f"{file} was parsed"))

@@ -10,8 +10,12 @@ from benchmarks.data.readers.class_names import NUS
 from benchmarks.data.registry import DatasetSpec, open_dataset
 from methods.errors import UserError
 
-TRAIN = [("zebra/0002_2.jpg", {"zebra", "animal"}), ("actor/0001_2124494179.jpg", {"person"}),
-         ("sky/0004_4.jpg", set()), ("sky/0003_3.jpg", {"sky", "airport"})]  # fmt: skip
+TRAIN = [
+    ("zebra/0002_2.jpg", {"zebra", "animal"}),
+    ("actor/0001_2124494179.jpg", {"person"}),
+    ("sky/0004_4.jpg", set()),
+    ("sky/0003_3.jpg", {"sky", "airport"}),
+]
 TEST = [("sea/0009_9.jpg", {"water"}), ("sea/0008_8.jpg", set())]
 
 
@@ -41,8 +45,10 @@ def read(root, split="Train", **options):
 
 
 def found(images):
-    return [(name, {NUS[k] for k in row.nonzero()[0]})
-            for name, row in zip(images.ids, images.labels, strict=True)]  # fmt: skip
+    return [
+        (name, {NUS[k] for k in row.nonzero()[0]})
+        for name, row in zip(images.ids, images.labels, strict=True)
+    ]
 
 
 def test_the_order_of_the_list_is_kept_and_images_without_a_label_are_dropped(root):
@@ -139,13 +145,16 @@ def labels_of(concept):
         (labels_of("sky"), "0\n0\n1\n", r"Labels_sky_Train.txt: 3 labels, .* lists 4 images"),
         (labels_of("sky"), "0\n0\n0\n0\n1\n", r"Labels_sky_Train.txt: 5 labels, .* lists 4"),
         (labels_of("sky"), None, r"Labels_sky_Train.txt: no such file; unpack"),
-        ("ImageList/TrainImagelist.txt", "a\\1.jpg\nb\\2.jpg\n\na\\1.jpg\nc\\3.jpg\n",
-         r"TrainImagelist.txt:4: image 'a/1.jpg' is also in line 1"),
+        (
+            "ImageList/TrainImagelist.txt",
+            "a\\1.jpg\nb\\2.jpg\n\na\\1.jpg\nc\\3.jpg\n",
+            r"TrainImagelist.txt:4: image 'a/1.jpg' is also in line 1",
+        ),
         ("ImageList/TrainImagelist.txt", "a\\1.jpg\n..\\..\\x\n", r"TrainImagelist.txt:2: .*not a"),
         ("ConceptsList/Concepts81.txt", "airport\nzebras\n", r"Concepts81.txt: .*'zebras'; did"),
         ("ConceptsList/Concepts81.txt", "airport\n", r"81.txt: concept 'animal' is missing"),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_file_is_named_with_its_line(root, file, text, message):
     if text is None:
         (root / file).unlink()
@@ -188,14 +197,10 @@ def test_arrays_go_before_lists_and_a_root_without_them_reads_the_lists(root, tm
     for folder in ("ImageList", "Groundtruth"):
         shutil.move(root / folder, tmp_path / "lists" / folder)
     for images in ("../nuswide/Flickr", str(root / "Flickr")):
-        spec = DatasetSpec(
-            "nuswide", root=str(tmp_path / "lists"), allow_counts=True, images=images
-        )
+        spec = DatasetSpec("nuswide", root=str(tmp_path / "lists"), allow_counts=True, images=images)
         assert found(open_dataset(spec, tmp_path).train) == [TRAIN[0], TRAIN[1], TRAIN[3]]
     with pytest.raises(UserError, match=r"are not on disk"):
-        open_dataset(
-            DatasetSpec("nuswide", root=str(tmp_path / "lists"), allow_counts=True), tmp_path
-        )
+        open_dataset(DatasetSpec("nuswide", root=str(tmp_path / "lists"), allow_counts=True), tmp_path)
 
 
 def test_the_official_lists_are_accepted_without_a_note(root, monkeypatch):

@@ -104,16 +104,19 @@ def test_missing_images_are_counted_and_named(tree):
 
 
 def found(images):
-    return {name: {VOC[k] for k in row.nonzero()[0]}
-            for name, row in zip(images.ids, images.labels, strict=True)}  # fmt: skip
+    return {
+        name: {VOC[k] for k in row.nonzero()[0]} for name, row in zip(images.ids, images.labels, strict=True)
+    }
 
 
 def test_difficult_objects_count_when_asked_for(tree):
     images, listed = read_split(tree, "trainval", difficult="positive")
     assert listed == 4
     assert found(images) == {
-        "000005": {"chair", "person"}, "000007": {"sofa"}, "000012": {"car", "person"},
-    }  # fmt: skip
+        "000005": {"chair", "person"},
+        "000007": {"sofa"},
+        "000012": {"car", "person"},
+    }
 
 
 def test_images_without_a_label_are_kept_when_asked_for(tree):
@@ -151,8 +154,10 @@ def test_lists_and_xml_give_the_same_labels(tmp_path, build_voc):
         assert (one[0].labels == two[0].labels).all()
         # and both are what was asked for
         floor = 0 if difficult == "positive" else 1
-        wanted = {image: {name for name, value in labels.items() if value >= floor}
-                  for image, labels in splits[split].items()}  # fmt: skip
+        wanted = {
+            image: {name for name, value in labels.items() if value >= floor}
+            for image, labels in splits[split].items()
+        }
         kept = {image: names for image, names in wanted.items() if names or empty == "keep"}
         assert found(one[0]) == kept
         assert list(one[0].ids) == (list(kept) if order == "file" else sorted(kept))
@@ -172,8 +177,11 @@ def test_objects_of_an_annotation(tree):
     file = tree / "Annotations" / "000012.xml"
     # a car that is not difficult between two that are, and a difficult person; parts are no objects
     assert read_objects(file) == [
-        ("car", True), ("car", False), ("car", True), ("person", True),
-    ]  # fmt: skip
+        ("car", True),
+        ("car", False),
+        ("car", True),
+        ("person", True),
+    ]
     text = file.read_text().replace("\t\t<difficult>1</difficult>\n", "")  # as in early files
     file.write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
     assert read_objects(file) == [("car", False)] * 3 + [("person", False)]
@@ -185,15 +193,17 @@ def test_objects_of_an_annotation(tree):
         (lambda text: "", r":1: not valid XML: no element found"),
         (lambda text: text[:-8], r":\d+: not valid XML: unclosed token"),
         (lambda text: text.replace("</object>", "", 1), r":\d+: not valid XML: mismatched tag"),
-        (lambda text: text.replace("<name>car<", "<name>cars<"),
-         r":5: object of class 'cars'; did you mean 'car'\?"),
+        (
+            lambda text: text.replace("<name>car<", "<name>cars<"),
+            r":5: object of class 'cars'; did you mean 'car'\?",
+        ),
         (lambda text: text.replace("<difficult>1<", "<difficult>yes<"), r":7: difficult is 'yes'"),
         (lambda text: text.replace("<name>car</name>", ""), r":13: an object without a name"),
         (lambda text: text.replace("annotation", "annotations"), r":1: <annotations> where"),
         (lambda text: "\0" + text, r":1: not valid XML"),
         (lambda text: '<?xml version="1.0" encoding="klingon"?>' + text, r": not valid XML"),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_annotation_is_named_with_its_line(tree, damage, message):
     file = tree / "Annotations" / "000012.xml"
     file.write_text(damage(file.read_text()))

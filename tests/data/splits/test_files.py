@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.data.splits.test_rules import dataset_of, long_tailed
 
 from benchmarks.data.dataset import Dataset, ImageSet
 from benchmarks.data.registry import DatasetSpec
 from benchmarks.data.splits.files import FORMAT, Finding, SplitRecord, Verifier, keep, load
 from benchmarks.data.splits.rules import draw, split_digest
 from methods.errors import UserError
+from tests.data.splits.test_rules import dataset_of, long_tailed
 
 TOY = dataset_of(long_tailed(300, 8, 1))
 
@@ -44,12 +44,20 @@ def test_a_file_says_who_is_labelled_and_by_what_rule(tmp_path):
     content = json.loads(path.read_text())
     labelled = wanted.labelled.tolist()
     assert content == {
-        "format": FORMAT, "dataset": "toy", "dataset_digest": TOY.digest, "n_train": 300,
-        "reader": {"name": "voc2007", "alias": "toy", "allow_counts": True}, "skipped": {},
-        "rule": "stratified", "ratio": 0.1, "seed": 3, "numpy": np.__version__,
-        "labelled": labelled, "ids": [f"image{k}" for k in labelled],
+        "format": FORMAT,
+        "dataset": "toy",
+        "dataset_digest": TOY.digest,
+        "n_train": 300,
+        "reader": {"name": "voc2007", "alias": "toy", "allow_counts": True},
+        "skipped": {},
+        "rule": "stratified",
+        "ratio": 0.1,
+        "seed": 3,
+        "numpy": np.__version__,
+        "labelled": labelled,
+        "ids": [f"image{k}" for k in labelled],
         "sha256": split_digest(wanted.labelled),
-    }  # fmt: skip
+    }
 
 
 def test_a_file_is_read_back_whole(tmp_path):
@@ -63,9 +71,12 @@ def test_a_file_is_read_back_whole(tmp_path):
             before = {**before, "classes": list(before["classes"])}
         assert np.array_equal(before, after), field.name
     assert found.spec == DatasetSpec(
-        "voc2007", alias="toy", allow_counts=True, root=str(Path("here").absolute()),
+        "voc2007",
+        alias="toy",
+        allow_counts=True,
+        root=str(Path("here").absolute()),
         classes=("class0", "class1"),
-    )  # fmt: skip
+    )
 
 
 def test_ratios_that_print_alike_have_files_of_their_own(tmp_path):

@@ -51,10 +51,9 @@ POSITIONS = [3, 0, 39, 12]
         ("a.npy", np.array(POSITIONS, np.int32), COCO),
         ("a.npy", np.array(POSITIONS, np.uint64), VOC),
         ("a.npy", np.array(["30", "9", "282", "93"]), COCO),
-        ("A.NPY.npy", np.array(["v/2008_000003.jpg", "2008_000000", "2008_000039", "2008_000012"]),
-         VOC),
+        ("A.NPY.npy", np.array(["v/2008_000003.jpg", "2008_000000", "2008_000039", "2008_000012"]), VOC),
     ],
-)  # fmt: skip
+)
 def test_positions_ids_and_file_names_are_understood(tmp_path, name, content, images):
     file = put(tmp_path, name, content)
     found, notes = read(str(file), images, 0.1, 1, 4)
@@ -82,8 +81,11 @@ def test_ratio_and_seed_are_filled_in(tmp_path):
         ("a.txt", b"0\n1\n40\n2\n", r"entry 3: position 40 is not among the 40 .*0 … 39"),
         ("a.json", [0, -1, 2, 3], r"entry 2: position -1 is not among"),
         ("a.txt", b"0\n1\n1\n2\n", r"image '2008_000001' \(position 1\) is listed 2 times"),
-        ("a.txt", b"2008_000001\n1008_000002\n2008_000003\n2008_000004",
-         r"entry 2: no training image '1008_000002'; did you mean '2008_000002'\?$"),
+        (
+            "a.txt",
+            b"2008_000001\n1008_000002\n2008_000003\n2008_000004",
+            r"entry 2: no training image '1008_000002'; did you mean '2008_000002'\?$",
+        ),
         ("a.txt", b"0\n1\nzzz\n2\n", r"entry 1: no training image '0'; list ids, file names or"),
         ("a.txt", b"\xff\xfe\x00", r"cannot be read: .*utf-8"),
         ("a.txt", b"", r"0 images, where ratio 0\.1 of 40 is 4; it is empty"),
@@ -95,7 +97,7 @@ def test_ratio_and_seed_are_filled_in(tmp_path):
         ("a.npy", np.zeros((2, 2), int), r"int64 \(2, 2\); it must be one-dimensional"),
         ("a.npy", np.array([{}, 1], object), r"not an array of numbers or text"),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_list_is_one_clear_line(tmp_path, name, content, message):
     file = put(tmp_path, name, content)
     with pytest.raises(UserError, match=message) as caught:

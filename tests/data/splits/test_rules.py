@@ -193,9 +193,7 @@ def test_the_published_rule_leaves_classes_out_where_the_stratified_one_does_not
     present = [name for k, name in enumerate(dataset.classes) if labels[:, k].any()]
     published = absent_classes(dataset, draw(dataset, "published", 0.05, 1).labelled)
     assert set(published) & set(present)
-    assert not set(absent_classes(dataset, draw(dataset, "stratified", 0.05, 1).labelled)) & set(
-        present
-    )
+    assert not set(absent_classes(dataset, draw(dataset, "stratified", 0.05, 1).labelled)) & set(present)
 
 
 def test_absent_classes_are_named_in_their_order():
@@ -252,8 +250,9 @@ def test_as_many_images_as_classes_are_enough_when_each_shows_one():
         stratified_indices(labels, 0.019, 1, [f"c{k}" for k in range(20)])
     assert re.fullmatch(
         r"ratio 0.019 of 1000 training images leaves no labelled image of 'c\d+'; a stratified "
-        r"split needs a ratio of at least 0.02 \(20 images\)", str(caught.value)
-    )  # fmt: skip
+        r"split needs a ratio of at least 0.02 \(20 images\)",
+        str(caught.value),
+    )
 
 
 def test_many_absent_classes_are_counted():

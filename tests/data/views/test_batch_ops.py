@@ -133,16 +133,27 @@ def test_operation_equals_pillow(name, height, width, apply, photo_like):
 
 def test_every_operation_of_the_protocols_is_there():
     assert list(OPERATIONS)[:15] == [
-        "Invert", "Cutout", "Sharpness", "AutoContrast", "Posterize", "ShearX", "TranslateX",
-        "TranslateY", "ShearY", "Rotate", "Equalize", "Contrast", "Color", "Solarize", "Brightness",
-    ]  # fmt: skip
+        "Invert",
+        "Cutout",
+        "Sharpness",
+        "AutoContrast",
+        "Posterize",
+        "ShearX",
+        "TranslateX",
+        "TranslateY",
+        "ShearY",
+        "Rotate",
+        "Equalize",
+        "Contrast",
+        "Color",
+        "Solarize",
+        "Brightness",
+    ]
     assert set(PILLOW) == set(OPERATIONS) - {"Cutout", "WideCutout"}
     assert list(OPERATIONS) == list(IMAGE_OPERATIONS)
 
 
-@pytest.mark.parametrize(
-    ("height", "width"), [(96, 96), (224, 224), (3, 3), (5, 2), (2, 7), (1, 9), (1, 1)]
-)
+@pytest.mark.parametrize(("height", "width"), [(96, 96), (224, 224), (3, 3), (5, 2), (2, 7), (1, 9), (1, 1)])
 def test_both_implementations_give_the_same_pixels(height, width):
     rng = np.random.default_rng(height * width)
     batch = torch.from_numpy(rng.integers(0, 256, (8, 3, height, width), dtype=np.uint8))
@@ -155,8 +166,9 @@ def test_both_implementations_give_the_same_pixels(height, width):
         for value in rng.permutation(values)[:8]:
             params[:, 0] = float(value)
             assert (in_groups(name, batch, params) == one_by_one(name, batch, params)).all(), (
-                name, value,
-            )  # fmt: skip
+                name,
+                value,
+            )
 
 
 def test_pixels_moved_further_than_the_image_is_wide_leave_nothing():
@@ -179,9 +191,7 @@ def test_cutout_of_the_package_fills_a_clipped_square(photo_like, apply):
     for k, (side, row, column) in enumerate(cases):
         expected = image.copy()
         half = side // 2
-        expected[max(0, row - half) : row + half, max(0, column - half) : column + half] = (
-            CUTOUT_FILL
-        )
+        expected[max(0, row - half) : row + half, max(0, column - half) : column + half] = CUTOUT_FILL
         assert (found[k] == expected).all(), cases[k]
 
 
@@ -223,9 +233,7 @@ def test_fill_rectangle_clips_and_colours_each_image_on_its_own():
 def test_operations_on_real_photographs_equal_pillow():
     folder = os.environ.get("SSMLL_TEST_DATA", "")
     if not folder:
-        pytest.skip(
-            "set SSMLL_TEST_DATA to a folder with voc2007-subset/VOCdevkit/VOC2007 to run this"
-        )
+        pytest.skip("set SSMLL_TEST_DATA to a folder with voc2007-subset/VOCdevkit/VOC2007 to run this")
     tree = Path(folder) / "voc2007-subset" / "VOCdevkit" / "VOC2007" / "JPEGImages"
     photos = [Image.open(f).convert("RGB").resize((96, 96)) for f in sorted(tree.iterdir())[:6]]
     batch = torch.from_numpy(np.stack(photos)).permute(0, 3, 1, 2).contiguous()

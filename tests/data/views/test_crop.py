@@ -19,9 +19,12 @@ def draw(n, height, width, **key):
 def test_a_resized_crop_equals_pillows_in_every_pixel(height, width):
     crop = draw(120, height, width)
     crop[:5] = (
-        (0, 0, height, width), (0, 0, 1, 1), (height - 1, width - 1, 1, 1), (0, 0, height, 1),
+        (0, 0, height, width),
+        (0, 0, 1, 1),
+        (height - 1, width - 1, 1, 1),
+        (0, 0, height, 1),
         (0, 0, 1, width),
-    )  # fmt: skip
+    )
     images = np.random.default_rng(0).integers(0, 256, (120, 3, height, width), dtype=np.uint8)
     before = images.copy()
     found = resized_crop(torch.from_numpy(images), crop).numpy()
@@ -41,9 +44,9 @@ def test_crops_are_distributed_as_torchvisions():
     crop = draw(n, height, width)
     torch.manual_seed(0)
     blank = torch.zeros(1, height, width)
-    theirs = np.array([
-        RandomResizedCrop.get_params(blank, [0.08, 1.0], [3 / 4, 4 / 3]) for _ in range(n // 4)
-    ])  # fmt: skip
+    theirs = np.array(
+        [RandomResizedCrop.get_params(blank, [0.08, 1.0], [3 / 4, 4 / 3]) for _ in range(n // 4)]
+    )
     for column in range(4):
         for share in (0.1, 0.25, 0.5, 0.75, 0.9):
             ours, other = (np.quantile(c[:, column], share) for c in (crop, theirs))
@@ -67,8 +70,11 @@ def test_without_a_fitting_draw_the_largest_centred_crop_is_taken():
     assert set(map(tuple, draw(50, 4, 400))) == {(0, 197, 4, 5)}
     assert set(map(tuple, draw(50, 400, 4))) == {(197, 0, 5, 4)}
     assert RandomResizedCrop.get_params(torch.zeros(1, 4, 400), [0.08, 1.0], [3 / 4, 4 / 3]) == (
-        0, 197, 4, 5,
-    )  # fmt: skip
+        0,
+        197,
+        4,
+        5,
+    )
     assert ATTEMPTS == 10
 
 

@@ -97,8 +97,12 @@ def test_signs_and_magnitudes_follow_the_protocol(draws):
         where = operation == OPERATION_NAMES.index(name)
         return values[where], level[where]
 
-    for name, scale in (("ShearX", 0.3), ("ShearY", 0.3), ("TranslateX", 80 * 150 / 331),
-                        ("TranslateY", 100 * 150 / 331)):  # fmt: skip
+    for name, scale in (
+        ("ShearX", 0.3),
+        ("ShearY", 0.3),
+        ("TranslateX", 80 * 150 / 331),
+        ("TranslateY", 100 * 150 / 331),
+    ):
         value, at = drawn(name)
         np.testing.assert_allclose(np.abs(value), scale * at / 9)
         assert close((value < 0).mean(), 0.5, len(value))
@@ -112,12 +116,28 @@ def test_signs_and_magnitudes_follow_the_protocol(draws):
     np.testing.assert_allclose(value, 256 - 256 * at / 9)
     value, at = drawn("Posterize")
     assert dict(zip(at.tolist(), value.tolist(), strict=True)) == {
-        1: 8, 2: 7, 3: 7, 4: 6, 5: 6, 6: 5, 7: 5, 8: 4, 9: 4
-    }  # fmt: skip
+        1: 8,
+        2: 7,
+        3: 7,
+        4: 6,
+        5: 6,
+        6: 5,
+        7: 5,
+        8: 4,
+        9: 4,
+    }
     value, at = drawn("Cutout")
     assert dict(zip(at.tolist(), value.tolist(), strict=True)) == {
-        1: 2, 2: 4, 3: 7, 4: 9, 5: 11, 6: 13, 7: 16, 8: 18, 9: 20
-    }  # fmt: skip
+        1: 2,
+        2: 4,
+        3: 7,
+        4: 9,
+        5: 11,
+        6: 13,
+        7: 16,
+        8: 18,
+        9: 20,
+    }
 
 
 def test_grids_start_at_nothing():
@@ -163,10 +183,14 @@ def test_scpnet_draws_three_operations_always_applied_and_a_cutout():
     assert (draws.applied == (draws.operation >= 0)).all()
     assert close(draws.flip.mean(), 0.5)
     ranges = {
-        "Brightness": (0.05, 0.95), "Sharpness": (0.05, 0.95), "BlackRotate": (-30, 30),
-        "NearestShearX": (-0.3, 0.3), "Solarize": (0, 256), "BlackTranslateX": (-24, 24),
+        "Brightness": (0.05, 0.95),
+        "Sharpness": (0.05, 0.95),
+        "BlackRotate": (-30, 30),
+        "NearestShearX": (-0.3, 0.3),
+        "Solarize": (0, 256),
+        "BlackTranslateX": (-24, 24),
         "BlackTranslateY": (-30, 30),
-    }  # fmt: skip
+    }
     for name, (low, high) in ranges.items():
         share = (draws.params[draws.operation == names.index(name), 0] - low) / (high - low)
         assert share.min() >= 0
@@ -185,18 +209,29 @@ def test_scpnet_draws_three_operations_always_applied_and_a_cutout():
 # -- the views ---------------------------------------------------------------------------------
 
 DIGESTS = {
-    ((48, 32, 32), "test"): "8eff5f85", ((48, 32, 32), "weak"): "4a5b52f2",
-    ((48, 32, 32), "strong"): "eed763df", ((48, 32, 32), "strong-no-cutout"): "677d840e",
-    ((48, 45, 67), "test"): "943c9166", ((48, 45, 67), "weak"): "ae4c94fe",
-    ((48, 45, 67), "strong"): "b46222e8", ((48, 45, 67), "strong-no-cutout"): "12f62b55",
-    ((24, 129, 128), "test"): "736c018e", ((24, 129, 128), "weak"): "9318911f",
-    ((24, 129, 128), "strong"): "480ca693", ((24, 129, 128), "strong-no-cutout"): "23631f5f",
-    ((40, 224, 224), "test"): "b91be58d", ((40, 224, 224), "weak"): "c9403cd3",
-    ((40, 224, 224), "strong"): "075222b6", ((40, 224, 224), "strong-no-cutout"): "b471d159",
-    ((48, 45, 67), "dualcoop"): "02b63ca8", ((40, 224, 224), "dualcoop"): "33894281",
-    ((48, 45, 67), "scpnet-weak"): "db9bac47", ((40, 224, 224), "scpnet-weak"): "45223c75",
-    ((48, 45, 67), "scpnet-strong"): "f6e6e1c7", ((40, 224, 224), "scpnet-strong"): "ce2bebeb",
-}  # fmt: skip
+    ((48, 32, 32), "test"): "8eff5f85",
+    ((48, 32, 32), "weak"): "4a5b52f2",
+    ((48, 32, 32), "strong"): "eed763df",
+    ((48, 32, 32), "strong-no-cutout"): "677d840e",
+    ((48, 45, 67), "test"): "943c9166",
+    ((48, 45, 67), "weak"): "ae4c94fe",
+    ((48, 45, 67), "strong"): "b46222e8",
+    ((48, 45, 67), "strong-no-cutout"): "12f62b55",
+    ((24, 129, 128), "test"): "736c018e",
+    ((24, 129, 128), "weak"): "9318911f",
+    ((24, 129, 128), "strong"): "480ca693",
+    ((24, 129, 128), "strong-no-cutout"): "23631f5f",
+    ((40, 224, 224), "test"): "b91be58d",
+    ((40, 224, 224), "weak"): "c9403cd3",
+    ((40, 224, 224), "strong"): "075222b6",
+    ((40, 224, 224), "strong-no-cutout"): "b471d159",
+    ((48, 45, 67), "dualcoop"): "02b63ca8",
+    ((40, 224, 224), "dualcoop"): "33894281",
+    ((48, 45, 67), "scpnet-weak"): "db9bac47",
+    ((40, 224, 224), "scpnet-weak"): "45223c75",
+    ((48, 45, 67), "scpnet-strong"): "f6e6e1c7",
+    ((40, 224, 224), "scpnet-strong"): "ce2bebeb",
+}
 """Heads of SHA-256 digests of the views that results were trained on; CAP's precede `imageops`."""
 
 

@@ -18,9 +18,7 @@ def squeezenet(tmp_path):
     model = torchvision.models.squeezenet1_1().eval()
     file = tmp_path / "squeezenet.safetensors"
     save_file({name: value.half() for name, value in model.state_dict().items()}, file)
-    model.load_state_dict(
-        {name: value.half().float() for name, value in model.state_dict().items()}
-    )
+    model.load_state_dict({name: value.half().float() for name, value in model.state_dict().items()})
     return model, file
 
 
@@ -28,9 +26,14 @@ def squeezenet(tmp_path):
 def test_caffe_style_input_and_pooling(squeezenet, pool):
     model, file = squeezenet
     spec = BackboneSpec(
-        "torchvision/squeezenet1_1", weights=str(file), channels="bgr", scale=255.0,
-        mean=(104.0, 117.0, 123.0), std=(1.0, 1.0, 1.0), pool=pool,
-    )  # fmt: skip
+        "torchvision/squeezenet1_1",
+        weights=str(file),
+        channels="bgr",
+        scale=255.0,
+        mean=(104.0, 117.0, 123.0),
+        std=(1.0, 1.0, 1.0),
+        pool=pool,
+    )
     backbone = load_backbone(spec, 67)
     images = torch.rand(2, 3, 67, 67)
     blue, green, red = images[:, 2] * 255 - 104, images[:, 1] * 255 - 117, images[:, 0] * 255 - 123
@@ -72,9 +75,7 @@ def test_no_normalisation_is_said_explicitly(squeezenet):
         assert torch.allclose(load_backbone(spec, 64).features(images), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("name", "pool", "factor"), [("resnet10t", "avg", 1), ("resnet10t", "mean+max", 2)]
-)
+@pytest.mark.parametrize(("name", "pool", "factor"), [("resnet10t", "avg", 1), ("resnet10t", "mean+max", 2)])
 def test_timm_networks(name, pool, factor, tmp_path):
     torch.manual_seed(2)
     model = timm.create_model(name, pretrained=False).eval()

@@ -38,9 +38,7 @@ def test_features_equal_encode_image(name):
     assert torch.allclose(found, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "name", ["tiny-rn", "tiny-vit", "tiny-vit-qk", "tiny-bidirectional", "tiny-coca"]
-)
+@pytest.mark.parametrize("name", ["tiny-rn", "tiny-vit", "tiny-vit-qk", "tiny-bidirectional", "tiny-coca"])
 def test_cut_text_equals_the_full_length(name):
     model = reference(name)
     ids = open_clip.get_tokenizer(name)(TEXTS)
@@ -196,9 +194,7 @@ def test_local_checkpoint_of_the_same_model(tmp_path, load):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(1.5)
-    torch.save(
-        {"state_dict": {f"module.{k}": v.half() for k, v in model.state_dict().items()}}, file
-    )
+    torch.save({"state_dict": {f"module.{k}": v.half() for k, v in model.state_dict().items()}}, file)
     found = load_backbone(BackboneSpec("open_clip/tiny-rn", weights=str(file)), 64)
     for name, value in found.visual.state_dict().items():
         expected = model.visual.state_dict()[name].half().float()

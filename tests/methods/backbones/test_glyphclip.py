@@ -18,9 +18,7 @@ def model():
     """The shipped model, loaded through open_clip alone."""
     torch.set_num_threads(1)
     open_clip.add_model_config(FOLDER / "glyphclip.json")
-    return open_clip.create_model(
-        "glyphclip", pretrained=str(FOLDER / "glyphclip.safetensors")
-    ).eval()
+    return open_clip.create_model("glyphclip", pretrained=str(FOLDER / "glyphclip.safetensors")).eval()
 
 
 def test_weights_are_small_half_precision_and_have_exactly_the_models_keys(model):

@@ -29,9 +29,7 @@ def test_warm_start_ends_at_the_same_place():
     x, y = data()
     cold = LogisticRegressions(x).fit(y, 0.5, tolerance=1e-9)
     start = LogisticRegressions(x).fit(y, 1e-3)
-    assert np.allclose(
-        cold, LogisticRegressions(x).fit(y, 0.5, start=start, tolerance=1e-9), atol=1e-5
-    )
+    assert np.allclose(cold, LogisticRegressions(x).fit(y, 0.5, start=start, tolerance=1e-9), atol=1e-5)
 
 
 def test_classes_with_one_label_value_get_a_constant():
