@@ -41,10 +41,11 @@ from benchmarks.cli import slurm as commands_cluster
 from benchmarks.cli import splits as commands_splits
 from benchmarks.cli import status as commands_status
 from benchmarks.progress import Progress, silent
-from benchmarks.signals import EXIT_STOPPED, Stopped
+from benchmarks.signals import Stopped
 from benchmarks.workspace import Workspace
 from methods.errors import UserError, nearest
 from results.errors import StoreError
+from slurm.protocol import EXIT_STOPPED
 
 if TYPE_CHECKING:
     from benchmarks.launch.local import Local

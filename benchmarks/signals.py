@@ -9,8 +9,6 @@ from contextlib import contextmanager
 from types import FrameType
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
-EXIT_STOPPED = 75
-"""Exit code of a process that was asked to stop and has saved its state (EX_TEMPFAIL)."""
 
 
 class Stopped(BaseException):

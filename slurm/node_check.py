@@ -53,7 +53,7 @@ def from_node(
         report: takes lines of progress.
     """
     from slurm import submit
-    from slurm.task import Bundle
+    from slurm.task import JobCommand
 
     name = f"ssmll-doctor-{secrets.token_hex(3)}"
     folder = shared.absolute() / "doctor" / f"{time.strftime('%Y%m%d-%H%M%S')}-{name[-6:]}"
@@ -83,7 +83,7 @@ def from_node(
             folder / "jobs",
             name,
             dataclasses.replace(profile, minutes=short),
-            [Bundle(command, max_requeues=0, restarts=0)],
+            [JobCommand(command, max_requeues=0, restarts=0)],
             Path(__file__).resolve().parent.parent,
             1,
         )

@@ -19,7 +19,7 @@ from typing import Any
 from methods.errors import UserError
 from slurm import client
 from slurm.profile import Profile
-from slurm.task import Bundle
+from slurm.task import JobCommand
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def submit(
     folder: Path,
     name: str,
     profile: Profile,
-    work: Sequence[Bundle],
+    work: Sequence[JobCommand],
     pythonpath: Path,
     size: int,
 ) -> list[tuple[int, str]]:
@@ -108,7 +108,8 @@ def submit(
     return done
 
 
-def _call(work: Bundle) -> int:
+def _call(work: JobCommand) -> int:
+    """What a job calls; pickled by reference, so it keeps its name (see `slurm.task.Bundle`)."""
     return work()
 
 

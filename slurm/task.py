@@ -27,15 +27,12 @@ from pathlib import Path
 from types import FrameType
 
 from slurm import client
-
-EXIT_STOPPED, EXIT_BROKEN, EXIT_LOST = 75, 76, 77  # as in benchmarks.signals and .failures
-LOG = "SSMLL_LOG"
-"""Environment variable: the file that takes what the command prints."""
+from slurm.protocol import EXIT_BROKEN, EXIT_LOST, EXIT_STOPPED, LOG, job_number
 
 
 @dataclass(frozen=True)
-class Bundle:
-    """The work of one job, as submitit pickles it: by reference, and never changed.
+class JobCommand:
+    """The command of one job; submitit pickles an instance for the job to call.
 
     Attributes:
         command: program and arguments, the same in every task of the job.
@@ -48,7 +45,11 @@ class Bundle:
     restarts: int = 2
 
     def __call__(self) -> int:
-        """Do it; raises RuntimeError when the command failed, which makes the job FAILED."""
+        """Run the command.
+
+        Raises:
+            RuntimeError: it failed; SLURM then shows the job as FAILED.
+        """
         import submitit
 
         job = submitit.JobEnvironment()
@@ -57,6 +58,11 @@ class Bundle:
         path = job.paths.result_pickle
         path.with_suffix(path.suffix + ".save_tmp").unlink(missing_ok=True)
         return run(self.command, max_requeues=self.max_requeues, restarts=self.restarts)
+
+
+Bundle = JobCommand
+"""The class under its former name. Pickles name it by reference, and a job in the queue may be requeued
+by any later version of this module: the name stays, and so do the fields of `JobCommand`."""
 
 
 def run(command: Sequence[str], *, max_requeues: int, restarts: int) -> int:
@@ -178,8 +184,8 @@ def requeue(most: int) -> None:
         say(f"requeued {count} times already (max_requeues): the next `run` goes on with its runs")
         return
     if os.environ.get("SLURM_PROCID", "0") == "0":
-        array, element = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
-        job = f"{array}_{element}" if array else os.environ["SLURM_JOB_ID"]
+        job = job_number()
+        assert job is not None  # SLURM sets it in every task
         say(f"back into the queue as job {job} ({count + 1} of at most {most} times)")
         try:
             client.call("scontrol", "requeue", job)

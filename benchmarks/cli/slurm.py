@@ -13,7 +13,7 @@ from slurm import client, profile
 from slurm.launches import Launch, Launches
 
 if TYPE_CHECKING:
-    from benchmarks.launch.slurm import Cluster
+    from benchmarks.launch.slurm import SlurmOptions
     from benchmarks.plan.grid import Grid
     from benchmarks.plan.jobs import Job
 
@@ -66,19 +66,19 @@ def add(verbs: Any, parents: Mapping[str, argparse.ArgumentParser]) -> None:
     doctor.add_argument("--no-job", action="store_true", help="look from here only, without a job on a node")
 
 
-def cluster(chosen: argparse.Namespace) -> Cluster:
+def cluster(chosen: argparse.Namespace) -> SlurmOptions:
     """What the command line asks for.
 
     Raises:
         UserError: a bad profile; SLURM is not here.
     """
-    from benchmarks.launch.slurm import Cluster
+    from benchmarks.launch.slurm import SlurmOptions
 
     wanted = profile.load(chosen.profile)
     client.require()
     if chosen.nodes < 0:
         raise UserError(f"--nodes {chosen.nodes}: at least 1")
-    return Cluster(
+    return SlurmOptions(
         wanted,
         chosen.processes,
         chosen.nodes,
@@ -111,7 +111,7 @@ def part(chosen: argparse.Namespace) -> list[str]:
 
 def ready(
     chosen: argparse.Namespace, grid: Grid, workspace: Workspace, report: Callable[[str], None]
-) -> Cluster:
+) -> SlurmOptions:
     """Check the cluster and have the images cached by a job where they are not yet.
 
     Raises:
@@ -137,7 +137,7 @@ def execute(
     grid: Grid,
     jobs: list[Job],
     only: set[str] | None,
-    asked: Cluster,
+    asked: SlurmOptions,
     workspace: Workspace,
     report: Callable[[str], None],
 ) -> bool:
@@ -183,7 +183,9 @@ def execute(
     return True
 
 
-def _tell_spent(asked: Cluster, jobs: list[Job], workspace: Workspace, report: Callable[[str], None]) -> None:
+def _tell_spent(
+    asked: SlurmOptions, jobs: list[Job], workspace: Workspace, report: Callable[[str], None]
+) -> None:
     from benchmarks.launch.slurm_jobs import spent
 
     told = spent(asked, jobs, workspace)
@@ -195,7 +197,7 @@ def plan(
     chosen: argparse.Namespace,
     grid: Grid,
     jobs: list[Job],
-    asked: Cluster,
+    asked: SlurmOptions,
     workspace: Workspace,
     report: Callable[[str], None],
 ) -> str:

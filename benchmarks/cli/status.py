@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.status.overview import Cluster, Overview, Wanted, overview
+from benchmarks.status.overview import Overview, QueueCache, Wanted, overview
 from benchmarks.workspace import Workspace
 from methods.errors import UserError
 
@@ -106,7 +106,7 @@ def logs(chosen: argparse.Namespace) -> int:
     """
     from benchmarks.status.logs import follow, resolve, show
 
-    view = overview(chosen.runs, cluster=Cluster())
+    view = overview(chosen.runs, cluster=QueueCache())
     run = resolve(view, chosen.run)
     lines, path = show(run, chosen.runs, chosen.lines)
     _show("\n".join(lines))
@@ -127,7 +127,7 @@ def logs(chosen: argparse.Namespace) -> int:
 
 
 def _looker(chosen: argparse.Namespace, resolve: Callable[[], Resolved]) -> Callable[[], Overview]:
-    cluster = Cluster()
+    cluster = QueueCache()
     if chosen.grid is None:
         given = [f"--{name}" for name in FILTERS if getattr(chosen, name)]
         if given:

@@ -18,13 +18,7 @@ import torch
 from torch import Tensor
 
 import methods
-from benchmarks.launch.failures import (
-    EXIT_BROKEN,
-    EXIT_LOST,
-    GroupBroken,
-    Hung,
-    failure,
-)
+from benchmarks.launch.failures import GroupBroken, Hung, failure
 from benchmarks.plan.jobs import Job, Stage, warmup
 from benchmarks.provenance import device_name, now, provenance
 from benchmarks.status.progress_file import ProgressFile
@@ -43,6 +37,7 @@ from results.errors import LeaseLostError
 from results.files import atomic_write_bytes, atomic_write_json
 from results.lease import Share
 from results.store import Lease
+from slurm.protocol import EXIT_BROKEN, EXIT_LOST
 
 
 @dataclass

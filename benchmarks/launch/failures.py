@@ -9,13 +9,8 @@ from typing import Any
 
 from benchmarks.plan.identity import RunSpec
 from benchmarks.provenance import now
-from benchmarks.status.progress_file import LOG
 from benchmarks.workspace import Workspace
-
-EXIT_BROKEN = 76
-"""Exit code of a process whose group cannot go on; the cause is recorded with the run."""
-EXIT_LOST = 77
-"""Exit code of a process that another one of its group left: there is nothing to record."""
+from slurm.protocol import LOG
 
 
 class Hung(RuntimeError):  # noqa: N818 - it is an outcome of a run before it is an error

@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.launch.failures import EXIT_BROKEN, EXIT_LOST
 from benchmarks.plan.grid import Grid
 from benchmarks.plan.jobs import Job
 from benchmarks.signals import Stopped, stopped_by
 from benchmarks.training.group import RENDEZVOUS
 from benchmarks.workspace import REPOSITORY, Workspace
 from methods.errors import UserError
+from slurm.protocol import EXIT_BROKEN, EXIT_LOST
 
 RESPAWNS = 2
 GRACE_SECONDS = 15.0

@@ -29,7 +29,7 @@ from slurm import client
 from slurm.launches import Launch, Launches, assigned
 from slurm.profile import Profile
 from slurm.submit import Array, largest_array, submit
-from slurm.task import Bundle as Work
+from slurm.task import JobCommand
 
 LOCK_SECONDS = 120
 POLL_SECONDS = 5.0
@@ -37,7 +37,7 @@ ALIGNED = ("left", "left", "right", "right", "right", "right", "right", "left")
 
 
 @dataclass(frozen=True)
-class Cluster:
+class SlurmOptions:
     """How a grid goes to a cluster.
 
     Attributes:
@@ -85,7 +85,7 @@ class Proposal:
         estimates: how long things take.
     """
 
-    cluster: Cluster
+    cluster: SlurmOptions
     jobs: list[Job]
     kinds: dict[str, str]
     queued: set[str]
@@ -177,7 +177,7 @@ class Proposal:
 
 
 def propose(
-    cluster: Cluster, jobs: list[Job], workspace: Workspace, only: set[str] | None = None
+    cluster: SlurmOptions, jobs: list[Job], workspace: Workspace, only: set[str] | None = None
 ) -> Proposal:
     """What is missing of a grid and has no job yet.
 
@@ -354,7 +354,7 @@ def _submit(made: Launch, proposal: Proposal, code: Path, size: int, report: Cal
     cluster, bundles = proposal.cluster, proposal.bundles
     python = cluster.profile.python or sys.executable
     work = [
-        Work(
+        JobCommand(
             (python, "-m", "benchmarks.launch.worker", str(made.folder / "plan.json"), str(number)),
             cluster.profile.max_requeues,
             # A group starts anew after each run that fails; a single process goes on by itself.
@@ -403,7 +403,7 @@ def _record(made: Launch, done: Sequence[tuple[int, str]]) -> None:
         raise
 
 
-def arrays(cluster: Cluster, bundles: Sequence[Bundle]) -> list[Array]:
+def arrays(cluster: SlurmOptions, bundles: Sequence[Bundle]) -> list[Array]:
     """Bundles that ask for the same and wait for the same stages' dataset, in one array."""
     groups: dict[tuple[Any, ...], list[int]] = {}
     for number, bundle in enumerate(bundles):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from benchmarks.launch.estimate import Estimates
 from benchmarks.launch.local import kind_of, kinds
-from benchmarks.launch.slurm import POLL_SECONDS, Cluster, Proposal
+from benchmarks.launch.slurm import POLL_SECONDS, Proposal, SlurmOptions
 from benchmarks.launch.snapshot import snapshot
 from benchmarks.plan.grid import Grid
 from benchmarks.plan.jobs import Job, states, uncached
@@ -23,11 +23,11 @@ from results.files import atomic_write_json
 from slurm import client
 from slurm.launches import Launches
 from slurm.submit import Array, submit
-from slurm.task import Bundle as Work
+from slurm.task import JobCommand
 
 
 def run_job(
-    cluster: Cluster,
+    cluster: SlurmOptions,
     workspace: Workspace,
     name: str,
     command: Sequence[str],
@@ -53,7 +53,7 @@ def run_job(
     root.mkdir(parents=True, exist_ok=True)
     code = snapshot(root / "code")
     python = cluster.profile.python or sys.executable
-    work = Work((python, *command), cluster.profile.max_requeues)
+    work = JobCommand((python, *command), cluster.profile.max_requeues)
     ((_, job),) = submit(
         Array((0,), *shape), root / "jobs", f"ssmll-{name}", cluster.profile, [work], code, 1
     )
@@ -78,7 +78,7 @@ def tail(log: Path, lines: int = 3) -> str:
 
 
 def prepare(
-    cluster: Cluster,
+    cluster: SlurmOptions,
     grid: Grid,
     words: Sequence[str],
     workspace: Workspace,
@@ -192,7 +192,7 @@ def _live(workspace: Workspace, ids: set[str]) -> bool:
     )
 
 
-def spent(cluster: Cluster, jobs: Sequence[Job], workspace: Workspace) -> str:
+def spent(cluster: SlurmOptions, jobs: Sequence[Job], workspace: Workspace) -> str:
     """One line: what finished runs were estimated to take when they were submitted, and took.
 
     Args:

@@ -23,20 +23,21 @@ from typing import Any
 import torch
 
 from benchmarks.launch.execution import Execution, Options, stage_done
-from benchmarks.launch.failures import EXIT_LOST, GroupBroken, fail_dependent
+from benchmarks.launch.failures import GroupBroken, fail_dependent
 from benchmarks.launch.local import kinds
 from benchmarks.launch.memory import keep_large_blocks
 from benchmarks.plan.grid import load, with_strategy
 from benchmarks.plan.jobs import Job, Stage, resolve
 from benchmarks.progress import silent
 from benchmarks.provenance import code_state
-from benchmarks.signals import EXIT_STOPPED, STOP_SIGNALS
+from benchmarks.signals import STOP_SIGNALS
 from benchmarks.training.group import Group, lost_peer
 from benchmarks.training.strategy import make
 from benchmarks.training.trainer import Interrupted
 from benchmarks.workspace import Workspace
 from methods.errors import UserError
 from results.lease import DEFAULT_TTL
+from slurm.protocol import EXIT_LOST, EXIT_STOPPED
 
 POLL_SECONDS = 0.3
 LEAVE_SECONDS = 2 * DEFAULT_TTL

@@ -85,7 +85,7 @@ def measure(runs: int, rounds: int) -> dict[str, Any]:
     """
     started = time.perf_counter()
     from benchmarks.data.glyphscenes import scenes as glyphscenes
-    from benchmarks.launch.slurm import Cluster, launch, propose
+    from benchmarks.launch.slurm import SlurmOptions, launch, propose
     from benchmarks.plan.grid import load
     from benchmarks.plan.jobs import resolve
     from benchmarks.progress import silent
@@ -106,7 +106,7 @@ def measure(runs: int, rounds: int) -> dict[str, Any]:
             grid = load(str(path))
             resolved = resolve(grid, workspace, progress=silent, workers=1)
             times.append(time.perf_counter())
-            proposal = propose(Cluster(profile), resolved, workspace)
+            proposal = propose(SlurmOptions(profile), resolved, workspace)
             text = proposal.table()
             times.append(time.perf_counter())
             with contextlib.redirect_stderr(io.StringIO()):

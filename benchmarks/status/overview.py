@@ -131,7 +131,7 @@ class Overview:
         return all(run.kind == "done" or (run.kind == "failed" and not run.why) for run in self.runs)
 
 
-class Cluster:
+class QueueCache:
     """SLURM's answers, kept for a while."""
 
     def __init__(self) -> None:
@@ -169,7 +169,7 @@ def overview(
     *,
     name: str = "",
     stages: Iterable[Path] | None = None,
-    cluster: Cluster | None = None,
+    cluster: QueueCache | None = None,
 ) -> Overview:
     """Look at everything once.
 
@@ -186,7 +186,7 @@ def overview(
     submitted = _submitted(launches)
     if wanted is None:
         wanted = _everything(workspace.store, launches, submitted)
-    cluster = cluster or Cluster()
+    cluster = cluster or QueueCache()
     live: dict[str, client.Queued] | None = {}
     remark = ""
     if launches:  # asked before the store is read: what ends meanwhile is seen as done

@@ -22,10 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from results.files import TEMPORARY_SUFFIX
+from slurm.protocol import LOG, job_number
 
 NAME = "progress.json"
-LOG = "SSMLL_LOG"
-"""Environment variable: the file that takes what this process prints; `slurm.task` sets it."""
 EVERY = 10.0
 """Seconds between two writes inside an epoch."""
 
@@ -134,9 +133,3 @@ def read(directory: Path) -> dict[str, Any] | None:
         return None
     numbers = (found.get(name) for name in ("epoch", "epochs", "step", "steps", "time"))
     return found if all(isinstance(value, int | float) for value in numbers) else None
-
-
-def job_number() -> str | None:
-    """The SLURM job that this process belongs to, as the queue prints it; None without one."""
-    array, element = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
-    return f"{array}_{element}" if array and element else os.environ.get("SLURM_JOB_ID")

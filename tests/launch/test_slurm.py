@@ -12,7 +12,7 @@ import pytest
 from benchmarks.launch import slurm as module
 from benchmarks.launch.bundles import GUESS_SECONDS, Bundle, pack
 from benchmarks.launch.slurm import (
-    Cluster,
+    SlurmOptions,
     arrays,
     check_hours,
     confirmed,
@@ -101,7 +101,7 @@ def test_arrays_hold_bundles_of_one_shape_that_wait_for_one_dataset():
         bundle("runs", "coco", 1),
         bundle("runs", "voc", 8),
     ]
-    found = arrays(Cluster(Profile(processes_per_node=4), processes=8), bundles)
+    found = arrays(SlurmOptions(Profile(processes_per_node=4), processes=8), bundles)
     assert [(array.bundles, array.nodes, array.each) for array in found] == [
         ((0, 1), 1, 1),
         ((2,), 1, 1),
@@ -124,7 +124,7 @@ def ready(tmp_path, monkeypatch):
         Bundle("runs", "fp32", "ddp", "voc", 1, run_ids=("a",), needs=("w",), seconds=1.0),
     ]
     proposal = SimpleNamespace(
-        cluster=Cluster(Profile()),
+        cluster=SlurmOptions(Profile()),
         jobs=[],
         submitted=[job("a")],
         bundles=bundles,
@@ -216,10 +216,10 @@ def test_a_run_that_was_begun_too_often_is_left_out_until_it_is_retried(tmp_path
         lambda *a, **k: SimpleNamespace(run=lambda job: SimpleNamespace(seconds=1.0, source="")),
     )
     workspace = SimpleNamespace(store=store, runs=tmp_path)
-    bounded = propose(Cluster(Profile(), max_attempts=3), jobs, workspace)
+    bounded = propose(SlurmOptions(Profile(), max_attempts=3), jobs, workspace)
     assert bounded.exhausted == {"a" * 64}
     assert [one.spec.run_id[0] for one in bounded.submitted] == ["b", "c"]
-    free = propose(Cluster(Profile(), max_attempts=0), jobs, workspace, {"a" * 64})
+    free = propose(SlurmOptions(Profile(), max_attempts=0), jobs, workspace, {"a" * 64})
     assert [one.spec.run_id[0] for one in free.submitted] == ["a"]
 
 
@@ -231,10 +231,10 @@ def test_only_yes_is_yes(monkeypatch, answer, yes):
 
 
 def test_what_may_cost_too_much_is_refused():
-    proposal = SimpleNamespace(cluster=Cluster(Profile()), hours=lambda: (2.0, 0))
+    proposal = SimpleNamespace(cluster=SlurmOptions(Profile()), hours=lambda: (2.0, 0))
     check_hours(proposal, None)
     check_hours(proposal, 2.0)
     with pytest.raises(UserError, match=r"2.00 GPU-hours are more than the 1.5 allowed"):
         check_hours(proposal, 1.5)
     with pytest.raises(UserError, match="cannot be promised: of 3 runs or stages"):
-        check_hours(SimpleNamespace(cluster=Cluster(Profile()), hours=lambda: (0.0, 3)), 1.5)
+        check_hours(SimpleNamespace(cluster=SlurmOptions(Profile()), hours=lambda: (0.0, 3)), 1.5)

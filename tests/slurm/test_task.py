@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from slurm import task
+from slurm import submit, task
 from tests.slurm.fakes import Fakes
 
 # Notes each signal and each start, and ends like a trainer: with 75 after a signal.
@@ -211,3 +212,17 @@ esac""",
 
 def test_ports_can_be_used():
     assert all(20000 <= task.port(job, 3) < 60000 for job in (1, 41, 5714, 67_108_863))
+
+
+def test_a_job_that_was_queued_under_the_class_s_former_name_still_loads():
+    """The bytes are those that `slurm.task.Bundle` was pickled to before it became JobCommand."""
+    queued = (
+        b"\x80\x02cslurm.task\nBundle\nq\x00)\x81q\x01}q\x02(X\x07\x00\x00\x00commandq\x03(X\x06\x00\x00\x00"
+        b"pythonq\x04X\x02\x00\x00\x00-mq\x05X\x11\x00\x00\x00benchmarks.workerq\x06X\t\x00\x00\x00plan.json"
+        b"q\x07X\x01\x00\x00\x000q\x08tq\tX\x0c\x00\x00\x00max_requeuesq\nK\x07X\x08\x00\x00\x00restartsq\x0b"
+        b"K\x03ub."
+    )
+    command = ("python", "-m", "benchmarks.worker", "plan.json", "0")
+    assert pickle.loads(queued) == task.JobCommand(command, max_requeues=7, restarts=3)
+    # submitit pickles the function that it calls by reference, too.
+    assert pickle.loads(b"\x80\x02cslurm.submit\n_call\nq\x00.") is submit._call

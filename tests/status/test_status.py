@@ -22,11 +22,12 @@ from benchmarks.run import main
 from benchmarks.status import logs
 from benchmarks.status import progress_file as progressfile
 from benchmarks.status import view as status_view
-from benchmarks.status.overview import Cluster, overview
+from benchmarks.status.overview import QueueCache, overview
 from benchmarks.status.progress_file import ProgressFile
 from benchmarks.status.view import as_json, live, plain, screen
 from methods.errors import UserError
 from results.store import RunStore
+from slurm import protocol
 from slurm.launches import Launches
 from tests.conftest import ROOT, grid_text
 
@@ -212,7 +213,7 @@ def test_the_newest_launch_counts_and_a_damaged_one_is_named(folder):
 def test_the_queue_is_asked_once_in_a_while(folder, monkeypatch):
     folder.launch([folder.add(1, "not started")])
     folder.answers(squeue="7_0|PENDING|Held|0:00|\n")
-    cluster = Cluster()
+    cluster = QueueCache()
     assert overview(folder.runs, cluster=cluster).counts() == {"queued": 1}
     folder.answers(squeue="!down")
     assert overview(folder.runs, cluster=cluster).counts() == {"queued": 1}
@@ -519,7 +520,7 @@ def test_progress_names_the_job_and_the_log(tmp_path, monkeypatch):
     assert (found["job"], found["log"], found["title"]) == ("99", "/logs/a", "x")
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "98")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
-    assert progressfile.job_number() == "98_3"
+    assert protocol.job_number() == "98_3"
     assert [path.name for path in tmp_path.iterdir()] == ["progress.json"]
 
 
