@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from methods.base import Batch, PseudoLabels
 from methods.errors import UserError
-from methods.parts.linear import PseudoLabelHyper, PseudoLabelMethod
+from methods.parts.pseudo_labelling import PseudoLabelHyper, PseudoLabelMethod
 from methods.registry import register
 from methods.thresholds import fixed_pseudo_labels
 

@@ -118,7 +118,7 @@ def create(name: str, *, backbone: Backbone, task: Task, **overrides: Any) -> St
 
     Args:
         name: one of `available`.
-        backbone: from `methods.backbones.base.load_backbone`; a step method may train it in place.
+        backbone: from `methods.backbones.load_backbone`; a step method may train it in place.
         task: what the method is told.
         **overrides: hyper-parameters by field.
 

@@ -18,16 +18,9 @@ protocol. Cost: one forward and backward pass of the backbone per labelled image
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from methods.base import Batch, StepOutput
 from methods.parts.linear import LinearHyper, LinearMethod
 from methods.registry import register
-
-
-@dataclass(frozen=True)
-class SupervisedHyper(LinearHyper):
-    """Those of `LinearHyper`; nothing else."""
 
 
 @register
@@ -35,7 +28,7 @@ class Supervised(LinearMethod):
     """Labelled images only; see the module's docstring."""
 
     name = "supervised"
-    Hyper = SupervisedHyper
+    Hyper = LinearHyper
     uses_unlabelled = False
 
     def training_step(self, batch: Batch) -> StepOutput:

@@ -1,10 +1,7 @@
-"""Weights files: reading, hashing, and loading with errors that name what does not fit."""
+"""Weights files: read and load them, with errors that name the tensors that do not fit."""
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from methods.backbones.digests import file_digest
 from methods.errors import UserError
+
+__all__ = ["file_digest", "load_weights", "read_state_dict"]
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
@@ -82,20 +82,3 @@ def load_weights(
     if problems:
         raise UserError(f"{source} does not fit the model: {'; '.join(problems)}")
     model.load_state_dict({name: state[name] for name in wanted}, strict=False)
-
-
-def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file as hex; remembered per path, size and modification time."""
-    if not path.is_file():
-        raise UserError(f"weights file {path} does not exist")
-    status = os.stat(path)
-    return _file_digest(path, status.st_size, status.st_mtime_ns)
-
-
-@functools.lru_cache(maxsize=64)
-def _file_digest(path: Path, size: int, modified: int) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

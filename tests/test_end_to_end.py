@@ -205,7 +205,7 @@ import torch.nn.functional as F
 
 from methods import register
 from methods.base import PseudoLabels
-from methods.parts.linear import PseudoLabelHyper, PseudoLabelMethod
+from methods.parts.pseudo_labelling import PseudoLabelHyper, PseudoLabelMethod
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,8 @@ from benchmarks.training.scoring import Scorer
 from benchmarks.training.strategy import Strategy
 from benchmarks.training.trainer import Trainer
 from benchmarks.workspace import Workspace
-from methods.backbones.base import Backbone, load_backbone
+from methods.backbones import load_backbone
+from methods.backbones.base import Backbone
 from methods.base import FitMethod, StepMethod, Task
 from results.errors import LeaseLostError
 from results.files import atomic_write_bytes, atomic_write_json

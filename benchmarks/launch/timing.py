@@ -28,7 +28,7 @@ from benchmarks.training.schedule import Schedule, TrainData
 from benchmarks.training.scoring import Scorer
 from benchmarks.training.strategy import Strategy
 from benchmarks.training.trainer import Trainer
-from methods.backbones.base import load_backbone
+from methods.backbones import load_backbone
 from methods.base import FitMethod, Pool, StepMethod
 
 LONG = 10_000

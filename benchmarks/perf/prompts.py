@@ -28,7 +28,7 @@ from benchmarks.data.readers.class_names import COCO, NUS, VOC, prompt_names
 from benchmarks.perf import positive
 from benchmarks.perf.machine import machine
 from benchmarks.provenance import packages
-from methods.backbones.base import BackboneSpec, load_backbone
+from methods.backbones import BackboneSpec, load_backbone
 from methods.backbones.clip import VisionLanguageModel
 from methods.errors import UserError
 from methods.parts.prompts import LearntPrompts, encode_together

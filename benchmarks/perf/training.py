@@ -29,7 +29,7 @@ from benchmarks.training.schedule import Schedule, TrainData
 from benchmarks.training.strategy import make
 from benchmarks.training.trainer import Trainer
 from benchmarks.workspace import Workspace
-from methods.backbones.base import load_backbone
+from methods.backbones import load_backbone
 from methods.base import StepMethod
 from methods.errors import UserError, nearest
 

@@ -23,7 +23,7 @@ from benchmarks.data.registry import DatasetSpec
 from benchmarks.data.registry import available as available_datasets
 from benchmarks.plan.identity import Kind, Recipe, check_strategy, checked
 from benchmarks.workspace import REPOSITORY
-from methods.backbones.base import BackboneSpec
+from methods.backbones import BackboneSpec
 from methods.base import FitMethod
 from methods.errors import UserError, nearest
 

@@ -22,7 +22,8 @@ from benchmarks.plan.grid import Cell, Grid
 from benchmarks.plan.identity import RunSpec, digest
 from benchmarks.progress import silent
 from benchmarks.workspace import Workspace
-from methods.backbones.base import BackboneSpec, weights_digest
+from methods.backbones import BackboneSpec
+from methods.backbones.load import weights_digest
 from methods.base import StepMethod
 from methods.errors import UserError
 

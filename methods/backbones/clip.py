@@ -17,7 +17,8 @@ from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.backbones.base import GLYPHCLIP, Backbone, BackboneSpec
+from methods.backbones.base import Backbone
+from methods.backbones.spec import GLYPHCLIP, BackboneSpec
 from methods.backbones.text_tower import TextTower
 from methods.base import seeded_rng
 from methods.errors import UserError, nearest

@@ -1,7 +1,4 @@
-"""The linear classifier over a backbone, and the methods that train one.
-
-A pseudo-labelling baseline is `PseudoLabelMethod` plus a rule: see `methods.fixmatch`.
-"""
+"""The linear classifier over a backbone, and the base of the methods that train one."""
 
 from __future__ import annotations
 
@@ -15,16 +12,7 @@ from torch.nn import functional as F
 
 from methods.backbones.base import Backbone
 from methods.backbones.clip import VisionLanguageModel
-from methods.base import (
-    Batch,
-    PseudoLabels,
-    StepMethod,
-    StepOutput,
-    Task,
-    at_least_fp32,
-    full_precision,
-    trainable,
-)
+from methods.base import StepMethod, Task, at_least_fp32, full_precision, trainable
 from methods.errors import UserError, check_range
 from methods.losses import asymmetric_loss, binary_cross_entropy
 from methods.parts.prompts import text_classifier
@@ -191,58 +179,3 @@ class LinearMethod(StepMethod):
         if hyper.loss == "bce":
             return binary_cross_entropy(logits, targets)
         return asymmetric_loss(logits, targets, hyper.gamma_pos, hyper.gamma_neg, hyper.clip)
-
-
-@dataclass(frozen=True)
-class PseudoLabelHyper(LinearHyper):
-    """As `LinearHyper`, with a weight for the pseudo-labelled part.
-
-    Attributes:
-        unlabelled_weight: factor λ_u of the unlabelled loss (CAP, FixMatch: 1).
-    """
-
-    unlabelled_weight: float = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range("unlabelled_weight", self.unlabelled_weight, 0)
-
-
-class PseudoLabelMethod(LinearMethod):
-    """Pseudo-labels on strong views: labelled loss + λ_u · masked loss, both summed.
-
-    A subclass says where pseudo-labels come from. It starts from the labelled-only training of
-    `methods.supervised` with the same classifier and loss, shared by all such methods.
-    """
-
-    hyper: PseudoLabelHyper
-    warmup_name = "supervised"
-
-    def pseudo_labels(self, batch: Batch) -> PseudoLabels:
-        """Return the pseudo-labels of the batch's unlabelled images; called without gradients."""
-        raise NotImplementedError
-
-    def weak_probabilities(self, batch: Batch) -> Tensor:
-        """(B_u, K) probabilities of the present model on the weak views."""
-        return torch.sigmoid(self.predict(batch.weak_unlabelled))
-
-    def training_step(self, batch: Batch) -> StepOutput:
-        """Pseudo-labels without gradients, then one forward pass over all strong views."""
-        with torch.no_grad():
-            pseudo = self.pseudo_labels(batch)
-        images = torch.cat([batch.strong_labelled, batch.strong_unlabelled])
-        logits = self.classifier(images)
-        labelled, unlabelled = logits.split([len(batch.labelled), len(batch.unlabelled)])
-        masked = pseudo.mask * self.loss(unlabelled, pseudo.targets)
-        losses = {
-            "labelled": self.loss(labelled, batch.targets).sum(),
-            "unlabelled": self.hyper.unlabelled_weight * masked.sum(),
-        }
-        return StepOutput(losses, pseudo)
-
-    @classmethod
-    def warmup_hyper(cls, hyper: PseudoLabelHyper) -> Any:
-        """The `supervised` hyper-parameters with the same classifier, loss and optimiser."""
-        from methods.supervised import SupervisedHyper
-
-        return SupervisedHyper(**hyper.shared())

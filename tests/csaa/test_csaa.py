@@ -250,7 +250,7 @@ def test_a_warm_up_is_loaded_into_every_variant_that_shares_it():
 
 
 def test_needs_a_text_tower():
-    from methods.backbones.base import BackboneSpec, load_backbone
+    from methods.backbones import BackboneSpec, load_backbone
 
     task = Task(CLASSES, CLASSES, labels(), POOL, seed=1)
     tower = load_backbone(BackboneSpec("torchvision/squeezenet1_0"), 64)

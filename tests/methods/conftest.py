@@ -8,7 +8,7 @@ import open_clip
 import pytest
 import torch
 
-from methods.backbones.base import BackboneSpec, load_backbone
+from methods.backbones import BackboneSpec, load_backbone
 from methods.base import Batch, Task
 
 torch.set_num_threads(1)

@@ -9,7 +9,7 @@ import pytest
 
 import methods
 from methods import registry
-from methods.backbones.base import BackboneSpec, load_backbone
+from methods.backbones import BackboneSpec, load_backbone
 from methods.base import FitMethod, StepMethod
 from methods.errors import UserError
 

@@ -7,7 +7,8 @@ import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
-from methods.backbones.base import BackboneSpec, load_backbone, weights_digest
+from methods.backbones import BackboneSpec, load_backbone
+from methods.backbones.load import weights_digest
 from methods.errors import UserError
 
 

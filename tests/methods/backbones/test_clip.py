@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from methods.backbones.base import BackboneSpec, load_backbone
+from methods.backbones import BackboneSpec, load_backbone
 from methods.backbones.clip import VisionLanguageModel
 from methods.errors import UserError
 

@@ -3,15 +3,11 @@ import torch
 from torch.nn import functional as F
 
 import methods
-from methods.backbones.base import BackboneSpec, load_backbone
+from methods.backbones import BackboneSpec, load_backbone
 from methods.base import PseudoLabels
 from methods.errors import UserError
-from methods.parts.linear import (
-    LinearClassifier,
-    PseudoLabelHyper,
-    PseudoLabelMethod,
-    calibrated_bias,
-)
+from methods.parts.linear import LinearClassifier, calibrated_bias
+from methods.parts.pseudo_labelling import PseudoLabelHyper, PseudoLabelMethod
 
 
 def test_calibrated_bias_makes_the_mean_probability_the_frequency():
