@@ -1,23 +1,33 @@
-"""Methods by name.
+"""Find and build methods by name.
 
-Three sources: the built-in table below (imported only when asked for), classes registered with the
-`register` decorator, and installed packages that declare an entry point in the group
-``ssmll_bench.methods`` (name = method name, object = the class).
+A name comes from one of four sources:
+
+- a file of this package with a class that is decorated with `register`; see `methods.discovery`;
+- a package of this repository that `declare` names, such as ``csaa``;
+- an installed package with an entry point in the group ``ssmll_bench.methods`` (name = method name,
+  object = the class);
+- a module that was imported and used `register`, such as a user's own file.
+
+Listing names imports nothing; `get` imports the one module that it needs.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import importlib
-import importlib.metadata
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from methods.discovery import scan
 from methods.errors import UserError, nearest
 
 if TYPE_CHECKING:  # torch is imported only when a method is built: listing names stays fast
+    from importlib.metadata import EntryPoint
+
     from methods.backbones.base import Backbone
     from methods.base import FitMethod, StepMethod, Task
 
@@ -25,18 +35,8 @@ if TYPE_CHECKING:  # torch is imported only when a method is built: listing name
 
 GROUP = "ssmll_bench.methods"
 
-# Declared as entry points in pyproject.toml too; listed here so that a checkout that is not
-# installed has them.
-BUILT_IN: Mapping[str, str] = {
-    "csaa": "csaa.method",
-    "dualcoop": "methods.dualcoop",
-    "fixmatch": "methods.fixmatch",
-    "linear_probe": "methods.linear_probe",
-    "supervised": "methods.supervised",
-    "zero_shot": "methods.zero_shot",
-}
-
 _registered: dict[str, type[Any]] = {}
+_declared: dict[str, str] = {}
 M = TypeVar("M", bound=type)
 
 
@@ -62,21 +62,41 @@ def register(cls: M) -> M:
     return cls
 
 
+def declare(name: str, module: str) -> None:
+    """Say which module registers a method, without importing it.
+
+    For packages of this repository outside ``methods/``, so that a checkout that is not installed
+    has them too. Repeating a declaration changes nothing.
+
+    Raises:
+        UserError: another module has the name.
+    """
+    owner = _built_in().get(name, module)
+    if owner != module:
+        raise UserError(f"{module}: the method name {name!r} is taken by {owner}; choose another")
+    _declared[name] = module
+    _entry_points.cache_clear()
+
+
 def available() -> list[str]:
-    """Return the names of all methods, sorted; nothing is imported for it."""
-    return sorted({*BUILT_IN, *_registered, *_entry_points()})
+    """Return the names of all methods, sorted; no method is imported for it."""
+    return sorted({*_built_in(), *_registered, *_entry_points()})
 
 
 def get(name: str) -> type[AnyMethod]:
     """Return the class of a method.
 
     Raises:
-        UserError: unknown name, or an entry point that cannot be loaded.
+        UserError: unknown name, a module that does not register it, or an entry point that cannot be
+            loaded.
     """
     if name in _registered:
         return _registered[name]
-    if name in BUILT_IN:
-        importlib.import_module(BUILT_IN[name])
+    built_in = _built_in()
+    if name in built_in:
+        importlib.import_module(built_in[name])
+        if name not in _registered:
+            raise UserError(f"method {name!r}: {built_in[name]} was imported and does not register it")
         return _registered[name]
     points = _entry_points()
     if name not in points:
@@ -119,7 +139,7 @@ def create(name: str, *, backbone: Backbone, task: Task, **overrides: Any) -> St
     Args:
         name: one of `available`.
         backbone: from `methods.backbones.load_backbone`; a step method may train it in place.
-        task: what the method is told.
+        task: classes, labels and seed.
         **overrides: hyper-parameters by field.
 
     Raises:
@@ -143,26 +163,50 @@ def create(name: str, *, backbone: Backbone, task: Task, **overrides: Any) -> St
     return method
 
 
+@contextlib.contextmanager
+def isolated() -> Iterator[None]:
+    """Run a block whose registrations and declarations are undone at its end; for tests."""
+    registered, declared = dict(_registered), dict(_declared)
+    _entry_points.cache_clear()
+    try:
+        yield
+    finally:
+        _registered.clear()
+        _registered.update(registered)
+        _declared.clear()
+        _declared.update(declared)
+        _entry_points.cache_clear()
+
+
+def _built_in() -> dict[str, str]:
+    """Names that belong to this repository, each with the module that registers it."""
+    return {**scan(Path(__file__).parent, __package__ or "methods"), **_declared}
+
+
 def _claim(name: str, cls: type, where: str) -> None:
     """Raise if ``name`` belongs to another class."""
     owner = _registered.get(name)
+    module = _built_in().get(name)
     taken_by = None
     if owner is not None and owner is not cls:
         taken_by = f"{owner.__module__}.{owner.__qualname__}"
-    elif name in BUILT_IN and cls.__module__ != BUILT_IN[name]:
-        taken_by = BUILT_IN[name]
+    elif module is not None and module != cls.__module__:
+        taken_by = module
     if taken_by:
         raise UserError(f"{where}: the method name {name!r} is taken by {taken_by}; choose another")
 
 
 @functools.lru_cache(maxsize=1)
-def _entry_points() -> dict[str, importlib.metadata.EntryPoint]:
-    """Third-party entry points by name (ours are in `BUILT_IN`)."""
-    found: dict[str, importlib.metadata.EntryPoint] = {}
-    for point in importlib.metadata.entry_points(group=GROUP):
-        if point.value.partition(":")[0] == BUILT_IN.get(point.name):
+def _entry_points() -> dict[str, EntryPoint]:
+    """Entry points of installed packages by name, without those of names known from `_built_in`."""
+    from importlib.metadata import entry_points  # reads the disk, and takes a while to import
+
+    built_in = _built_in()
+    found: dict[str, EntryPoint] = {}
+    for point in entry_points(group=GROUP):
+        taken_by = built_in.get(point.name)
+        if point.value.partition(":")[0] == taken_by:
             continue
-        taken_by = BUILT_IN.get(point.name)
         # One distribution can be seen twice (an editable install and its folder on sys.path).
         if point.name in found and found[point.name].value != point.value:
             taken_by = found[point.name].value

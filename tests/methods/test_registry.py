@@ -21,14 +21,15 @@ class MineHyper:
     size: int = 3
 
 
+BUILT_IN = ("csaa", "dualcoop", "fixmatch", "linear_probe", "supervised", "zero_shot")
+
+
 @pytest.fixture(autouse=True)
-def _own_registry(monkeypatch):
-    for name in registry.BUILT_IN:  # a module registers once, when it is first imported
+def _own_registry():
+    for name in BUILT_IN:  # a module registers once, when it is first imported
         methods.get(name)
-    monkeypatch.setattr(registry, "_registered", dict(registry._registered))
-    registry._entry_points.cache_clear()
-    yield
-    registry._entry_points.cache_clear()
+    with registry.isolated():
+        yield
 
 
 def make(name, base=FitMethod, module="elsewhere.mine"):
@@ -40,11 +41,52 @@ def test_built_in_methods_are_listed_without_importing_torch():
     code = "import sys, methods; print(methods.available()); assert 'torch' not in sys.modules"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
-    for name in ("csaa", "dualcoop", "fixmatch", "linear_probe", "supervised", "zero_shot"):
-        assert name in run.stdout
+    for name in BUILT_IN:
+        assert repr(name) in run.stdout
 
 
-@pytest.mark.parametrize("name", sorted(registry.BUILT_IN))
+def test_a_checkout_that_is_not_installed_has_csaa_from_benchmarks():
+    code = """
+import sys
+import importlib.metadata
+real = importlib.metadata.entry_points
+ours = {'group': 'ssmll_bench.methods'}
+importlib.metadata.entry_points = lambda **asked: () if asked == ours else real(**asked)
+import methods
+assert methods.available() == ['dualcoop', 'fixmatch', 'linear_probe', 'supervised', 'zero_shot']
+import benchmarks
+assert 'csaa' in methods.available()
+assert 'csaa' not in sys.modules and 'torch' not in sys.modules
+assert methods.get('csaa').__module__ == 'csaa.method'
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+
+
+def test_declarations_are_names_that_may_be_repeated_and_not_taken(tmp_path, monkeypatch):
+    registry.declare("new", "no_such_module")
+    registry.declare("new", "no_such_module")
+    assert "new" in methods.available()
+    with pytest.raises(UserError, match=r"^other: the method name 'new' is taken by no_such_module"):
+        registry.declare("new", "other")
+    with pytest.raises(UserError, match=r"'fixmatch' is taken by methods\.fixmatch"):
+        registry.declare("fixmatch", "other")
+    (tmp_path / "empty_module.py").write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    registry.declare("absent", "empty_module")
+    with pytest.raises(UserError, match="'absent': empty_module was imported and does not register it"):
+        methods.get("absent")
+
+
+def test_isolation_undoes_registrations():
+    with registry.isolated():
+        methods.register(make("mine"))
+        registry.declare("declared", "elsewhere")
+        assert {"mine", "declared"} <= set(methods.available())
+    assert not {"mine", "declared"} & set(methods.available())
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
 def test_built_in_methods_carry_their_own_name_and_a_frozen_hyper(name):
     cls = methods.get(name)
     assert cls.name == name
@@ -97,11 +139,13 @@ def test_decorator_registers_a_third_party_class(task, load):
 
 
 def test_duplicate_names_raise():
+    registry.declare("csaa", "csaa.method")
     methods.register(make("mine"))
     with pytest.raises(UserError, match=r"'mine' is taken by elsewhere\.mine"):
         methods.register(make("mine"))
-    with pytest.raises(UserError, match=r"'csaa' is taken by csaa\.method"):
-        methods.register(make("csaa"))
+    for name, module in (("csaa", "csaa.method"), ("fixmatch", "methods.fixmatch")):
+        with pytest.raises(UserError, match=rf"{name!r} is taken by {module}"):
+            methods.register(make(name))
 
 
 def test_registering_the_same_class_again_is_harmless():
@@ -160,9 +204,11 @@ def test_entry_points_of_installed_packages_are_methods(tmp_path, monkeypatch, d
     assert methods.hyper("theirs", depth=4).depth == 4
 
 
-def test_entry_point_that_takes_a_built_in_name_raises(tmp_path, monkeypatch):
-    install(tmp_path, monkeypatch, "csaa = thirdparty_module:Theirs", METHOD.format(decorator=""))
-    with pytest.raises(UserError, match=r"thirdparty_module:Theirs and csaa\.method"):
+@pytest.mark.parametrize(("name", "module"), [("csaa", "csaa.method"), ("fixmatch", "methods.fixmatch")])
+def test_entry_point_that_takes_a_built_in_name_raises(name, module, tmp_path, monkeypatch):
+    registry.declare("csaa", "csaa.method")
+    install(tmp_path, monkeypatch, f"{name} = thirdparty_module:Theirs", METHOD.format(decorator=""))
+    with pytest.raises(UserError, match=f"thirdparty_module:Theirs and {module}"):
         methods.available()
 
 
