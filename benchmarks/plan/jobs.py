@@ -152,10 +152,21 @@ def _stages(cell: Cell, prepared: Prepared, split: Split, backbone: dict[str, An
                 "recipe": cell.recipe.warmup_part(),
                 "method": name,
                 "version": methods.get(name).version,
-                "hyper": dataclasses.asdict(hyper),
+                "hyper": hyper_identity(hyper),
             },
         )
     ]
+
+
+def hyper_identity(hyper: Any) -> dict[str, Any]:
+    """The hyper-parameters that a run's identity holds, as plain values.
+
+    Left out are the fields in the dataclass's ``later``, where they have the value named there: they
+    were added after results had been made with that value.
+    """
+    later = getattr(type(hyper), "later", {})
+    values = dataclasses.asdict(hyper)
+    return {name: value for name, value in values.items() if name not in later or value != later[name]}
 
 
 def warmup(cell: Cell) -> tuple[str, Any] | None:
@@ -278,7 +289,7 @@ def jobs(grid: Grid, prepared: dict[tuple[DatasetSpec, int], Prepared]) -> list[
             split_digest=split.digest,
             method=cell.method,
             version=cls.version,
-            hyper=dataclasses.asdict(cell.hyper),
+            hyper=hyper_identity(cell.hyper),
             backbone=backbone,
             recipe=cell.recipe.relevant(cell.kind),
             label=cell.label,

@@ -1,10 +1,12 @@
-"""The interface of all image towers: features and normalisation of images in [0, 1].
+"""The interface of all image towers: global and local features of images in [0, 1].
 
 A backbone takes images in [0, 1] and normalises them itself, so that the rest of the harness handles
 one kind of image.
 """
 
 from __future__ import annotations
+
+import functools
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +69,49 @@ class Backbone(nn.Module):
 
     def _features(self, images: Tensor) -> Tensor:
         raise NotImplementedError
+
+    def feature_map(self, images: Tensor) -> Tensor:
+        """Return (B, L, C) local features, not normalised, of images (B, 3, H, W) in [0, 1].
+
+        L counts the locations row by row; tokens that stand for no location (class token, registers)
+        are left out. C is `map_dim`, which need not be ``dim``.
+
+        Raises:
+            UserError: the network has no local features.
+        """
+        if len(images) == 0:
+            return self._feature_map(self._placeholder(images))[:0]
+        return self._feature_map(images)
+
+    def _feature_map(self, images: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    @functools.cached_property
+    def map_dim(self) -> int:
+        """Length C of the local features; the first access runs one forward pass."""
+        mode = self.training
+        self.eval()
+        with torch.no_grad():
+            found = self._feature_map(self._placeholder(self.mean))
+        self.train(mode)
+        return found.shape[2]
+
+    def freeze_pooling(self) -> None:
+        """Freeze the parameters that `features` reads and `feature_map` does not.
+
+        For methods that only read the map: a parameter that never gets a gradient would stop
+        DistributedDataParallel.
+        """
+        mode = self.training
+        self.eval()
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        if trained:
+            with torch.enable_grad():
+                found = self._feature_map(self._placeholder(self.mean)).sum()
+                gradients = torch.autograd.grad(found, trained, allow_unused=True)
+            for parameter, gradient in zip(trained, gradients, strict=True):
+                parameter.requires_grad_(gradient is not None)
+        self.train(mode)
 
     def _placeholder(self, images: Tensor) -> Tensor:
         return images.new_zeros(1, 3, self.resolution, self.resolution)

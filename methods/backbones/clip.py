@@ -101,6 +101,10 @@ class VisionLanguageModel(Backbone):
         output = self.visual(self.normalise(images))
         return output[0] if isinstance(output, tuple) else output
 
+    def _feature_map(self, images: Tensor) -> Tensor:
+        """The local features of `dense_features` without its options: the value path, in text space."""
+        return self.dense_features(images)[1]
+
     def dense_features(
         self, images: Tensor, *, positional_embedding: bool = False, mean_token: bool = False
     ) -> tuple[Tensor, Tensor]:

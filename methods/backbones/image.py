@@ -22,7 +22,8 @@ class ImageNetwork(Backbone):
     """A convolutional or transformer network without text: trunk, pooling, no head.
 
     Args:
-        trunk: module from (B, 3, H, W) to a (B, C, h, w) map or to (B, C) pooled features.
+        trunk: module from (B, 3, H, W) to a (B, C, h, w) map, or a timm model that returns (B, C)
+            pooled features.
         pool: how a map is pooled, see `BackboneSpec`; not used for pooled features.
         **options: see `Backbone`.
     """
@@ -43,6 +44,26 @@ class ImageNetwork(Backbone):
         if self.pool in ("max", "mean+max"):
             pooled.append(output.amax(dim=(2, 3)))
         return torch.cat(pooled, dim=1)
+
+    def _feature_map(self, images: Tensor) -> Tensor:
+        """The last map of a convolutional network, or the patch tokens of a transformer.
+
+        Of a timm model, what its ``forward_features`` returns: after the last block, and after the
+        final norm where that comes before the pooling.
+        """
+        images = self.normalise(images)
+        unpooled = getattr(self.trunk, "forward_features", self.trunk)
+        found = unpooled(images)
+        if isinstance(found, Tensor) and found.ndim == 3:
+            return found[:, getattr(self.trunk, "num_prefix_tokens", 0) :]
+        if isinstance(found, Tensor) and found.ndim == 4:
+            if getattr(self.trunk, "output_fmt", "NCHW") == "NHWC":
+                return found.flatten(1, 2)
+            return found.flatten(2).transpose(1, 2)
+        raise UserError(
+            f"{self.description} has no single map of local features; choose a network that pools "
+            "one map or one sequence of patches"
+        )
 
     def _measure(self) -> int:
         """Output length, from one forward pass; also finds resolutions that do not work."""

@@ -1,23 +1,22 @@
-"""The linear classifier over a backbone, and the base of the methods that train one."""
+"""The base of the methods that train a backbone with a classification head; see `methods.parts.heads`."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from methods.backbones.base import Backbone
-from methods.backbones.clip import VisionLanguageModel
-from methods.base import StepMethod, Task, at_least_fp32, full_precision, trainable
-from methods.errors import UserError, check_range
+from methods.base import StepMethod, Task, trainable
+from methods.errors import UserError, check_choice, check_range
 from methods.losses import asymmetric_loss, binary_cross_entropy
-from methods.parts.prompts import text_classifier
+from methods.parts.heads import HEADS, LinearClassifier
 
-TYPICAL_COSINE = 0.2  # between CLIP's image and text features, whether they match or not
+__all__ = ["LinearClassifier", "LinearHyper", "LinearMethod", "calibrated_bias"]
 
 
 def calibrated_bias(logits: Tensor, frequencies: Tensor) -> Tensor:
@@ -45,78 +44,34 @@ def calibrated_bias(logits: Tensor, frequencies: Tensor) -> Tensor:
     return ((low + high) / 2).float()
 
 
-class LinearClassifier(nn.Module):
-    """One logit per class from the global feature of a trainable backbone.
-
-    Vision-language backbone, ``init="text"`` (or "match"): logit_k = scale · ⟨f̄, W_k⟩ + b_k with f̄
-    the unit feature and W_k started from the unit text feature of "a photo of a {name}."; training
-    starts from zero-shot ranking. ``init="random"`` has the same form with W_k drawn as in
-    `torch.nn.Linear`. Image-only backbone: logit_k = ⟨f √d / ‖f‖, W_k⟩ + b_k on pooled features f;
-    networks differ in the size of their features by orders of magnitude (a Caffe SqueezeNet's norm
-    is about 5,000), and one learning rate has to serve them all.
-
-    b_k starts where an image with a typical cosine (0.2; image-only: logit 0) has the smoothed
-    labelled frequency as its probability; `calibrated_bias` on real logits is better, see
-    `LinearMethod.calibrate`. The text tower is not kept.
-
-    Args:
-        backbone: trained in place.
-        task: classes and labels.
-        init: "text", "random", or "match": text if the backbone has a text tower, else random.
-        scale: factor of the cosines; not used for an image-only backbone.
-    """
-
-    def __init__(self, backbone: Backbone, task: Task, init: str = "match", scale: float = 20.0) -> None:
-        super().__init__()
-        self.cosine = isinstance(backbone, VisionLanguageModel)
-        self.scale = scale if self.cosine else 1.0
-        if init == "text" and not self.cosine:
-            raise UserError(f"init='text' needs a text tower, {backbone.description} has none; use 'random'")
-        weight = torch.empty(task.num_classes, backbone.dim)
-        nn.init.uniform_(weight, -(backbone.dim**-0.5), backbone.dim**-0.5)
-        typical = 0.0
-        if isinstance(backbone, VisionLanguageModel):
-            if init != "random":
-                weight = text_classifier(backbone, task.prompts).cpu()
-                typical = TYPICAL_COSINE
-            self.backbone: Backbone = backbone.without_text()
-        else:
-            self.backbone = backbone
-        self.weight = nn.Parameter(weight)
-        self.bias = nn.Parameter(torch.logit(task.prior).float() - self.scale * typical)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return (B, K) float32 logits of images (B, 3, H, W) in [0, 1]."""
-        return self.classify(self.backbone.features(images))
-
-    def classify(self, features: Tensor) -> Tensor:
-        """Return (B, K) float32 logits of features (B, d)."""
-        with full_precision(features):
-            features = F.normalize(at_least_fp32(features), dim=-1)
-            if not self.cosine:
-                features = features * features.shape[-1] ** 0.5
-            return self.scale * F.linear(features, self.weight) + self.bias
-
-
 @dataclass(frozen=True)
 class LinearHyper:
-    """Hyper-parameters shared by all methods that train a linear classifier.
+    """Hyper-parameters shared by all methods that train a backbone with a head.
 
     Attributes:
         loss: "asl" (gamma_pos, gamma_neg, clip below) or "bce".
         gamma_pos: focusing exponent of positives (CAP: 0).
         gamma_neg: focusing exponent of negatives (CAP: 4).
         clip: probability margin of negatives (CAP: 0.05).
-        init: start of the classifier: "text" features of the class names, "random", or "match":
-            text features when the backbone has a text tower, random otherwise.
-        scale: factor of the cosines with a vision-language backbone.
+        init: start of the heads "match" and "cosine": "text" features of the class names, "random",
+            or "match": text features when the backbone has a text tower, random otherwise. Other
+            heads start at random and refuse it.
+        scale: factor of the cosines: of the head "cosine", and of "match" with a vision-language
+            backbone. Other heads refuse it.
         freeze_bn: keep batch normalisation at its pretraining statistics (CAP: False).
         lr_backbone: learning rate of the backbone; 0 freezes it.
-        lr_head: learning rate of the classifier.
+        lr_head: learning rate of the head.
         weight_decay: of both.
         optimizer: "adamw" (CAP) or "sgd".
         schedule: "onecycle" (CAP), "cosine" or "constant".
+        head: "match", "linear", "cosine" or "ml_decoder"; see `methods.parts.heads`.
+
+    Class attributes:
+        later: fields that were added after the first results, with the value that those were made
+            with. At that value they are left out of a run's identity, so that it stays what it was.
     """
+
+    later: ClassVar[Mapping[str, Any]] = {"head": "match"}
 
     loss: Literal["asl", "bce"] = "asl"
     gamma_pos: float = 0.0
@@ -130,8 +85,17 @@ class LinearHyper:
     weight_decay: float = 1e-4
     optimizer: Literal["adamw", "sgd"] = "adamw"
     schedule: Literal["onecycle", "cosine", "constant"] = "onecycle"
+    head: Literal["match", "linear", "cosine", "ml_decoder"] = "match"
 
     def __post_init__(self) -> None:
+        check_choice("head", self.head, HEADS)
+        for field in ("init", "scale"):
+            default, value = getattr(LinearHyper, field), getattr(self, field)
+            if value != default and self.head not in ("match", "cosine"):
+                raise UserError(
+                    f"{field} = {value!r} belongs to the heads 'match' and 'cosine'; "
+                    f"leave it out with head = {self.head!r}"
+                )
         check_range("clip", self.clip, 0, 1)
         for field in ("scale", "lr_backbone", "lr_head", "weight_decay"):
             check_range(field, getattr(self, field), 0)
@@ -142,7 +106,11 @@ class LinearHyper:
 
 
 class LinearMethod(StepMethod):
-    """A step method around a `LinearClassifier`; a subclass adds `training_step`."""
+    """A step method around a backbone with a head; a subclass adds `training_step`.
+
+    Attributes:
+        classifier: maps images (B, 3, H, W) in [0, 1] to (B, K) float32 logits.
+    """
 
     hyper: LinearHyper
 
@@ -151,13 +119,14 @@ class LinearMethod(StepMethod):
         backbone.freeze_bn = hyper.freeze_bn
         if not hyper.lr_backbone:
             backbone.requires_grad_(False)
-        self.classifier = LinearClassifier(backbone, task, hyper.init, hyper.scale)
+        self.classifier = HEADS[hyper.head](backbone, task, hyper.init, hyper.scale)
 
     def param_groups(self) -> list[dict[str, Any]]:
         """Backbone and head at their own learning rates."""
-        head = [self.classifier.weight, self.classifier.bias]
-        groups = [(trainable(self.classifier.backbone), self.hyper.lr_backbone)]
-        groups.append((head, self.hyper.lr_head))
+        groups = [
+            (trainable(self.classifier.backbone), self.hyper.lr_backbone),
+            (self.classifier.head_parameters(), self.hyper.lr_head),
+        ]
         return [
             {"params": parameters, "lr": lr, "weight_decay": self.hyper.weight_decay}
             for parameters, lr in groups

@@ -220,3 +220,85 @@ def test_empty_batches_give_empty_features(load):
     # With several processes a rank can be left without a labelled image in a step.
     for backbone in (load("tiny-rn"), load("tiny-vit")):
         assert backbone.features(torch.zeros(0, 3, 64, 64)).shape == (0, 24)
+
+
+@pytest.mark.parametrize("name", ["torchvision/resnet18", "torchvision/densenet121", "timm/resnet10t"])
+def test_the_map_of_a_convolutional_network_is_what_it_pools(name):
+    backbone = load_backbone(BackboneSpec(name), 64)
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        found = backbone.feature_map(images)
+        assert found.shape == (2, 4, backbone.map_dim)
+        assert torch.allclose(found.mean(dim=1), backbone.features(images), atol=1e-5)
+        assert backbone.feature_map(images[:0]).shape == (0, 4, backbone.map_dim)
+
+
+def test_locations_of_a_map_are_counted_row_by_row(squeezenet):
+    model, file = squeezenet
+    zero, one = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    spec = BackboneSpec("torchvision/squeezenet1_1", str(file), mean=zero, std=one, pool="mean+max")
+    backbone = load_backbone(spec, 64)
+    images = torch.rand(1, 3, 64, 96)
+    with torch.no_grad():
+        expected = model.features(images)
+        found = backbone.feature_map(images)
+    assert backbone.dim == 2 * backbone.map_dim == 1024
+    width = expected.shape[3]
+    for row in range(expected.shape[2]):
+        for column in range(width):
+            assert torch.allclose(found[0, row * width + column], expected[0, :, row, column], atol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "prefix"), [("test_vit", 1), ("deit_tiny_distilled_patch16_224", 2)])
+def test_the_map_of_a_transformer_is_its_patch_tokens(name, prefix):
+    backbone = load_backbone(BackboneSpec(f"timm/{name}"), 96)
+    images = torch.rand(1, 3, 96, 96)
+    with torch.no_grad():
+        tokens = backbone.trunk.forward_features(backbone.normalise(images))
+        found = backbone.feature_map(images)
+    patches = (96 // backbone.trunk.patch_embed.patch_size[0]) ** 2
+    assert found.shape == (1, patches, backbone.map_dim)
+    assert tokens.shape[1] == patches + prefix
+    assert torch.allclose(found, tokens[:, prefix:], atol=1e-5)
+
+
+def test_channels_of_a_map_come_last_whatever_the_network_says():
+    backbone = load_backbone(BackboneSpec("timm/swin_tiny_patch4_window7_224"), 224)
+    images = torch.rand(1, 3, 224, 224)
+    with torch.no_grad():
+        found = backbone.feature_map(images)
+        assert found.shape == (1, 49, 768)
+        assert torch.allclose(found.mean(dim=1), backbone.features(images), atol=1e-5)
+
+
+def test_a_network_without_one_map_says_so():
+    backbone = load_backbone(BackboneSpec("timm/coat_tiny"), 64)
+    with pytest.raises(UserError, match=r"^timm/coat_tiny \(random weights\) has no single map"):
+        backbone.feature_map(torch.rand(1, 3, 64, 64))
+
+
+@pytest.mark.parametrize("name", ["tiny-rn", "tiny-vit"])
+def test_the_map_of_clip_is_its_value_path(load, name):
+    backbone = load(name)
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        _, local = backbone.dense_features(images)
+        assert torch.equal(backbone.feature_map(images), local)
+    assert backbone.map_dim == backbone.dim
+
+
+def test_only_what_the_map_does_not_need_is_frozen(load):
+    backbone = load("tiny-rn").train()
+    backbone.freeze_pooling()
+    frozen = {key for key, value in backbone.visual.named_parameters() if not value.requires_grad}
+    pool = "attnpool."
+    assert frozen == {f"{pool}positional_embedding"} | {
+        f"{pool}{part}_proj.{kind}" for part in "qk" for kind in ("weight", "bias")
+    }
+    assert backbone.training
+    assert all(value.grad is None for value in backbone.parameters())
+    plain = load_backbone(BackboneSpec("torchvision/resnet18"), 64)
+    plain.freeze_pooling()
+    assert all(value.requires_grad for value in plain.parameters())
+    frozen_tower = load("tiny-rn").requires_grad_(False)
+    frozen_tower.freeze_pooling()  # nothing to do
