@@ -291,16 +291,17 @@ def _local(chosen: argparse.Namespace) -> Local:
 def _run_in_group(chosen: argparse.Namespace) -> int:
     """Work as one of the processes that torchrun, accelerate or srun has started."""
     from benchmarks.launch.failures import GroupBroken
-    from benchmarks.launch.local import kinds, plan_of
+    from benchmarks.launch.local import plan_of
     from benchmarks.launch.worker import work
+    from benchmarks.plan.jobs import process_kinds
 
     main = os.environ.get("RANK", "0") == "0"
     grid, jobs = _resolved(chosen, Progress().counter if main else silent)
     workspace = _workspace(chosen)
     if chosen.dry_run:
         raise UserError("--dry-run shows a plan: call it without torchrun")
-    if len(kinds(jobs)) > 1:
-        names = ", ".join(f"{precision} with {strategy}" for precision, strategy in kinds(jobs))
+    if len(process_kinds(jobs)) > 1:
+        names = ", ".join(f"{precision} with {strategy}" for precision, strategy in process_kinds(jobs))
         raise UserError(
             f"grid {grid.name!r} needs processes of several kinds ({names}); run it with "
             "--processes N instead, or a part of it at a time with --methods"

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.launch.local import kind_of
 from benchmarks.plan.jobs import Job, Stage
 
 GUESS_SECONDS = 600.0
@@ -71,12 +70,12 @@ def pack(
     groups: dict[tuple[Any, ...], list[Any]] = {}
     for stage, job in stages:
         count = processes if stage.kind == "warmup" else 1
-        key: tuple[Any, ...] = ("stages", *kind_of(job), job.spec.dataset, count)
+        key: tuple[Any, ...] = ("stages", *job.process_kind, job.spec.dataset, count)
         groups.setdefault(key, []).append((stage.stage_id, of_stage(stage, job), ()))
     for job in jobs:
         count = 1 if job.cell.kind == "fit" else processes
         needs = tuple(stage.stage_id for stage in job.stages if stage.stage_id in todo)
-        key = ("runs", *kind_of(job), job.spec.dataset, count, bool(needs))
+        key = ("runs", *job.process_kind, job.spec.dataset, count, bool(needs))
         groups.setdefault(key, []).append((job.spec.run_id, of_run(job), needs))
     found = []
     for (kind, precision, strategy, dataset, count, *_), entries in groups.items():

@@ -21,12 +21,12 @@ from typing import Any
 import torch
 
 import methods
-from benchmarks.launch.local import kinds
 from benchmarks.launch.memory import keep_large_blocks
 from benchmarks.launch.timing import measure_features, measure_fit, measure_steps
 from benchmarks.plan.grid import load, with_strategy
-from benchmarks.plan.identity import LATER_FIELDS, canonical, digest
-from benchmarks.plan.jobs import Job, Stage, resolve
+from benchmarks.plan.identity import canonical, digest
+from benchmarks.plan.jobs import Job, Stage, process_kinds, resolve
+from benchmarks.plan.recipe import LATER_FIELDS
 from benchmarks.progress import silent
 from benchmarks.provenance import device_name
 from benchmarks.training.group import Group
@@ -445,7 +445,7 @@ def main() -> int:
         if len(jobs) < len(wanted):
             raise UserError(f"{len(wanted) - len(jobs)} runs of the plan are not in its grid")
         group = Group.join()
-        ((precision, strategy),) = kinds(jobs)  # accelerate knows one per process
+        ((precision, strategy),) = process_kinds(jobs)  # accelerate knows one per process
         probe(jobs, workspace, make(strategy, precision, group), _say)
         group.leave()
     except UserError as error:

@@ -329,13 +329,13 @@ class Execution:
     def stage(self, stage: Stage, job: Job, number: int = 0) -> str:
         """Compute a shared stage with the data of a run that needs it: "done", "failed", "busy"."""
         directory = stage.directory(self.workspace)
-        if stage_done(directory):
+        if stage.is_done(self.workspace):
             return "done"
         lease = self.workspace.store.claim(directory, {"stage": stage.kind, "key": stage.key})
         if lease is None:
             return "busy"
         with lease:
-            if stage_done(directory):
+            if stage.is_done(self.workspace):
                 return "done"
             self.group.told(number, lease.generation)
             title = _stage_title(stage.kind, job)
@@ -439,11 +439,6 @@ def _stage_title(kind: str, job: Job) -> str:
 
 def _unseen(epoch: int, step: int, steps: int, seconds: float) -> None:
     """In the place of a `ProgressFile`, in processes that write none."""
-
-
-def stage_done(directory: Path) -> bool:
-    """Whether a stage's result is complete."""
-    return (directory / "stage.json").is_file()
 
 
 def save_array(path: Path, values: np.ndarray) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.plan.grid import Grid
-from benchmarks.plan.jobs import Job
+from benchmarks.plan.jobs import Job, process_kinds
 from benchmarks.signals import Stopped, stopped_by
 from benchmarks.training.group import RENDEZVOUS
 from benchmarks.workspace import REPOSITORY, Workspace
@@ -84,8 +84,8 @@ class Local:
             Stopped: likewise, after SIGTERM or SIGUSR2.
         """
         with stopped_by(signal.SIGTERM, signal.SIGUSR2):
-            for kind in kinds(jobs):
-                group = [job for job in jobs if kind_of(job) == kind]
+            for kind in process_kinds(jobs):
+                group = [job for job in jobs if job.process_kind == kind]
                 self._execute(plan_of(grid, group, workspace, self), report)
 
     def _execute(self, plan: dict[str, Any], report: Callable[[str], None]) -> None:
@@ -108,16 +108,6 @@ class Local:
                 for worker in workers:
                     worker.wait_or_kill()
                 raise
-
-
-def kind_of(job: Job) -> tuple[str, str]:
-    """What a process is set up for once: precision and strategy."""
-    return job.cell.recipe.precision, job.cell.recipe.strategy
-
-
-def kinds(jobs: Sequence[Job]) -> list[tuple[str, str]]:
-    """The kinds of process that some runs need, sorted."""
-    return sorted({kind_of(job) for job in jobs})
 
 
 def plan_of(grid: Grid, jobs: Sequence[Job], workspace: Workspace, local: Local) -> dict[str, Any]:

@@ -18,7 +18,6 @@ from tabulate import tabulate
 
 from benchmarks.launch.bundles import Bundle, pack
 from benchmarks.launch.estimate import Estimates
-from benchmarks.launch.execution import stage_done
 from benchmarks.launch.snapshot import snapshot
 from benchmarks.plan.grid import Grid
 from benchmarks.plan.jobs import Job, Stage
@@ -208,7 +207,7 @@ def propose(
     stages: dict[str, tuple[Stage, Job]] = {}
     for job in wanted:
         for stage in job.stages:
-            if stage.stage_id not in stages and not stage_done(stage.directory(workspace)):
+            if stage.stage_id not in stages and not stage.is_done(workspace):
                 stages[stage.stage_id] = (stage, job)
     estimates = Estimates(workspace, processes=cluster.processes)
     made = pack(

@@ -10,11 +10,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.launch.estimate import Estimates
-from benchmarks.launch.local import kind_of, kinds
 from benchmarks.launch.slurm import POLL_SECONDS, Proposal, SlurmOptions
 from benchmarks.launch.snapshot import snapshot
 from benchmarks.plan.grid import Grid
-from benchmarks.plan.jobs import Job, states, uncached
+from benchmarks.plan.jobs import Job, process_kinds, states, uncached
 from benchmarks.signals import stopped_by
 from benchmarks.workspace import Workspace
 from methods.errors import UserError
@@ -127,8 +126,8 @@ def measure(grid: Grid, proposal: Proposal, workspace: Workspace, report: Callab
     unknown = [job for job in proposal.submitted if proposal.estimates.run(job).seconds is None]
     folder = workspace.runs.resolve() / "slurm" / "probes"
     folder.mkdir(parents=True, exist_ok=True)
-    for kind in kinds(unknown):
-        jobs = [job for job in unknown if kind_of(job) == kind]
+    for kind in process_kinds(unknown):
+        jobs = [job for job in unknown if job.process_kind == kind]
         plan = {
             "grid": str(grid.path.resolve()),
             "data": str(workspace.data.resolve()),

@@ -22,12 +22,11 @@ from typing import Any
 
 import torch
 
-from benchmarks.launch.execution import Execution, Options, stage_done
+from benchmarks.launch.execution import Execution, Options
 from benchmarks.launch.failures import GroupBroken, fail_dependent
-from benchmarks.launch.local import kinds
 from benchmarks.launch.memory import keep_large_blocks
 from benchmarks.plan.grid import load, with_strategy
-from benchmarks.plan.jobs import Job, Stage, resolve
+from benchmarks.plan.jobs import Job, Stage, process_kinds, resolve
 from benchmarks.progress import silent
 from benchmarks.provenance import code_state
 from benchmarks.signals import STOP_SIGNALS
@@ -204,7 +203,7 @@ class Worker:
             return True
         for needed in job.stages:
             place = needed.directory(self.workspace)
-            if not stage_done(place):
+            if not needed.is_done(self.workspace):
                 why = failed_in(place, self.launch)
                 if why is None:
                     return False
@@ -267,7 +266,7 @@ def work(
         hang_seconds=plan["hang_seconds"],
     )
     # accelerate keeps precision and strategy in process-wide state: runs of one kind at a time.
-    ((precision, strategy),) = kinds(jobs)
+    ((precision, strategy),) = process_kinds(jobs)
     try:
         execution = Execution(workspace, make(strategy, precision, group), options)
         leave_after = LEAVE_SECONDS if part is not None else None

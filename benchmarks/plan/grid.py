@@ -21,7 +21,7 @@ from typing import Any
 import methods
 from benchmarks.data.registry import DatasetSpec
 from benchmarks.data.registry import available as available_datasets
-from benchmarks.plan.identity import Kind, Recipe, check_strategy, checked
+from benchmarks.plan.recipe import Kind, Recipe, check_strategy, checked
 from benchmarks.workspace import REPOSITORY
 from methods.backbones import BackboneSpec
 from methods.base import FitMethod
@@ -137,7 +137,7 @@ def with_strategy(grid: Grid, strategy: str | None) -> Grid:
     """The grid with every trained run spread over processes in another way; None changes nothing.
 
     Raises:
-        UserError: see `benchmarks.plan.identity.check_strategy`.
+        UserError: see `benchmarks.plan.recipe.check_strategy`.
     """
     if strategy is None:
         return grid

@@ -75,6 +75,10 @@ class Stage:
         """Where its result lies."""
         return workspace.stages / f"{self.kind}-{self.stage_id[:16]}"
 
+    def is_done(self, workspace: Workspace) -> bool:
+        """Whether its result is complete."""
+        return (self.directory(workspace) / "stage.json").is_file()
+
 
 @dataclass(frozen=True)
 class Job:
@@ -94,6 +98,11 @@ class Job:
     split: Split
     stages: tuple[Stage, ...]
 
+    @property
+    def process_kind(self) -> tuple[str, str]:
+        """Precision and strategy: what accelerate sets up once for a whole process."""
+        return self.cell.recipe.precision, self.cell.recipe.strategy
+
     def directory(self, workspace: Workspace) -> Path:
         """The run's directory in the store."""
         spec = self.spec
@@ -106,6 +115,11 @@ class Job:
                 "seed": spec.seed,
             },
         )
+
+
+def process_kinds(found: Sequence[Job]) -> list[tuple[str, str]]:
+    """The kinds of process that some runs need, sorted."""
+    return sorted({job.process_kind for job in found})
 
 
 def split_of(dataset: Dataset, rule: str, ratio: float, seed: int, val_share: float) -> Split:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from benchmarks.data.cache.prepared import Prepared
 from benchmarks.data.views.views import FAMILIES
-from benchmarks.plan.identity import Recipe
+from benchmarks.plan.recipe import Recipe
 from methods.base import StepMethod
 from methods.errors import UserError
 

@@ -21,7 +21,7 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor
 
-from benchmarks.plan.identity import check_strategy
+from benchmarks.plan.recipe import check_strategy
 from benchmarks.training.group import Group
 from methods.errors import UserError
 

@@ -21,7 +21,7 @@ from benchmarks.data.loader import Loader
 from benchmarks.data.rng import uniforms
 from benchmarks.data.sampler import SemiSampler
 from benchmarks.data.views.views import FAMILIES, make_view
-from benchmarks.plan.identity import Recipe
+from benchmarks.plan.recipe import Recipe
 from benchmarks.training.checkpoint import Checkpoints
 from benchmarks.training.ema import Ema
 from benchmarks.training.hidden_labels import PseudoLabelProbe

@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from benchmarks.plan.identity import Recipe, RunSpec, canonical, checked, digest
+from benchmarks.plan.identity import RunSpec, canonical, digest
+from benchmarks.plan.recipe import Recipe, checked
 from methods.errors import UserError
 
 

@@ -1,0 +1,200 @@
+"""The training recipe: its fields, what they may be, and which of them a kind of method reads."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from methods.errors import UserError, nearest
+
+Kind = Literal["fit", "labelled", "semi"]
+STRATEGIES = ("ddp", "zero1", "zero2")
+_REFUSED = {
+    "zero0": "stage 0 shares nothing; use 'ddp'",
+    "zero3": "stage 3 spreads the weights, and their moving average (EMA) needs them whole; use 'zero2'",
+    "fsdp": "it spreads the weights, and their moving average (EMA) needs them whole; use 'zero2'",
+}
+
+_DDP_ONLY = {
+    "fp16": "whose loss scaling only the strategy 'ddp' has",
+    "fp64": "because DeepSpeed keeps its weights in float32",
+}
+
+
+def check_strategy(name: str, precision: str, where: str) -> None:
+    """Refuse a way of spreading steps over processes that does not exist or cannot work.
+
+    Raises:
+        UserError: an unknown strategy, one that cannot work here, or ZeRO with fp16 or fp64.
+    """
+    if name in _REFUSED:
+        raise UserError(f"{where}: {name!r} is not supported: {_REFUSED[name]}")
+    if name not in STRATEGIES:
+        raise UserError(f"{where}: no strategy {name!r}{nearest(name, STRATEGIES)}")
+    if name != "ddp" and precision in _DDP_ONLY:
+        raise UserError(
+            f"{where}: {name!r} does not go with precision {precision!r}, {_DDP_ONLY[precision]}; "
+            "use 'bf16' or 'fp32'"
+        )
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a run is trained and evaluated; the same for every method of a table.
+
+    Attributes:
+        resolution: side of the square images in pixels.
+        warmup_epochs: passes over the labelled images of the shared warm-up.
+        epochs: semi-supervised epochs after the warm-up, one pass over the unlabelled pool each.
+        schedule_epochs: epochs for which the learning-rate schedule of the semi-supervised part is
+            built; 0 means `epochs`. CAP builds it for 40 epochs and runs 28 of them.
+        labelled_epochs: passes over the labelled images of a method that uses nothing else.
+        batch_labelled: labelled images of a semi-supervised step, over all processes.
+        batch_unlabelled: unlabelled images of a semi-supervised step, over all processes.
+        batch_warmup: images of a labelled-only step, over all processes.
+        views: family of views, see `benchmarks.data.views.views.FAMILIES`.
+        warmup_view: view of the "cap" family whose loss is taken when only labels are used; CAP
+            warms up with cutout off. The other families name theirs.
+        warmup_weights: which weights of the warm-up the semi-supervised part starts from.
+        ema_decay: decay of the exponential moving average of the weights, per step.
+        clip_norm: largest gradient norm; 0 switches clipping off. Never "auto".
+        precision: arithmetic of forward and backward passes; with "fp16" and "bf16" weights stay
+            float32. With "fp64" all is float64, where rounding is too small to be seen in a
+            prediction: for checks that two ways to compute a run are the same.
+        strategy: how a step is spread over processes, see `benchmarks.training.strategy`: "ddp", or
+            DeepSpeed's "zero1" or "zero2". The number of processes is no part of a run's identity.
+        eval_every: epochs between evaluations on the test images; the last is always evaluated.
+        evaluate: weights that are evaluated. The reported rule "last" needs "ema" only; "both" adds
+            the raw weights to the "oracle" rule, as the CAP family does.
+        eval_batch: images of a forward pass without gradients.
+        val_share: share of the labelled images held out for the "val" selection rule.
+    """
+
+    resolution: int = 224
+    warmup_epochs: int = 12
+    epochs: int = 28
+    schedule_epochs: int = 0
+    labelled_epochs: int = 40
+    batch_labelled: int = 4
+    batch_unlabelled: int = 60
+    batch_warmup: int = 16
+    views: Literal["cap", "dualcoop", "scpnet"] = "cap"
+    warmup_view: Literal["weak", "strong", "strong-no-cutout"] = "strong-no-cutout"
+    warmup_weights: Literal["model", "ema"] = "model"
+    ema_decay: float = 0.9997
+    clip_norm: float = 0.0
+    precision: Literal["fp32", "fp16", "bf16", "fp64"] = "fp32"
+    strategy: str = "ddp"
+    eval_every: int = 1
+    evaluate: Literal["ema", "both"] = "ema"
+    eval_batch: int = 256
+    val_share: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("resolution", "batch_labelled", "batch_warmup", "eval_every", "eval_batch"):
+            if getattr(self, name) < 1:
+                raise UserError(f"recipe.{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("epochs", "labelled_epochs", "batch_unlabelled"):
+            if getattr(self, name) < 1:
+                raise UserError(f"recipe.{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("warmup_epochs", "schedule_epochs", "clip_norm"):
+            if getattr(self, name) < 0:
+                raise UserError(f"recipe.{name} is {getattr(self, name)}; it must not be negative")
+        if self.schedule_epochs and self.schedule_epochs < self.epochs:
+            raise UserError(
+                f"recipe.schedule_epochs is {self.schedule_epochs}, shorter than the {self.epochs} "
+                "epochs that are run; use 0 for the same length"
+            )
+        if not 0.0 <= self.ema_decay < 1.0:
+            raise UserError(f"recipe.ema_decay is {self.ema_decay}; it must lie in [0, 1)")
+        if self.views != "cap" and self.warmup_view != "strong-no-cutout":
+            raise UserError(
+                f"recipe.warmup_view = {self.warmup_view!r} belongs to views = 'cap'; the views "
+                f"{self.views!r} have their own: leave it out"
+            )
+        check_strategy(self.strategy, self.precision, "recipe.strategy")
+        if not 0.0 <= self.val_share < 1.0:
+            raise UserError(f"recipe.val_share is {self.val_share}; it must lie in [0, 1)")
+
+    def relevant(self, kind: Kind) -> dict[str, Any]:
+        """The fields that can change the number of a method of this kind."""
+        values = _without_defaults(dataclasses.asdict(self))
+        del values["eval_batch"]  # batching of a forward pass without gradients
+        if kind == "fit":
+            return {name: values[name] for name in ("resolution", "precision", "val_share")}
+        unread = (
+            ("labelled_epochs",)
+            if kind == "semi"
+            else (
+                "warmup_epochs",
+                "epochs",
+                "schedule_epochs",
+                "batch_labelled",
+                "batch_unlabelled",
+                "warmup_weights",
+            )
+        )
+        return {name: value for name, value in values.items() if name not in unread}
+
+    def warmup_part(self) -> dict[str, Any]:
+        """The fields that the shared warm-up depends on."""
+        names = (
+            "resolution",
+            "warmup_epochs",
+            "batch_warmup",
+            "warmup_view",
+            "ema_decay",
+            "clip_norm",
+            "precision",
+            "val_share",
+        )
+        return _without_defaults({name: getattr(self, name) for name in (*names, *LATER_FIELDS)})
+
+
+LATER_FIELDS: dict[str, Any] = {"strategy": "ddp", "views": "cap"}
+"""Fields that came after the first results, with the value that those were made with. There they
+are left out of the identity, so that it stays what it was."""
+
+
+def _without_defaults(values: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: value
+        for name, value in values.items()
+        if name not in LATER_FIELDS or value != LATER_FIELDS[name]
+    }
+
+
+def checked(cls: type, values: dict[str, Any], where: str) -> Any:
+    """Build a frozen dataclass from a table of a file, naming the nearest field for a typo.
+
+    Integers are accepted where the field is a float; every other change of type is an error.
+    """
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    for name in values:
+        if name not in fields:
+            raise UserError(f"{where}: no field {name!r}{nearest(name, list(fields))}")
+    defaults = cls()
+    clean: dict[str, Any] = {}
+    for name, value in values.items():
+        default = getattr(defaults, name)
+        if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if default is not None and type(value) is not type(default):
+            raise UserError(
+                f"{where}: field {name!r} is {value!r}, a {type(value).__name__}; "
+                f"it must be a {type(default).__name__}, such as {default!r}"
+            )
+        allowed = choices(fields[name].type)
+        if allowed and value not in allowed:
+            raise UserError(f"{where}: {name} = {value!r}{nearest(str(value), allowed)}")
+        clean[name] = value
+    return cls(**clean)
+
+
+def choices(annotation: Any) -> list[str]:
+    """The values of a `Literal[...]` annotation written as a string, or an empty list."""
+    text = str(annotation)
+    if not text.startswith("Literal["):
+        return []
+    return [part.strip().strip("\"'") for part in text[len("Literal[") : -1].split(",")]
