@@ -15,18 +15,11 @@ from tests.architecture import PACKAGES, Tree
 ROOT = Path(__file__).resolve().parent.parent
 
 KNOWN: dict[str, str] = {
-    "room run → data": "verbs move into cli/",
-    "room run → launch": "verbs move into cli/",
-    "room run → plan": "verbs move into cli/",
-    "room checks → perf": "`positive` moves to benchmarks/arguments.py",
-    "benchmarks.cli.report loads torch": "titles are asked for without methods.base",
     "circle benchmarks.data.readers.base, benchmarks.data.registry": "readers take options, no DatasetSpec",
     "folder circle benchmarks.data.readers, benchmarks.data.registry, benchmarks.data.splits": "as above",
-    "__init__ of benchmarks.perf": "`positive` moves to benchmarks/arguments.py",
     "long benchmarks/data/glyphscenes/pretrain_clip.py": "to be taken apart",
     "long benchmarks/launch/estimate.py": "measuring moves to launch/timing.py",
     "long benchmarks/launch/execution.py": "building a trainer moves to training/build.py",
-    "long benchmarks/run.py": "verbs move into cli/",
     "long benchmarks/training/trainer.py": "batches, selection and checkpoints move out",
     "long tests/data/test_registry.py": "to be split by subject",
     "long tests/results/test_store.py": "to be split by subject",

@@ -34,8 +34,8 @@ import numpy as np
 from tabulate import tabulate
 
 import methods
+from benchmarks.arguments import positive
 from benchmarks.checks.small_grid import command, write_grid, write_scenes
-from benchmarks.perf import positive
 from benchmarks.plan.grid import import_methods
 from methods.base import StepMethod
 from methods.errors import UserError, nearest

@@ -1,4 +1,4 @@
-"""The verb `prepare`: check datasets, bring them where that is asked for, and cache their images.
+"""The verb `prepare`: check datasets, download them where that is asked for, and cache their images.
 
 `prepare DATASET ...` takes what the options say; `prepare --grid NAME` takes every dataset of a
 grid as the grid looks at it, at every resolution it is needed at.
@@ -12,8 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmarks.arguments import positive
+from benchmarks.cli import options
 from benchmarks.progress import Progress
-from benchmarks.workspace import Workspace
 from methods.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,20 +28,22 @@ OWN = ("alias", "train", "test", "images")
 """Fields that make sense for one dataset only."""
 
 
-def add(verbs: argparse._SubParsersAction, parents: dict[str, argparse.ArgumentParser]) -> None:
-    """Register the verb.
-
-    Args:
-        verbs: the command line's verbs.
-        parents: shared options; "place" has --data, --runs and --workers.
-    """
-    prepare = verbs.add_parser("prepare", parents=[parents["place"]], help="check, bring and cache datasets")
-    option = prepare.add_argument
+def add(verbs: options.Verbs) -> None:
+    """Add the verb."""
+    parser = options.verb(
+        verbs,
+        "prepare",
+        prepare,
+        help="check, download and cache datasets",
+        examples=["prepare voc2012 --download", "prepare --grid full --verify"],
+        parents=[options.folders()],
+    )
+    option = parser.add_argument
     option("datasets", nargs="*", metavar="DATASET", help="names of datasets")
     option("--grid", default=None, help="instead: all datasets of a grid, as it needs them")
     option(
         "--size",
-        type=_positive,
+        type=positive,
         nargs="+",
         default=None,
         metavar="PIXELS",
@@ -70,14 +73,7 @@ def add(verbs: argparse._SubParsersAction, parents: dict[str, argparse.ArgumentP
     option("--order", default=None, help="VOC, COCO: order of images, published (default) or file")
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return value
-
-
-def execute(chosen: argparse.Namespace) -> int:
+def prepare(args: argparse.Namespace) -> int:
     """Run `prepare`.
 
     Prints one line for each cache; everything else goes to the progress display.
@@ -89,14 +85,14 @@ def execute(chosen: argparse.Namespace) -> int:
         UserError: bad usage, or datasets that are absent, wrong or unreadable (one line each; the
             others are prepared).
     """
-    progress, workspace = Progress(), Workspace(chosen.data, chosen.runs)
-    cache = chosen.cache or workspace.cache
+    progress, workspace = Progress(), options.workspace(args)
+    cache = args.cache or workspace.cache
     if cache.resolve() != workspace.cache.resolve():
         progress.line(f"grids read their caches in {workspace.cache}, not in {cache}")
     problems = []
-    for spec, sizes in _wanted(chosen).items():
+    for spec, sizes in _wanted(args).items():
         try:
-            _prepare(spec, sizes, cache, chosen, progress)
+            _prepare(spec, sizes, cache, args, progress)
         except UserError as error:
             problems.append(str(error))
     if problems:
@@ -104,46 +100,46 @@ def execute(chosen: argparse.Namespace) -> int:
     return 0
 
 
-def _wanted(chosen: argparse.Namespace) -> dict[DatasetSpec, list[int]]:
+def _wanted(args: argparse.Namespace) -> dict[DatasetSpec, list[int]]:
     """What is asked for: datasets and the sizes of each."""
     from benchmarks.data.registry import DatasetSpec
 
-    given = {field: value for field in (*SHARED, *OWN) if (value := getattr(chosen, field)) is not None}
-    if bool(chosen.datasets) == bool(chosen.grid):
+    given = {field: value for field in (*SHARED, *OWN) if (value := getattr(args, field)) is not None}
+    if bool(args.datasets) == bool(args.grid):
         raise UserError("prepare: name either datasets or a --grid")
-    if chosen.grid:
+    if args.grid:
         from benchmarks.plan.grid import load
 
-        for field, value in {**given, "size": chosen.size}.items():
+        for field, value in {**given, "size": args.size}.items():
             if value:
                 flag = field.replace("_", "-")
                 raise UserError(f"prepare --grid: --{flag} is the grid file's business")
-        return load(chosen.grid).datasets
+        return load(args.grid).datasets
     for field in OWN:
-        if field in given and len(chosen.datasets) > 1:
+        if field in given and len(args.datasets) > 1:
             raise UserError(
-                f"prepare: --{field} is for one dataset, not for {len(chosen.datasets)}; prepare "
+                f"prepare: --{field} is for one dataset, not for {len(args.datasets)}; prepare "
                 "them one by one"
             )
-    sizes = list(dict.fromkeys(chosen.size or [SIZE]))
-    return {DatasetSpec(name=name, **given): sizes for name in chosen.datasets}
+    sizes = list(dict.fromkeys(args.size or [SIZE]))
+    return {DatasetSpec(name=name, **given): sizes for name in args.datasets}
 
 
 def _prepare(
-    spec: DatasetSpec, sizes: list[int], cache: Path, chosen: argparse.Namespace, progress: Progress
+    spec: DatasetSpec, sizes: list[int], cache: Path, args: argparse.Namespace, progress: Progress
 ) -> None:
-    from benchmarks.data.cache.prepared import prepare
+    from benchmarks.data.cache import prepared
 
-    dataset = _opened(spec, chosen, progress)
-    progress.line(f"{dataset.name}: {_counts(dataset)} in {_root(spec, chosen.data)}, read as {spec.name}")
+    dataset = _opened(spec, args, progress)
+    progress.line(f"{dataset.name}: {_counts(dataset)} in {_root(spec, args.data)}, read as {spec.name}")
     for note in dataset.notes:
         progress.line(note)
     for size in sizes:
-        ready = prepare(
+        ready = prepared.prepare(
             dataset,
             size,
             cache,
-            workers=chosen.workers,
+            workers=args.workers,
             skip_bad=spec.skip_bad,
             progress=progress.counter(f"prepare {dataset.name} at {size} px"),
             announce=progress.line,
@@ -151,25 +147,25 @@ def _prepare(
         remarks = [f"{size} px", f"digest {ready.digest[:16]}"]
         if ready.skipped:
             remarks.append(f"{len(ready.skipped)} unreadable images left out")
-        if chosen.verify:
+        if args.verify:
             ready.verify(progress.counter(f"verify {dataset.name} at {size} px"))
             remarks.append("verified")
         print(f"{dataset.name}: {_counts(ready.dataset)}, {', '.join(remarks)}, {ready.directory}")
 
 
-def _opened(spec: DatasetSpec, chosen: argparse.Namespace, progress: Progress) -> Dataset:
+def _opened(spec: DatasetSpec, args: argparse.Namespace, progress: Progress) -> Dataset:
     """The dataset, brought first where it is absent or incomplete and that is asked for."""
     from benchmarks.data.archives import catalogue as archives
     from benchmarks.data.registry import open_dataset
 
     def read(spec: DatasetSpec) -> Dataset:
         show = progress.counter(f"render {spec.name}")
-        return open_dataset(spec, chosen.data, progress=show, workers=chosen.workers)
+        return open_dataset(spec, args.data, progress=show, workers=args.workers)
 
     try:
         return read(spec)
     except UserError:
-        if not chosen.download:
+        if not args.download:
             raise
         if spec.name not in archives.ARCHIVES:
             progress.line(f"--download: {spec.name} has no public archives")
@@ -178,7 +174,7 @@ def _opened(spec: DatasetSpec, chosen: argparse.Namespace, progress: Progress) -
         # unpacked over it.
         if _readable(dataclasses.replace(spec, classes=(), prompts=(), allow_counts=True), read):
             raise
-    archives.download(spec.name, _root(spec, chosen.data), progress=progress.counter, announce=progress.line)
+    archives.download(spec.name, _root(spec, args.data), progress=progress.counter, announce=progress.line)
     return read(spec)
 
 

@@ -1,12 +1,13 @@
-"""The verbs of the command line that deal with a SLURM cluster."""
+"""The verbs `cancel` and `doctor`, and what `run`, `retry` and `plan` do with `--launcher slurm`."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from benchmarks.cli import options
 from benchmarks.workspace import Workspace
 from methods.errors import UserError
 from slurm import client, profile
@@ -50,23 +51,35 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add(verbs: Any, parents: Mapping[str, argparse.ArgumentParser]) -> None:
-    """Add the verbs `cancel`, `retry` and `doctor`; `retry` is `run` for what has failed."""
-    cancel = verbs.add_parser(
-        "cancel", parents=[parents["place"]], help="cancel the jobs of a grid or launch"
+def add(verbs: options.Verbs) -> None:
+    """Add the verbs `cancel` and `doctor`; `run`, `retry` and `plan` take `--launcher slurm`."""
+    cancel_parser = options.verb(
+        verbs,
+        "cancel",
+        cancel,
+        help="cancel the jobs of a grid or launch",
+        examples=["cancel full", "cancel --yes"],
+        parents=[options.folders()],
     )
-    cancel.add_argument(
+    cancel_parser.add_argument(
         "name", nargs="?", default=None, help="a grid, or the start of a launch's name (default: all)"
     )
-    cancel.add_argument("--yes", action="store_true", help="do not ask")
-    doctor = verbs.add_parser(
-        "doctor", parents=[parents["place"]], help="is the cluster ready for this harness?"
+    cancel_parser.add_argument("--yes", action="store_true", help="do not ask")
+    doctor_parser = options.verb(
+        verbs,
+        "doctor",
+        doctor,
+        help="check whether the cluster is ready for this harness",
+        examples=["doctor --profile my-cluster", "doctor --profile my-cluster --no-job"],
+        parents=[options.folders()],
     )
-    doctor.add_argument("--profile", default=None, metavar="NAME", help="as for `run`")
-    doctor.add_argument("--no-job", action="store_true", help="look from here only, without a job on a node")
+    doctor_parser.add_argument("--profile", default=None, metavar="NAME", help="as for `run`")
+    doctor_parser.add_argument(
+        "--no-job", action="store_true", help="look from here only, without a job on a node"
+    )
 
 
-def cluster(chosen: argparse.Namespace) -> SlurmOptions:
+def cluster(args: argparse.Namespace) -> SlurmOptions:
     """What the command line asks for.
 
     Raises:
@@ -74,43 +87,43 @@ def cluster(chosen: argparse.Namespace) -> SlurmOptions:
     """
     from benchmarks.launch.slurm import SlurmOptions
 
-    wanted = profile.load(chosen.profile)
+    wanted = profile.load(args.profile)
     client.require()
-    if chosen.nodes < 0:
-        raise UserError(f"--nodes {chosen.nodes}: at least 1")
+    if args.nodes < 0:
+        raise UserError(f"--nodes {args.nodes}: at least 1")
     return SlurmOptions(
         wanted,
-        chosen.processes,
-        chosen.nodes,
-        chosen.strategy,
-        getattr(chosen, "checkpoint_seconds", 30.0),
-        getattr(chosen, "hang_seconds", 600.0),
-        0 if chosen.verb == "retry" else wanted.max_attempts,
+        args.processes,
+        args.nodes,
+        args.strategy,
+        getattr(args, "checkpoint_seconds", 30.0),
+        getattr(args, "hang_seconds", 600.0),
+        0 if args.verb == "retry" else wanted.max_attempts,
     )
 
 
-def check_local(chosen: argparse.Namespace) -> None:
-    """Refuse flags that would be left unheard without a cluster.
+def check_local(args: argparse.Namespace) -> None:
+    """Reject SLURM flags on a local run.
 
     Raises:
         UserError: names the flag.
     """
     for flag in ("profile", "nodes", "max_gpu_hours", "probe", "save"):
-        if getattr(chosen, flag, None):
+        if getattr(args, flag, None):
             raise UserError(f"--{flag.replace('_', '-')} goes with --launcher slurm")
 
 
-def part(chosen: argparse.Namespace) -> list[str]:
-    """The words that say which part of a grid is meant."""
-    words: list[str] = []
+def part(args: argparse.Namespace) -> list[str]:
+    """The command-line options that name the wanted part of a grid."""
+    argv: list[str] = []
     for flag in ("ratios", "seeds", "methods"):
-        values = getattr(chosen, flag)
-        words += [f"--{flag}", *map(str, values)] if values else []
-    return words + (["--strategy", chosen.strategy] if chosen.strategy else [])
+        values = getattr(args, flag)
+        argv += [f"--{flag}", *map(str, values)] if values else []
+    return argv + (["--strategy", args.strategy] if args.strategy else [])
 
 
 def ready(
-    chosen: argparse.Namespace, grid: Grid, workspace: Workspace, report: Callable[[str], None]
+    args: argparse.Namespace, grid: Grid, workspace: Workspace, report: Callable[[str], None]
 ) -> SlurmOptions:
     """Check the cluster and have the images cached by a job where they are not yet.
 
@@ -120,20 +133,20 @@ def ready(
     from benchmarks.launch.slurm_jobs import prepare
     from benchmarks.plan.jobs import uncached
 
-    asked = cluster(chosen)
+    asked = cluster(args)
     left = uncached(grid, workspace)
-    if left and (chosen.verb == "plan" or chosen.dry_run):
+    if left and (args.verb == "plan" or args.dry_run):
         raise UserError(
             f"{', '.join(left)}: the images are not cached, so runs have no identity yet; "
-            f"`run --grid {chosen.grid} --launcher slurm` has a job do it, `prepare` does it here"
+            f"`run --grid {args.grid} --launcher slurm` has a job do it, `prepare` does it here"
         )
     if left:
-        prepare(asked, grid, part(chosen), workspace, report)
+        prepare(asked, grid, part(args), workspace, report)
     return asked
 
 
 def execute(
-    chosen: argparse.Namespace,
+    args: argparse.Namespace,
     grid: Grid,
     jobs: list[Job],
     only: set[str] | None,
@@ -144,7 +157,7 @@ def execute(
     """Submit what is missing of a grid; with --wait, wait for it.
 
     Args:
-        chosen: the command line.
+        args: the command line.
         grid: the grid.
         jobs: its runs.
         only: identities of the runs to submit; None for all that are missing.
@@ -161,40 +174,40 @@ def execute(
     proposal = propose(asked, jobs, workspace, only)
     report(proposal.table())
     if not proposal.bundles and all(kind == "done" for kind in proposal.kinds.values()):
-        _tell_spent(asked, jobs, workspace, report)
+        _report_spent(asked, jobs, workspace, report)
         return True
-    if chosen.dry_run:
+    if args.dry_run:
         return False
     made = None
     if proposal.bundles:
-        check_hours(proposal, chosen.max_gpu_hours)
-        if not (chosen.yes or confirmed("submit?")):
+        check_hours(proposal, args.max_gpu_hours)
+        if not (args.yes or confirmed("submit?")):
             report("nothing was submitted")
             return False
         made = launch(grid, proposal, workspace, report)
         if made is None:
             report("another launch has submitted these runs in the meantime")
         else:
-            report(f"launch {made.folder.name}; now `status --grid {chosen.grid}`, `logs`, `cancel`")
-    if not chosen.wait:
+            report(f"launch {made.folder.name}; now `status --grid {args.grid}`, `logs`, `cancel`")
+    if not args.wait:
         return False
     wait(proposal, workspace, report)
-    _tell_spent(asked, jobs, workspace, report)
+    _report_spent(asked, jobs, workspace, report)
     return True
 
 
-def _tell_spent(
+def _report_spent(
     asked: SlurmOptions, jobs: list[Job], workspace: Workspace, report: Callable[[str], None]
 ) -> None:
     from benchmarks.launch.slurm_jobs import spent
 
-    told = spent(asked, jobs, workspace)
-    if told:
-        report(told)
+    text = spent(asked, jobs, workspace)
+    if text:
+        report(text)
 
 
 def plan(
-    chosen: argparse.Namespace,
+    args: argparse.Namespace,
     grid: Grid,
     jobs: list[Job],
     asked: SlurmOptions,
@@ -215,36 +228,36 @@ def plan(
     from results.files import atomic_write_json
 
     proposal = propose(asked, jobs, workspace)
-    if chosen.probe:
+    if args.probe:
         measure(grid, proposal, workspace, report)
         proposal = propose(asked, jobs, workspace)
     text = proposal.table()
-    if chosen.save is None:
+    if args.save is None:
         return text
     code = snapshot(workspace.runs.resolve() / "slurm" / "code")
     try:
-        atomic_write_json(chosen.save, plan_record(grid, proposal, workspace, code))
+        atomic_write_json(args.save, plan_record(grid, proposal, workspace, code))
     except OSError as error:
-        raise UserError(f"{chosen.save}: {error.strerror}") from None
+        raise UserError(f"{args.save}: {error.strerror}") from None
     return (
-        f"{text}\n{len(proposal.bundles)} bundles in {chosen.save}: "
-        f"sbatch --array=0-{max(0, len(proposal.bundles) - 1)} slurm/array.sbatch {chosen.save}"
+        f"{text}\n{len(proposal.bundles)} bundles in {args.save}: "
+        f"sbatch --array=0-{max(0, len(proposal.bundles) - 1)} slurm/array.sbatch {args.save}"
     )
 
 
-def cancel(chosen: argparse.Namespace) -> int:
+def cancel(args: argparse.Namespace) -> int:
     """Cancel jobs that wait or work; runs in training save first."""
     from benchmarks.launch.slurm import confirmed
 
-    workspace = Workspace(chosen.data, chosen.runs)
-    found = _launches(workspace, chosen.name)
+    workspace = options.workspace(args)
+    found = _launches(workspace, args.name)
     live = client.queue({launch.job_name for launch in found})
     jobs = [job for launch in found for job in launch.jobs().values() if job in live]
     if not jobs:
         print("no jobs to cancel")
         return 0
     working = sum(not live[job].waits for job in jobs)
-    if not (chosen.yes or confirmed(f"cancel {len(jobs)} jobs, of which {working} are at work?")):
+    if not (args.yes or confirmed(f"cancel {len(jobs)} jobs, of which {working} are at work?")):
         print("nothing was cancelled")
         return 0
     for first in range(0, len(jobs), 200):
@@ -268,18 +281,18 @@ def _launches(workspace: Workspace, name: str | None) -> list[Launch]:
     return found
 
 
-def doctor(chosen: argparse.Namespace) -> int:
+def doctor(args: argparse.Namespace) -> int:
     """Examine the cluster; 1 when something stands in the way."""
     from benchmarks.progress import Progress
     from benchmarks.provenance import packages
     from slurm.doctor import examine, table
 
-    shared = Path(chosen.runs).resolve() / "slurm"
+    shared = Path(args.runs).resolve() / "slurm"
     findings = examine(
-        profile.load(chosen.profile),
+        profile.load(args.profile),
         shared,
         packages(),
-        submit=not chosen.no_job,
+        submit=not args.no_job,
         report=Progress().line,
     )
     print(table(findings))

@@ -10,6 +10,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmarks.cli import options
 from benchmarks.progress import Progress
 from methods.errors import UserError
 
@@ -23,16 +24,24 @@ NAMED = 5
 HEADER = ("dataset", "rule", "ratio", "seed", "labelled", "absent classes", "sha256")
 
 
-def add(verbs: argparse._SubParsersAction, parents: dict[str, argparse.ArgumentParser]) -> None:
-    """Register the verb.
-
-    Args:
-        verbs: the command line's verbs.
-        parents: shared options; "place" has --data.
-    """
-    splits = verbs.add_parser("splits", help="labelled subsets as files: write them, verify them")
+def add(verbs: options.Verbs) -> None:
+    """Add the verb and its two actions."""
+    examples = ["splits write voc2012 --ratios 0.05 0.1 --seeds 1 2 3", "splits verify"]
+    splits = verbs.add_parser(
+        "splits",
+        help="write labelled subsets as files, or verify them",
+        epilog=options.epilog(examples),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     actions = splits.add_subparsers(dest="action", required=True)
-    write = actions.add_parser("write", parents=[parents["place"]], help="draw splits, write files")
+    write = options.verb(
+        actions,
+        "write",
+        write_splits,
+        help="draw splits and write their files",
+        examples=[examples[0], "splits write --grid full"],
+        parents=[options.folders()],
+    )
     write.add_argument("dataset", nargs="?", metavar="DATASET", help="a dataset's name")
     write.add_argument("--grid", default=None, help="instead: a grid, for all its splits")
     write.add_argument("--root", default=None, help="where the dataset lies, if not under --data")
@@ -55,8 +64,13 @@ def add(verbs: argparse._SubParsersAction, parents: dict[str, argparse.ArgumentP
         default=None,
         help="prefix of a seeded permutation (default), or every class kept in its share",
     )
-    verify = actions.add_parser(
-        "verify", parents=[parents["place"]], help="draw the splits of files again and compare"
+    verify = options.verb(
+        actions,
+        "verify",
+        verify_splits,
+        help="draw the splits of files again and compare",
+        examples=["splits verify", "splits verify data/splits/voc2012"],
+        parents=[options.folders()],
     )
     verify.add_argument(
         "paths",
@@ -67,35 +81,28 @@ def add(verbs: argparse._SubParsersAction, parents: dict[str, argparse.ArgumentP
     )
 
 
-def execute(chosen: argparse.Namespace) -> int:
-    """Run `splits write` or `splits verify`.
-
-    Returns:
-        The exit code: 0, or 1 when `verify` found a file that differs.
+def write_splits(args: argparse.Namespace) -> int:
+    """Draw splits, write their files and print one row for each.
 
     Raises:
-        UserError: bad usage, an absent dataset, a folder that cannot be written to, or (`write`)
-            an existing file that differs from what is drawn.
+        UserError: bad usage, an absent dataset, a folder that cannot be written to, or an existing
+            file that differs from what is drawn.
     """
-    return {"write": _write, "verify": _verify}[chosen.action](chosen)
-
-
-def _write(chosen: argparse.Namespace) -> int:
     from benchmarks.data.registry import open_dataset
     from benchmarks.data.splits.files import FOLDER, SplitRecord, keep
     from benchmarks.data.splits.lists import is_file
     from benchmarks.data.splits.rules import absent_classes, draw
 
-    wanted = _wanted(chosen)
+    wanted = _wanted(args)
     progress, opened, problems = Progress(), {}, []
     for spec in dict.fromkeys(spec for spec, _, _ in wanted):
         try:
-            opened[spec] = open_dataset(spec, chosen.data, progress=progress.counter(f"render {spec.name}"))
+            opened[spec] = open_dataset(spec, args.data, progress=progress.counter(f"render {spec.name}"))
         except UserError as error:
             problems.append(str(error))
     if problems:
         raise UserError("\n".join(problems))
-    folder, rows = chosen.data / FOLDER, [HEADER]
+    folder, rows = args.data / FOLDER, [HEADER]
     for spec, ratio, seed in wanted:
         dataset: Dataset = opened[spec]
         drawn = draw(dataset, spec.split, ratio, seed)
@@ -125,30 +132,30 @@ def _write(chosen: argparse.Namespace) -> int:
     return 0
 
 
-def _wanted(chosen: argparse.Namespace) -> list[tuple[DatasetSpec, float, int]]:
+def _wanted(args: argparse.Namespace) -> list[tuple[DatasetSpec, float, int]]:
     """Dataset, ratio, seed of the splits that are asked for, each once."""
     from benchmarks.data.registry import DatasetSpec
 
-    if (chosen.dataset is None) == (chosen.grid is None):
+    if (args.dataset is None) == (args.grid is None):
         raise UserError("splits write: name either a dataset or a --grid")
-    if chosen.grid is None:
+    if args.grid is None:
         spec = DatasetSpec(
-            name=chosen.dataset,
-            root=chosen.root,
-            allow_counts=chosen.allow_counts,
-            split=chosen.rule or "published",
+            name=args.dataset,
+            root=args.root,
+            allow_counts=args.allow_counts,
+            split=args.rule or "published",
         )
-        return [(spec, ratio, seed) for ratio in chosen.ratios or RATIOS for seed in chosen.seeds or [1]]
+        return [(spec, ratio, seed) for ratio in args.ratios or RATIOS for seed in args.seeds or [1]]
     from benchmarks.plan.grid import load, restrict
 
     for flag, given in (
-        ("--root", chosen.root),
-        ("--allow-counts", chosen.allow_counts),
-        ("--rule", chosen.rule),
+        ("--root", args.root),
+        ("--allow-counts", args.allow_counts),
+        ("--rule", args.rule),
     ):
         if given:
             raise UserError(f"splits write --grid: {flag} belongs to a dataset in the grid file")
-    grid = restrict(load(chosen.grid), chosen.ratios, chosen.seeds, [])
+    grid = restrict(load(args.grid), args.ratios, args.seeds, [])
     for spec in grid.datasets:
         if spec.skip_bad:
             raise UserError(
@@ -163,15 +170,23 @@ def _names(absent: tuple[str, ...]) -> str:
     return ", ".join(absent[:NAMED]) + more or "none"
 
 
-def _verify(chosen: argparse.Namespace) -> int:
+def verify_splits(args: argparse.Namespace) -> int:
+    """Draw the splits of files again and compare.
+
+    Returns:
+        The exit code: 0, or 1 when a file differs.
+
+    Raises:
+        UserError: no file is found, or a dataset is absent.
+    """
     from benchmarks.data.registry import open_dataset
     from benchmarks.data.splits.files import FOLDER, Verifier
 
     progress = Progress()
     verifier = Verifier(
-        lambda spec: open_dataset(spec, chosen.data, progress=progress.counter(f"render {spec.name}"))
+        lambda spec: open_dataset(spec, args.data, progress=progress.counter(f"render {spec.name}"))
     )
-    files = _files(chosen.paths or [chosen.data / FOLDER])
+    files = _files(args.paths or [args.data / FOLDER])
     different = 0
     for file in files:
         finding = verifier.check(file)

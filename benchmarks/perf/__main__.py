@@ -24,18 +24,18 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one measurement; the exit code."""
     parser = argparse.ArgumentParser("python -m benchmarks.perf", description=__doc__)
     names = parser.add_subparsers(dest="measurement", metavar="NAME", required=True)
-    words = sys.argv[1:] if arguments is None else arguments
+    argv = sys.argv[1:] if arguments is None else arguments
     for name, what in MEASUREMENTS.items():
         one = names.add_parser(name, help=what, formatter_class=argparse.RawDescriptionHelpFormatter)
-        if words[:1] == [name]:
+        if argv[:1] == [name]:
             # The one alone: some import torch, which takes longer than another one measures.
             module = importlib.import_module(f"benchmarks.perf.{name}")
             one.description = module.__doc__
             module.add_arguments(one)
             one.set_defaults(run=module.run)
-    chosen = parser.parse_args(words)
+    args = parser.parse_args(argv)
     try:
-        return chosen.run(chosen)
+        return args.run(args)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

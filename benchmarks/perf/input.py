@@ -34,13 +34,13 @@ import numpy as np
 import torch
 from PIL import Image
 
+from benchmarks.arguments import positive
 from benchmarks.data.cache.prepared import Prepared, prepare
 from benchmarks.data.dataset import Dataset, ImageSet
 from benchmarks.data.loader import Loader
 from benchmarks.data.rng import permutation
 from benchmarks.data.views.views import make_view
 from benchmarks.launch.memory import keep_large_blocks
-from benchmarks.perf import positive
 from benchmarks.perf.machine import cores, machine
 from benchmarks.perf.pillow import Batches
 from benchmarks.provenance import packages

@@ -24,8 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.arguments import positive
 from benchmarks.data.readers.class_names import COCO, NUS, VOC, prompt_names
-from benchmarks.perf import positive
 from benchmarks.perf.machine import machine
 from benchmarks.provenance import packages
 from methods.backbones import BackboneSpec, load_backbone

@@ -25,7 +25,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.perf import positive
+from benchmarks.arguments import positive
 from benchmarks.perf.machine import machine
 from benchmarks.workspace import REPOSITORY
 from methods.errors import UserError

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 import methods
+from benchmarks.arguments import positive
 from benchmarks.data.sampler import SemiSampler
 from benchmarks.launch.execution import summariser, task_of
-from benchmarks.perf import positive
 from benchmarks.perf.machine import machine
 from benchmarks.plan.grid import load
 from benchmarks.plan.jobs import Job, resolve

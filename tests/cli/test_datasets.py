@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import argparse
 import hashlib
 import os
 import re
@@ -12,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.cli import datasets as commands_prepare
 from benchmarks.data.archives import catalogue as archives
 from benchmarks.data.archives.catalogue import Archive
 from benchmarks.data.cache.decode import load_image
 from benchmarks.data.cache.prepared import prepare
 from benchmarks.data.registry import DatasetSpec, open_dataset
 from benchmarks.plan.grid import load
+from benchmarks.run import parser
 from methods.errors import UserError
 
 
@@ -26,14 +25,10 @@ from methods.errors import UserError
 def run(tmp_path):
     """The verb as the command line calls it, with its own data and runs folders."""
 
-    def call(*words: str) -> int:
-        place = argparse.ArgumentParser(add_help=False)
-        place.add_argument("--data", type=Path, default=tmp_path / "data")
-        place.add_argument("--runs", type=Path, default=tmp_path / "runs")
-        place.add_argument("--workers", type=int, default=1)
-        parser = argparse.ArgumentParser()
-        commands_prepare.add(parser.add_subparsers(dest="verb"), {"place": place})
-        return commands_prepare.execute(parser.parse_args(["prepare", *map(str, words)]))
+    def call(*argv: object) -> int:
+        places = ["--data", tmp_path / "data", "--runs", tmp_path / "runs", "--workers", 1]
+        args = parser()[0].parse_args(["prepare", *map(str, [*places, *argv])])
+        return args.execute(args)
 
     return call
 
@@ -134,7 +129,7 @@ def test_bad_usage_is_named(tmp_path, run):
         with pytest.raises(UserError, match=re.escape(message)) as caught:
             run(*words)
         assert "\n" not in str(caught.value)
-    with pytest.raises(SystemExit):
+    with pytest.raises(UserError, match="--size: 0 is not a positive number"):
         run("voc2007", "--size", "0")
 
 

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks.cli import splits as commands_splits
 from benchmarks.data.registry import DatasetSpec, open_dataset
 from benchmarks.data.splits.rules import draw, split_digest
+from benchmarks.run import parser
 from methods.errors import UserError
 from tests.conftest import grid_text
 
 
-def call(*words: object) -> int:
-    place = argparse.ArgumentParser(add_help=False)
-    place.add_argument("--data", type=Path, required=True)
-    top = argparse.ArgumentParser()
-    commands_splits.add(top.add_subparsers(dest="verb", required=True), {"place": place})
-    return commands_splits.execute(top.parse_args(["splits", *map(str, words)]))
+def call(*argv: object) -> int:
+    args = parser()[0].parse_args(["splits", *map(str, argv)])
+    return args.execute(args)
 
 
 def write(voc_root: Path, data: Path, *words: object) -> int:

@@ -1,0 +1,150 @@
+"""Options that several verbs share, and the parser that knows the nearest right word."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from benchmarks.arguments import positive
+from benchmarks.workspace import Workspace
+from methods.errors import UserError
+from results.frames import RULES
+
+if TYPE_CHECKING:
+    from benchmarks.plan.grid import Grid
+
+RUN = "python benchmarks/run.py"
+"""How examples call the command line."""
+Verbs = Any
+"""What `argparse.ArgumentParser.add_subparsers` gives; the class has no public name."""
+Execute = Callable[[argparse.Namespace], int]
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises `UserError` for a wrong command line instead of printing the usage and exiting."""
+
+    def error(self, message: str) -> NoReturn:
+        """Refuse a command line in one line."""
+        raise UserError(f"{message}; see `{self.prog} --help`")
+
+
+def verb(
+    verbs: Verbs,
+    name: str,
+    execute: Execute,
+    *,
+    help: str,
+    examples: Sequence[str],
+    parents: Sequence[argparse.ArgumentParser] = (),
+) -> argparse.ArgumentParser:
+    """Add a verb.
+
+    Args:
+        verbs: from `add_subparsers`.
+        name: the word on the command line.
+        execute: carries it out and returns the exit code.
+        help: one line, without a full stop.
+        examples: two command lines, without `RUN`; `--help` ends with them.
+        parents: parsers whose options it shares.
+
+    Returns:
+        The verb's parser, for its own options.
+    """
+    parser = verbs.add_parser(
+        name,
+        parents=list(parents),
+        help=help,
+        description=f"{help[0].upper()}{help[1:]}.",
+        epilog=epilog(examples),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(execute=execute)
+    return parser
+
+
+def epilog(examples: Sequence[str]) -> str:
+    """The last lines of a verb's help."""
+    return "\n".join(["examples:", *(f"  {RUN} {example}" for example in examples)])
+
+
+def folders() -> Parser:
+    """The parent of verbs that read the data folder or the run store: `--data`, `--runs`, `--workers`."""
+    parser = Parser(add_help=False)
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=Path(os.environ.get("SSMLL_DATA", "data")),
+        help="folder of the datasets (default: $SSMLL_DATA or ./data)",
+    )
+    parser.add_argument(
+        "--runs",
+        type=Path,
+        default=Path(os.environ.get("SSMLL_RUNS", "runs")),
+        help="folder of the run store (default: $SSMLL_RUNS or ./runs)",
+    )
+    parser.add_argument(
+        "--workers",
+        type=positive,
+        default=None,
+        metavar="N",
+        help="worker processes (default: one a GPU, else one a core)",
+    )
+    return parser
+
+
+def grid(*, required: bool = True) -> Parser:
+    """The parent of verbs that take a grid, or a part of one.
+
+    Args:
+        required: whether the verb cannot do without a grid.
+    """
+    parser = Parser(add_help=False)
+    text = "a grid's name, or the path of a .toml file"
+    parser.add_argument(
+        "--grid", required=required, default=None, help=text if required else f"only the runs of {text}"
+    )
+    parser.add_argument("--ratios", type=float, nargs="+", default=[], help="only these ratios of the grid")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[], help="only these seeds of the grid")
+    parser.add_argument("--methods", nargs="+", default=[], help="only these methods of the grid, by label")
+    parser.add_argument(
+        "--strategy",
+        default=None,
+        metavar="NAME",
+        help="how steps are spread over processes, instead of what the recipe says: "
+        "ddp, or DeepSpeed's zero1 or zero2 (in a run's identity)",
+    )
+    return parser
+
+
+def outcome() -> Parser:
+    """The parent of verbs that write tables or figures: `--rule` and `--out`."""
+    parser = Parser(add_help=False)
+    parser.add_argument(
+        "--rule",
+        choices=RULES,
+        default="last",
+        help="which epoch's number: last (EMA weights), val (held-out labels), or "
+        "oracle (best on test; not a fair number)",
+    )
+    parser.add_argument("--out", type=Path, default=None, help="folder for tables and figures")
+    return parser
+
+
+def workspace(args: argparse.Namespace) -> Workspace:
+    """The folders that the command line names."""
+    return Workspace(args.data, args.runs)
+
+
+def load_grid(args: argparse.Namespace) -> Grid:
+    """The grid that the command line names, or the part of it.
+
+    Raises:
+        UserError: a wrong grid file, or a part that it does not have.
+    """
+    from benchmarks.plan.grid import load, restrict, with_strategy
+
+    whole = load(args.grid)
+    return with_strategy(restrict(whole, args.ratios, args.seeds, args.methods), args.strategy)

@@ -1,0 +1,252 @@
+"""The verbs `run`, `retry`, `plan` and `list`: what a grid holds, what of it is missing, and doing that."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmarks.arguments import positive
+from benchmarks.cli import options, slurm
+from benchmarks.cli.planning import resolved
+from benchmarks.plan.summary import PlanSummary
+from benchmarks.progress import Progress, silent
+from benchmarks.workspace import Workspace
+from methods.errors import UserError
+
+if TYPE_CHECKING:
+    from benchmarks.launch.local import Local
+
+
+def add(verbs: options.Verbs) -> None:
+    """Add the verbs."""
+    shared = [options.folders(), options.grid(), options.outcome()]
+    run_parser = options.verb(
+        verbs,
+        "run",
+        run,
+        help="run what is missing of a grid and print its table",
+        examples=["run --grid demo", "--grid full --launcher slurm --profile my-cluster --max-gpu-hours 500"],
+        parents=shared,
+    )
+    retry = options.verb(
+        verbs,
+        "retry",
+        run,
+        help="run again what failed, or was begun too often",
+        examples=["retry --grid full", "retry --grid full --failed --launcher slurm --profile my-cluster"],
+        parents=shared,
+    )
+    retry.add_argument("--failed", action="store_true", help="only runs that failed; not those that died")
+    for parser in (run_parser, retry):
+        _add_execution(parser)
+    plan_parser = options.verb(
+        verbs,
+        "plan",
+        plan,
+        help="show what would run, and what it would cost",
+        examples=["plan --grid demo", "plan --grid full --launcher slurm --profile my-cluster --probe"],
+        parents=[options.folders(), options.grid()],
+    )
+    _add_processes(plan_parser)
+    plan_parser.add_argument(
+        "--probe", action="store_true", help="measure a few steps of what was never measured, in jobs"
+    )
+    plan_parser.add_argument(
+        "--save", type=Path, default=None, metavar="FILE", help="write the bundles for slurm/array.sbatch"
+    )
+    slurm.add_flags(plan_parser)
+    listing = options.verb(
+        verbs,
+        "list",
+        list_names,
+        help="list grids, recipes, methods and datasets",
+        examples=["list", "list '*coop*'"],
+    )
+    listing.add_argument("pattern", nargs="?", default="*", help="wildcard, such as '*coop*'")
+
+
+def _add_execution(parser: argparse.ArgumentParser) -> None:
+    """The options of the verbs that execute runs."""
+    parser.add_argument("--dry-run", action="store_true", help="show the plan and stop")
+    parser.add_argument(
+        "--checkpoint-seconds",
+        type=float,
+        default=30.0,
+        metavar="S",
+        help="time between checkpoints inside an epoch (default 30)",
+    )
+    _add_processes(parser)
+    parser.add_argument(
+        "--hang-seconds",
+        type=float,
+        default=600.0,
+        metavar="S",
+        help="a group of processes that does not move for so long ends, the late one "
+        "is named and the run counts as failed (default 600)",
+    )
+    parser.add_argument("--no-plots", action="store_true", help="leave the figures out")
+    parser.add_argument("--yes", action="store_true", help="submit to SLURM without asking")
+    parser.add_argument(
+        "--wait", action="store_true", help="with --launcher slurm: until the jobs have ended"
+    )
+    slurm.add_flags(parser)
+
+
+def _add_processes(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--processes",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="processes (GPUs) that train each run together (default 1)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Execute what is missing of a grid, here or on a cluster, and print its table.
+
+    Returns:
+        The exit code: 0, or 1 when runs are not done.
+
+    Raises:
+        UserError: bad usage, a wrong grid file, absent data or weights.
+    """
+    if args.launcher == "slurm":
+        return _run_on_cluster(args)
+    slurm.check_local(args)
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        return _run_in_group(args)
+    progress, workspace = Progress(), options.workspace(args)
+    grid, jobs, summary = resolved(args, progress.counter, progress.line)
+    if args.dry_run:
+        print(summary.overview(workspace))
+        return 0
+    only = _missing(args, summary, workspace)
+    missing = [job for job in jobs if job.spec.run_id in only]
+    if missing:
+        progress.line(summary.overview(workspace))
+        for remark in summary.remarks:
+            progress.line(remark)
+        local = _local(args)
+        each = f"{local.processes} processes of " if local.processes > 1 else ""
+        progress.line(f"{len(missing)} runs on {local.workers} workers of {each}{local.threads} threads")
+        started = time.monotonic()
+        local.execute(grid, missing, workspace, progress.line)
+        progress.line(f"{grid.name}: {time.monotonic() - started:.0f} s")
+    return _finish(args, summary, workspace)
+
+
+def _missing(args: argparse.Namespace, summary: PlanSummary, workspace: Workspace) -> set[str]:
+    """Identities of the runs to execute: those not done; with `retry`, those begun without an end."""
+    found = summary.states(workspace)
+    if args.verb == "retry":
+        wanted = {"failed"} if args.failed else {"failed", "dead"}
+    else:
+        wanted = set(found) - {"done"}
+    return {each.run_id for kind, group in found.items() if kind in wanted for each in group}
+
+
+def _run_on_cluster(args: argparse.Namespace) -> int:
+    progress, workspace = Progress(), options.workspace(args)
+    asked = slurm.ready(args, options.load_grid(args), workspace, progress.line)
+    grid, jobs, summary = resolved(args, progress.counter, progress.line)
+    only = _missing(args, summary, workspace)
+    if slurm.execute(args, grid, jobs, only, asked, workspace, progress.line):
+        return _finish(args, summary, workspace)
+    return 0
+
+
+def _local(args: argparse.Namespace) -> Local:
+    from benchmarks.launch.local import Local
+
+    return Local.default(
+        args.workers, args.processes, args.checkpoint_seconds, args.hang_seconds, args.strategy
+    )
+
+
+def _run_in_group(args: argparse.Namespace) -> int:
+    """Work as one of the processes that torchrun, accelerate or srun has started."""
+    from benchmarks.launch.failures import GroupBroken
+    from benchmarks.launch.local import plan_of
+    from benchmarks.launch.worker import work
+    from benchmarks.plan.jobs import process_kinds
+
+    main = os.environ.get("RANK", "0") == "0"
+    grid, jobs, summary = resolved(args, Progress().counter if main else silent)
+    workspace = options.workspace(args)
+    if args.dry_run:
+        raise UserError("--dry-run shows a plan: call it without torchrun")
+    kinds = process_kinds(jobs)
+    if len(kinds) > 1:
+        names = ", ".join(f"{precision} with {strategy}" for precision, strategy in kinds)
+        raise UserError(
+            f"grid {grid.name!r} needs processes of several kinds ({names}); run it with "
+            "--processes N instead, or a part of it at a time with --methods"
+        )
+    order = plan_of(grid, jobs, workspace, _local(args))
+    try:
+        code = work({**order, "threads": 0}, None, Progress().line)
+    except GroupBroken as broken:
+        sys.stdout.flush()
+        os._exit(broken.code)  # the group's communication may wait for ever at a normal end
+    return code or (_finish(args, summary, workspace) if main else 0)
+
+
+def _finish(args: argparse.Namespace, summary: PlanSummary, workspace: Workspace) -> int:
+    """Print the table and name what is missing in it."""
+    from benchmarks.cli.report import write
+
+    print(write(summary, workspace, args.rule, args.out, plots=not args.no_plots))
+    left = {kind: group for kind, group in summary.states(workspace).items() if kind != "done"}
+    for kind, group in left.items():
+        for each in group:
+            detail = workspace.store.state(each.directory(workspace)).detail
+            print(f"{kind}: {each.title}" + (f": {detail}" if detail else ""), file=sys.stderr)
+    return 1 if left else 0
+
+
+def plan(args: argparse.Namespace) -> int:
+    """Print the runs of a grid and their states; with SLURM, what they would cost.
+
+    Raises:
+        UserError: bad usage, a wrong grid file, absent data or weights.
+    """
+    progress, workspace = Progress(), options.workspace(args)
+    if args.launcher == "slurm":
+        asked = slurm.ready(args, options.load_grid(args), workspace, progress.line)
+        grid, jobs, _ = resolved(args, progress.counter)
+        print(slurm.plan(args, grid, jobs, asked, workspace, progress.line))
+        return 0
+    slurm.check_local(args)
+    _, _, summary = resolved(args, progress.counter)
+    print(summary.overview(workspace))
+    for remark in summary.remarks:
+        print(remark)
+    for each in summary.runs:
+        print(f"{workspace.store.state(each.directory(workspace)).kind:12} {each.title}")
+    return 0
+
+
+def list_names(args: argparse.Namespace) -> int:
+    """Print the names of grids, recipes, methods and datasets that match a wildcard."""
+    from fnmatch import fnmatch
+
+    import methods
+    from benchmarks.data.registry import available as datasets
+    from benchmarks.plan import grid
+
+    sections = {
+        "grids": grid.available("grids"),
+        "recipes": grid.available("recipes"),
+        "methods": methods.available(),
+        "datasets": datasets(),
+    }
+    for title, names in sections.items():
+        found = [name for name in names if fnmatch(name, args.pattern)]
+        if found:
+            print(f"{title}: {', '.join(found)}")
+    return 0
