@@ -27,18 +27,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from csaa.contexts import Affinity, context_targets, label_contexts
-from csaa.model import AlignmentClassifier, Features, Reading
+from csaa.model import AlignmentClassifier, AlignmentSpec, Features, Reading
 from methods.backbones.clip import VisionLanguageModel
 from methods.base import Batch, Pool, PseudoLabels, StepMethod, StepOutput, Task, at_least_fp32
 from methods.errors import UserError
 from methods.losses import asymmetric_loss, binary_cross_entropy
+from methods.parts.hypers import AsymmetricHyper, OptimizerHyper
 from methods.parts.linear import calibrated_bias
 from methods.registry import register
 from methods.thresholds import class_distribution_pseudo_labels, fixed_pseudo_labels
 
 
 @dataclass(frozen=True)
-class CSAAHyper:
+class CSAAHyper(OptimizerHyper, AsymmetricHyper):
     """Hyper-parameters; [P] fixed by the paper, [G] its group's code, [I] our reading.
 
     Attributes:
@@ -55,9 +56,6 @@ class CSAAHyper:
         fixed_pos: probability above which a fixed threshold says positive.
         fixed_neg: probability below which it says negative.
         unlabelled_weight: weight of the pseudo-label loss [G: 1].
-        gamma_pos: positive focusing of ASL [G].
-        gamma_neg: negative focusing of ASL [G].
-        clip: probability margin of ASL [G].
         context_weight: λ; 0 removes contexts altogether [I].
         num_contexts: M; 10 suits COCO, 3–4 VOC [I].
         affinity: affinity of the label graph [I; spectral clustering of co-occurrence is P].
@@ -71,9 +69,9 @@ class CSAAHyper:
         lr_prompts: learning rate of prompts, scale and bias [I].
         lr_head: learning rate of the context head [I].
         lr_backbone: learning rate of the image tower [I].
-        weight_decay: AdamW's, on everything but biases and the scale [G].
-        optimizer: "adamw" or "sgd" [G].
-        schedule: "onecycle", "cosine" or "constant" [G].
+
+    The asymmetric loss, the optimiser, its schedule and the weight decay are the group's [G]; biases
+    and the scale do not decay.
     """
 
     reading: Reading = "semantic+class"
@@ -88,9 +86,6 @@ class CSAAHyper:
     fixed_pos: float = 0.95
     fixed_neg: float = 0.05
     unlabelled_weight: float = 1.0
-    gamma_pos: float = 0.0
-    gamma_neg: float = 4.0
-    clip: float = 0.05
     context_weight: float = 1.0
     num_contexts: int = 10
     affinity: Affinity = "conditional"
@@ -101,9 +96,15 @@ class CSAAHyper:
     lr_prompts: float = 1e-3
     lr_head: float = 1e-3
     lr_backbone: float = 1e-5
-    weight_decay: float = 1e-4
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    schedule: Literal["onecycle", "cosine", "constant"] = "onecycle"
+
+    def __post_init__(self) -> None:
+        OptimizerHyper.__post_init__(self)
+        AsymmetricHyper.__post_init__(self)
+
+    def alignment(self) -> AlignmentSpec:
+        """Return the part that says how the classifier is built."""
+        names = [field.name for field in dataclasses.fields(AlignmentSpec)]
+        return AlignmentSpec(**{name: getattr(self, name) for name in names})
 
 
 @register
@@ -132,17 +133,7 @@ class CSAA(StepMethod):
                     "context_weight = 0"
                 )
             backbone.requires_grad_(False)
-        self.classifier = AlignmentClassifier(
-            backbone,
-            task.prompts,
-            reading=hyper.reading,
-            features=hyper.features,
-            temperature=hyper.temperature,
-            context_length=hyper.context_length,
-            context_words=hyper.context_words,
-            class_specific=hyper.class_specific,
-            seed=task.seed,
-        )
+        self.classifier = AlignmentClassifier(backbone, task.prompts, hyper.alignment(), task.seed)
         self.register_buffer("frequencies", task.labels.mean(dim=0))
         for part, width in (("class", classes), ("context", hyper.num_contexts)):
             size = task.num_unlabelled if self._teaches(part) else 0

@@ -7,6 +7,7 @@ are our reading (README.md); the readings the paper leaves open are the values o
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal, cast
 
 import torch
@@ -19,6 +20,27 @@ from methods.parts.prompts import LearntPrompts, encode_together
 
 Reading = Literal["semantic+class", "semantic+negative", "semantic+positive+negative"]
 Features = Literal["label-specific", "global"]
+
+
+@dataclass(frozen=True)
+class AlignmentSpec:
+    """How an `AlignmentClassifier` is built; see there for the symbols.
+
+    Attributes:
+        reading: the roles of the prompts.
+        features: "label-specific", or "global": v_k is the image's one global feature.
+        temperature: τ.
+        context_length: learnt tokens in front of the name.
+        context_words: words that the learnt tokens start from; empty for N(0, 0.02²).
+        class_specific: own learnt tokens for every label instead of shared ones.
+    """
+
+    reading: Reading = "semantic+class"
+    features: Features = "label-specific"
+    temperature: float = 20.0
+    context_length: int = 16
+    context_words: str = ""
+    class_specific: bool = False
 
 
 class AlignmentClassifier(nn.Module):
@@ -40,43 +62,28 @@ class AlignmentClassifier(nn.Module):
     Args:
         vlm: the backbone; its image tower is trained through this module.
         names: words for the K labels.
-        reading: see above.
-        features: "label-specific" as above, or "global" (v_k is the image's one global feature).
-        temperature: τ.
-        context_length: learnt tokens in front of the name.
-        context_words: words that the learnt tokens start from; empty for N(0, 0.02²).
-        class_specific: own learnt tokens for every label instead of shared ones.
+        spec: reading, features, temperature and form of the prompts.
         seed: seed of the learnt tokens.
     """
 
     def __init__(
-        self,
-        vlm: VisionLanguageModel,
-        names: tuple[str, ...],
-        *,
-        reading: Reading,
-        features: Features,
-        temperature: float,
-        context_length: int,
-        context_words: str,
-        class_specific: bool,
-        seed: int,
+        self, vlm: VisionLanguageModel, names: tuple[str, ...], spec: AlignmentSpec, seed: int
     ) -> None:
         super().__init__()
-        self.vlm, self.reading, self.features = vlm, reading, features
-        self.temperature = temperature
-        roles = reading.split("+")
-        if features == "global" and reading != "semantic+negative":
+        self.vlm, self.reading, self.features = vlm, spec.reading, spec.features
+        self.temperature = spec.temperature
+        roles = spec.reading.split("+")
+        if spec.features == "global" and spec.reading != "semantic+negative":
             roles.remove("semantic")  # it only weighs locations, and there are none
         self.prompts = nn.ModuleDict(
             {
                 role: LearntPrompts(
                     vlm,
                     names,
-                    length=context_length,
-                    class_specific=class_specific,
+                    length=spec.context_length,
+                    class_specific=spec.class_specific,
                     seed=seed + place,
-                    words=context_words,
+                    words=spec.context_words,
                 )
                 for place, role in enumerate(roles)
             }

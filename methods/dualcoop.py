@@ -43,6 +43,7 @@ from methods.base import (
 )
 from methods.errors import UserError, check_range
 from methods.losses import pair_asymmetric_loss
+from methods.parts.hypers import AsymmetricHyper, Optimizer, OptimizerHyper, Schedule
 from methods.parts.prompts import LearntPrompts, encode_together
 from methods.registry import register
 
@@ -50,7 +51,7 @@ COSINE_SCALE, SUM_SCALE = 20.0, 5.0
 
 
 @dataclass(frozen=True)
-class DualCoOpHyper:
+class DualCoOpHyper(OptimizerHyper, AsymmetricHyper):
     """Hyper-parameters of DualCoOp; defaults are the official ones where not said otherwise.
 
     Attributes:
@@ -63,14 +64,13 @@ class DualCoOpHyper:
         locations: "code": attention-pool locations with the mean token and the positional
             embedding, as the official code; "plain": neither, as DualCoOp++ and TaI-DPT, and the
             only choice for transformer towers.
-        gamma_pos: focusing exponent of positives.
-        gamma_neg: focusing exponent of negatives.
-        clip: probability margin of negatives.
+        gamma_pos: focusing exponent of positives (official: 1).
+        gamma_neg: focusing exponent of negatives (official: 2).
         loss_weight: factor of the summed loss (README: 0.03 at 50 % labels on COCO, larger for
             fewer).
         lr: learning rate of the contexts (COCO 0.002, VOC2007 0.001).
         weight_decay: of the contexts.
-        optimizer: "sgd" (official, momentum 0.9) or "adamw".
+        optimizer: "sgd" (official, momentum 0.9), "adamw" or "adam".
         schedule: "cosine" (official), "onecycle" or "constant".
     """
 
@@ -81,15 +81,16 @@ class DualCoOpHyper:
     locations: Literal["code", "plain"] = "code"
     gamma_pos: float = 1.0
     gamma_neg: float = 2.0
-    clip: float = 0.05
     loss_weight: float = 0.03
     lr: float = 2e-3
     weight_decay: float = 5e-4
-    optimizer: Literal["adamw", "sgd"] = "sgd"
-    schedule: Literal["onecycle", "cosine", "constant"] = "cosine"
+    optimizer: Optimizer = "sgd"
+    schedule: Schedule = "cosine"
 
     def __post_init__(self) -> None:
         check_range("dualcoop.clip", self.clip, 0, 1)
+        OptimizerHyper.__post_init__(self)
+        AsymmetricHyper.__post_init__(self)
         check_range("dualcoop.loss_weight", self.loss_weight, 0)
         if self.positive_words and self.positive_words == self.negative_words:
             raise UserError(

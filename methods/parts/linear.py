@@ -15,6 +15,7 @@ from methods.base import StepMethod, Task, trainable
 from methods.errors import UserError, check_choice, check_range
 from methods.losses import asymmetric_loss, binary_cross_entropy
 from methods.parts.heads import HEADS, LinearClassifier
+from methods.parts.hypers import AsymmetricHyper, OptimizerHyper
 
 __all__ = ["LinearClassifier", "LinearHyper", "LinearMethod", "calibrated_bias"]
 
@@ -45,14 +46,11 @@ def calibrated_bias(logits: Tensor, frequencies: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class LinearHyper:
+class LinearHyper(OptimizerHyper, AsymmetricHyper):
     """Hyper-parameters shared by all methods that train a backbone with a head.
 
     Attributes:
-        loss: "asl" (gamma_pos, gamma_neg, clip below) or "bce".
-        gamma_pos: focusing exponent of positives (CAP: 0).
-        gamma_neg: focusing exponent of negatives (CAP: 4).
-        clip: probability margin of negatives (CAP: 0.05).
+        loss: "asl", the asymmetric loss with ``gamma_pos``, ``gamma_neg`` and ``clip``, or "bce".
         init: start of the heads "match" and "cosine": "text" features of the class names, "random",
             or "match": text features when the backbone has a text tower, random otherwise. Other
             heads start at random and refuse it.
@@ -61,9 +59,6 @@ class LinearHyper:
         freeze_bn: keep batch normalisation at its pretraining statistics (CAP: False).
         lr_backbone: learning rate of the backbone; 0 freezes it.
         lr_head: learning rate of the head.
-        weight_decay: of both.
-        optimizer: "adamw" (CAP) or "sgd".
-        schedule: "onecycle" (CAP), "cosine" or "constant".
         head: "match", "linear", "cosine" or "ml_decoder"; see `methods.parts.heads`.
 
     Class attributes:
@@ -74,20 +69,16 @@ class LinearHyper:
     later: ClassVar[Mapping[str, Any]] = {"head": "match"}
 
     loss: Literal["asl", "bce"] = "asl"
-    gamma_pos: float = 0.0
-    gamma_neg: float = 4.0
-    clip: float = 0.05
     init: Literal["match", "text", "random"] = "match"
     scale: float = 20.0
     freeze_bn: bool = True
     lr_backbone: float = 1e-4
     lr_head: float = 1e-3
-    weight_decay: float = 1e-4
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    schedule: Literal["onecycle", "cosine", "constant"] = "onecycle"
     head: Literal["match", "linear", "cosine", "ml_decoder"] = "match"
 
     def __post_init__(self) -> None:
+        OptimizerHyper.__post_init__(self)
+        AsymmetricHyper.__post_init__(self)
         check_choice("head", self.head, HEADS)
         for field in ("init", "scale"):
             default, value = getattr(LinearHyper, field), getattr(self, field)
@@ -96,12 +87,11 @@ class LinearHyper:
                     f"{field} = {value!r} belongs to the heads 'match' and 'cosine'; "
                     f"leave it out with head = {self.head!r}"
                 )
-        check_range("clip", self.clip, 0, 1)
-        for field in ("scale", "lr_backbone", "lr_head", "weight_decay"):
+        for field in ("scale", "lr_backbone", "lr_head"):
             check_range(field, getattr(self, field), 0)
 
     def shared(self) -> dict[str, Any]:
-        """The fields of this class, without those that a subclass added."""
+        """Return the fields of this class, without those that a subclass added."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(LinearHyper)}
 
 
