@@ -33,11 +33,11 @@ class Stage:
 
 
 def job(name: str, kind: str = "semi", dataset: str = "voc", stages=(), precision: str = "fp32"):
-    recipe = SimpleNamespace(precision=precision, strategy="ddp")
     return SimpleNamespace(
         spec=SimpleNamespace(run_id=name, dataset=dataset),
         stages=tuple(stages),
-        cell=SimpleNamespace(kind=kind, recipe=recipe),
+        cell=SimpleNamespace(kind=kind),
+        process_kind=(precision, "ddp"),
     )
 
 
