@@ -37,6 +37,12 @@ def asymmetric_loss(
 
     Returns:
         (B, K) float32.
+
+    Example:
+        With p = 0.5 a positive costs log 2, a negative 0.45⁴ · -log 0.55.
+
+        >>> asymmetric_loss(torch.zeros(1, 2), torch.tensor([[1.0, 0.0]]))
+        tensor([[0.6931, 0.0245]])
     """
     logits = at_least_fp32(logits)
     return _asymmetric(logits, targets.to(logits), gamma_pos, gamma_neg, clip, eps)
@@ -67,6 +73,13 @@ def pair_asymmetric_loss(
 
     Returns:
         (B, K) float32.
+
+    Example:
+        Equal logits mean p = 0.5; the third entry is unknown.
+
+        >>> same = torch.ones(1, 3)
+        >>> pair_asymmetric_loss(same, same, torch.tensor([[1, 0, -1]]))
+        tensor([[0.3466, 0.1211, 0.0000]])
     """
     logits = at_least_fp32(positive) - at_least_fp32(negative)
     targets = targets.to(logits)
@@ -75,7 +88,19 @@ def pair_asymmetric_loss(
 
 
 def binary_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the (B, K) float32 binary cross-entropy of ``logits`` against ``targets``."""
+    """Binary cross-entropy of each entry.
+
+    Args:
+        logits: (B, K) any float dtype.
+        targets: (B, K) in [0, 1].
+
+    Returns:
+        (B, K) float32.
+
+    Example:
+        >>> binary_cross_entropy(torch.tensor([[0.0, 2.0]]), torch.tensor([[1, 0]]))
+        tensor([[0.6931, 2.1269]])
+    """
     logits = at_least_fp32(logits)
     return F.binary_cross_entropy_with_logits(logits, targets.to(logits), reduction="none")
 

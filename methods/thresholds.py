@@ -1,4 +1,4 @@
-"""From scores to pseudo-labels: class-distribution-aware and fixed thresholds."""
+"""Turn scores into pseudo-labels: class-distribution-aware and fixed thresholds."""
 
 from __future__ import annotations
 
@@ -29,6 +29,13 @@ def class_distribution_thresholds(scores: Tensor, frequencies: Tensor) -> Tensor
 
     Raises:
         ValueError: wrong shapes, a frequency outside [0, 1], or a score that is not a number.
+
+    Example:
+        Half of the four images show the first class, none shows the second.
+
+        >>> scores = torch.tensor([[0.9, 0.9], [0.6, 0.2], [0.4, 0.1], [0.1, 0.3]])
+        >>> class_distribution_thresholds(scores, torch.tensor([0.5, 0.0]))
+        tensor([0.6000,    inf])
     """
     _check(scores, frequencies)
     return _kth_largest(scores, _counts(frequencies, len(scores)))
@@ -54,6 +61,14 @@ def class_distribution_pseudo_labels(
 
     Raises:
         ValueError: as in `class_distribution_thresholds`, or a share outside [0, 1].
+
+    Example:
+        Two of four images are positive, and of the two negatives the surer half is used.
+
+        >>> scores = torch.tensor([[0.9], [0.6], [0.4], [0.1]])
+        >>> pseudo = class_distribution_pseudo_labels(scores, torch.tensor([0.5]), eta_neg=0.5)
+        >>> pseudo.targets.flatten().tolist(), pseudo.mask.flatten().tolist()
+        ([1.0, 1.0, 0.0, 0.0], [1.0, 1.0, 0.0, 1.0])
     """
     _check(scores, frequencies)
     if not (0 <= eta_pos <= 1 and 0 <= eta_neg <= 1):
@@ -69,7 +84,7 @@ def class_distribution_pseudo_labels(
 
 
 def fixed_pseudo_labels(probabilities: Tensor, positive: float, negative: float) -> PseudoLabels:
-    """Positive where p >= ``positive``, negative where p <= ``negative``, ignored in between.
+    """Make an entry positive where p >= ``positive``, negative where p <= ``negative``, else ignore it.
 
     Args:
         probabilities: (N, K) in [0, 1].
@@ -81,6 +96,11 @@ def fixed_pseudo_labels(probabilities: Tensor, positive: float, negative: float)
 
     Raises:
         ValueError: ``negative >= positive``.
+
+    Example:
+        >>> pseudo = fixed_pseudo_labels(torch.tensor([[0.97, 0.5, 0.02]]), 0.95, 0.05)
+        >>> pseudo.targets.tolist(), pseudo.mask.tolist()
+        ([[1.0, 0.0, 0.0]], [[1.0, 0.0, 1.0]])
     """
     if not negative < positive:
         raise ValueError(f"the negative threshold {negative} must lie below the positive one {positive}")

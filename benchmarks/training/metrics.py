@@ -40,6 +40,12 @@ def average_precision(
     Raises:
         ValueError: shapes differ, a target is neither 0 nor 1, or a score is NaN or infinite (the
             message names the class and the count).
+
+    Example:
+        The positives of the first class have ranks 1 and 3: (1/1 + 2/3) / 2. The second has none.
+
+        >>> average_precision([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3]], [[1, 0], [0, 0], [1, 0]]).round(4)
+        array([0.8333,    nan])
     """
     score, target = _checked(scores, targets, classes)
     # One contiguous row per class: sorting along samples is then sequential in memory.
@@ -77,6 +83,10 @@ def mean_average_precision(
 
     Raises:
         ValueError: as `average_precision`, or no class has a positive.
+
+    Example:
+        >>> mean_average_precision([[0.9, 0.1], [0.8, 0.2]], [[0, 0], [1, 0]])
+        (50.0, 1)
     """
     return _macro(average_precision(scores, targets, classes=classes))
 
@@ -103,6 +113,13 @@ def f1(scores: Any, targets: Any, *, scale: Scale, classes: Sequence[str] | None
 
     Raises:
         ValueError: as `average_precision`; an unknown scale; probabilities outside [0, 1].
+
+    Example:
+        One true positive, one false positive, one miss in the second class.
+
+        >>> found = f1([[2.0, 1.0], [-1.0, -1.0]], [[1, 0], [0, 1]], scale="logits")
+        >>> found["OP"], found["OR"], found["CP"], found["per_class"]
+        (50.0, 50.0, 50.0, [100.0, 0.0])
     """
     score, target = _checked(scores, targets, classes)
     if scale == "ranking":
@@ -151,6 +168,10 @@ def frequency_groups(train_counts: Any) -> list[str]:
 
     Returns:
         K strings, each "head", "medium" or "tail".
+
+    Example:
+        >>> frequency_groups([5, 100, 20, 1])
+        ['medium', 'head', 'head', 'tail']
     """
     counts = _numpy(train_counts)
     if counts.ndim != 1:
@@ -188,6 +209,11 @@ def summary(
 
     Raises:
         ValueError: as `mean_average_precision` and `f1`, or train_counts is not (K,).
+
+    Example:
+        >>> found = summary([[0.9, 0.6], [0.1, 0.8]], [[1, 1], [0, 0]], [7, 3], scale="probabilities")
+        >>> found["mAP"], found["AP"], found["groups"]
+        (75.0, [100.0, 50.0], ['head', 'medium'])
     """
     ap = average_precision(scores, targets, classes=classes)
     counts = _numpy(train_counts)
@@ -231,6 +257,12 @@ def pseudo_label_quality(counts: Mapping[str, Any]) -> dict:
 
     Raises:
         ValueError: a count is missing, the shapes differ, or more entries are used than exist.
+
+    Example:
+        >>> counts = {"tp": [3], "fp": [1], "fn": [3], "tn": [4], "used": [8], "total": 16}
+        >>> found = pseudo_label_quality(counts)
+        >>> found["OP"], found["OR"], found["coverage"]
+        (75.0, 50.0, 50.0)
     """
     names = ("tp", "fp", "fn", "tn", "used", "total")
     missing = [name for name in names if name not in counts]
