@@ -14,11 +14,12 @@ import sys
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.workspace import REPOSITORY
+
+if TYPE_CHECKING:
+    import torch
 
 PACKAGES = (
     "torch",
@@ -50,6 +51,8 @@ PREFIXES = (
     "WORLD_SIZE",
     "LOCAL_WORLD_SIZE",
 )
+COMMAND = "SSMLL_COMMAND"
+"""Environment variable: the command line that results name; a worker sets it to its user's."""
 CODE_FILE = "CODE.json"
 """In a copy that was made for jobs: what `code_state` was where it was made."""
 
@@ -105,8 +108,16 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def cores() -> int:
+    """CPU cores that this process may use."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return allowed or 1
+
+
 def device_name(device: torch.device) -> str:
     """The device a run used, in words."""
+    import torch
+
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"CPU {processor()}, {torch.get_num_threads()} threads"
@@ -114,6 +125,8 @@ def device_name(device: torch.device) -> str:
 
 def provenance(device: torch.device, processes: int, strategy: str) -> dict[str, Any]:
     """Everything about the circumstances of a run, as JSON values."""
+    import torch
+
     return {
         **code_state(),
         "packages": packages(),
@@ -123,7 +136,7 @@ def provenance(device: torch.device, processes: int, strategy: str) -> dict[str,
         "processes": processes,
         "strategy": strategy,
         "threads": torch.get_num_threads(),
-        "command": os.environ.get("SSMLL_COMMAND") or shlex.join(sys.argv),
+        "command": os.environ.get(COMMAND) or shlex.join(sys.argv),
         "environment": {
             name: value for name, value in sorted(os.environ.items()) if name.startswith(PREFIXES)
         },

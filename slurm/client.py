@@ -192,6 +192,17 @@ def ended(jobs: Iterable[str]) -> dict[str, str]:
     return found
 
 
+def cancel(jobs: Iterable[str]) -> None:
+    """Cancel jobs or whole arrays by their numbers.
+
+    Raises:
+        SlurmError: SLURM refused.
+    """
+    numbers = sorted(set(jobs))
+    for first in range(0, len(numbers), 200):
+        call("scancel", *numbers[first : first + 200])
+
+
 def setting(name: str, default: str = "") -> str:
     """One value of `scontrol show config`; the default where it has none."""
     for line in call("scontrol", "show", "config").splitlines():

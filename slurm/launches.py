@@ -1,9 +1,13 @@
 """What was submitted: one folder per launch, readable without SLURM.
 
 <runs>/slurm/launches/<time>-<grid>-<4 characters>/
-    plan.json       what the jobs are told; bundles of runs, estimates, profile, code
-    jobs.jsonl      one line per array that was submitted: which job does which bundle
-    jobs/           what submitit keeps: scripts, and the jobs' logs
+    plan.json       the jobs' work order (benchmarks.launch.work_order) and what is shown of them:
+                    job_name, titles and estimates (seconds or null) by run, processes, nodes
+    jobs.jsonl      one line per submitted array: which job does which bundle
+    jobs/           submitit's folder: scripts, and the jobs' logs
+
+Status reads launches without the rest of the harness, so the keys of plan.json that it needs are named
+here: job_name, titles, estimates, and the run_ids of each of the bundles.
 """
 
 from __future__ import annotations
@@ -35,16 +39,20 @@ class Launch:
 
     @cached_property
     def plan(self) -> dict[str, Any]:
-        """What the jobs are told.
+        """The JSON values of plan.json.
 
         Raises:
-            UserError: the file is damaged.
+            UserError: the file is damaged, or no launch's.
         """
         path = self.folder / "plan.json"
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
+            plan = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise UserError(f"{path} is damaged ({error}); remove the folder") from None
+        sound = isinstance(plan, dict) and isinstance(plan.get("job_name"), str)
+        if not sound or not isinstance(plan.get("bundles"), list):
+            raise UserError(f"{self.folder} is no launch of this version; move the folder away")
+        return plan
 
     @property
     def job_name(self) -> str:
@@ -52,15 +60,30 @@ class Launch:
         return self.plan["job_name"]
 
     @property
+    def run_ids(self) -> list[list[str]]:
+        """The identities of each bundle's runs."""
+        return [list(bundle.get("run_ids", ())) for bundle in self.plan["bundles"]]
+
+    @property
+    def titles(self) -> dict[str, str]:
+        """The names for people of the runs that were submitted, by identity."""
+        return self.plan.get("titles", {})
+
+    @property
+    def estimates(self) -> dict[str, float | None]:
+        """Seconds that each run was estimated to take when it was submitted; None for unknown."""
+        return self.plan.get("estimates", {})
+
+    @property
     def log_folder(self) -> Path:
         """Where submitit keeps scripts and logs."""
         return self.folder / "jobs"
 
     def record(self, jobs: Mapping[int, str]) -> None:
-        """Note which job does which bundle; called after each array that was submitted."""
+        """Record which job does which bundle; called after each submitted array."""
         line = canonical_json({"time": time.time(), "jobs": {str(k): v for k, v in jobs.items()}})
         with open(self.folder / "jobs.jsonl", "ab+") as file:
-            # A torn line, of a call that was killed, is not continued.
+            # A torn line, left by a call that was killed, is not continued.
             file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
             torn = file.read() not in (b"", b"\n")
             file.write((("\n" if torn else "") + line).encode())
@@ -68,7 +91,7 @@ class Launch:
             os.fsync(file.fileno())
 
     def jobs(self) -> dict[int, str]:
-        """Bundle to job, as far as they were submitted."""
+        """Numbers of the jobs, by the number of their bundle; bundles that were not submitted are absent."""
         found: dict[int, str] = {}
         try:
             lines = (self.folder / "jobs.jsonl").read_text(encoding="utf-8").splitlines()
@@ -97,7 +120,7 @@ class Launches:
         self.root = runs / "slurm" / "launches"
 
     def __iter__(self) -> Iterator[Launch]:
-        """The newest first; folders without a plan, of calls that were killed, are left out."""
+        """The launches, newest first, but for folders without a plan, which killed calls leave behind."""
         if self.root.is_dir():
             for name in sorted(os.listdir(self.root), reverse=True):
                 if (self.root / name / "plan.json").is_file():
@@ -108,7 +131,7 @@ class Launches:
 
         Args:
             grid: the grid's name.
-            plan: what its jobs are told; JSON-able.
+            plan: the JSON values of plan.json.
         """
         stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
         folder = self.root / f"{stamp}-{grid}-{secrets.token_hex(2)}"
@@ -117,12 +140,12 @@ class Launches:
         return Launch(folder)
 
     def names(self) -> set[str]:
-        """Under which names jobs may be in the queue."""
+        """The names that jobs may have in the queue."""
         return {launch.job_name for launch in self}
 
 
 def assigned(launches: Sequence[Launch], live: Mapping[str, Queued]) -> dict[str, tuple[Launch, Queued]]:
-    """Which runs have a job that waits or works.
+    """The runs that have a job in the queue.
 
     Args:
         launches: the newest first.
@@ -134,8 +157,9 @@ def assigned(launches: Sequence[Launch], live: Mapping[str, Queued]) -> dict[str
     found: dict[str, tuple[Launch, Queued]] = {}
     numbers = {job.partition("_")[0] for job in live}
     for launch in launches:
+        run_ids = launch.run_ids
         for bundle, job in launch.jobs().items():
             if job.partition("_")[0] in numbers and job in live:
-                for run_id in launch.plan["bundles"][bundle]["run_ids"]:
+                for run_id in run_ids[bundle]:
                     found.setdefault(run_id, (launch, live[job]))
     return found

@@ -78,9 +78,10 @@ def submit(
     done: list[tuple[int, str]] = []
     flags = profile.flags(array.nodes, array.each)
     flags["job_name"] = name
-    # The environment of whoever submits, but this code first, wherever it was installed from.
+    # The submitter's environment, but this code first: before other installations, and before the
+    # folder that the command was called in, which `python -m` would otherwise put in front.
     flags["setup"] = [
-        f'export PYTHONPATH={quoted(pythonpath)}"${{PYTHONPATH:+:$PYTHONPATH}}"',
+        f'export PYTHONPATH={quoted(pythonpath)}"${{PYTHONPATH:+:$PYTHONPATH}}" PYTHONSAFEPATH=1',
         *flags["setup"],
     ]
     if array.after:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import sys
 import time
@@ -171,7 +172,6 @@ def _local(args: argparse.Namespace) -> Local:
 def _run_in_group(args: argparse.Namespace) -> int:
     """Work as one of the processes that torchrun, accelerate or srun has started."""
     from benchmarks.launch.failures import GroupBroken
-    from benchmarks.launch.local import plan_of
     from benchmarks.launch.worker import work
     from benchmarks.plan.jobs import process_kinds
 
@@ -187,9 +187,10 @@ def _run_in_group(args: argparse.Namespace) -> int:
             f"grid {grid.name!r} needs processes of several kinds ({names}); run it with "
             "--processes N instead, or a part of it at a time with --methods"
         )
-    order = plan_of(grid, jobs, workspace, _local(args))
+    # torchrun and the like have set the number of threads.
+    order = dataclasses.replace(_local(args).order(grid, jobs, workspace), threads=0)
     try:
-        code = work({**order, "threads": 0}, None, Progress().line)
+        code = work(order, None, Progress().line)
     except GroupBroken as broken:
         sys.stdout.flush()
         os._exit(broken.code)  # the group's communication may wait for ever at a normal end

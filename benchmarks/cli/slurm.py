@@ -168,11 +168,12 @@ def execute(
     Returns:
         Whether there is an outcome to print: after waiting, or when everything was done before.
     """
+    from benchmarks.launch.cost_table import cost_table
     from benchmarks.launch.slurm import check_hours, confirmed, launch, propose
     from benchmarks.launch.slurm_jobs import wait
 
     proposal = propose(asked, jobs, workspace, only)
-    report(proposal.table())
+    report(cost_table(proposal))
     if not proposal.bundles and all(kind == "done" for kind in proposal.kinds.values()):
         _report_spent(asked, jobs, workspace, report)
         return True
@@ -222,6 +223,7 @@ def plan(
     Raises:
         UserError: the measurement failed; the file cannot be written.
     """
+    from benchmarks.launch.cost_table import cost_table
     from benchmarks.launch.slurm import plan_record, propose
     from benchmarks.launch.slurm_jobs import measure
     from benchmarks.launch.snapshot import snapshot
@@ -231,7 +233,7 @@ def plan(
     if args.probe:
         measure(grid, proposal, workspace, report)
         proposal = propose(asked, jobs, workspace)
-    text = proposal.table()
+    text = cost_table(proposal)
     if args.save is None:
         return text
     code = snapshot(workspace.runs.resolve() / "slurm" / "code")

@@ -1,16 +1,16 @@
-"""Runs and shared stages packed into bundles: what one job of a cluster does."""
+"""Packs runs and shared stages into bundles, each of which one job of a cluster does."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.plan.jobs import Job, Stage
 
 GUESS_SECONDS = 600.0
-"""What a run is taken for when nothing was measured; only bundles' sizes depend on it."""
+"""Assumed length of a run that was never measured; it only decides how bundles are filled."""
 
 
 @dataclass(frozen=True)
@@ -19,14 +19,14 @@ class Bundle:
 
     Attributes:
         kind: "stages" or "runs".
-        precision: of all its runs; a process is set up for one.
-        strategy: likewise.
-        dataset: its images.
-        processes: that work on it together; methods that are fitted in one process have 1.
-        run_ids: its runs.
-        stage_ids: its stages.
-        needs: stages that have to be there before; made by other bundles.
-        seconds: estimated length in seconds, guesses included.
+        precision: precision of all its runs; a process is set up for one.
+        strategy: strategy of all its runs; a process is set up for one.
+        dataset: name of the dataset of all its runs.
+        processes: processes that work on it together; 1 for methods that are fitted.
+        run_ids: identities of its runs.
+        stage_ids: identities of its stages.
+        needs: identities of the stages that its runs need and other bundles make.
+        seconds: estimated length in seconds, `GUESS_SECONDS` for what was never measured.
     """
 
     kind: str
@@ -39,6 +39,17 @@ class Bundle:
     needs: tuple[str, ...] = ()
     seconds: float = 0.0
 
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Bundle:
+        """A bundle from its JSON values.
+
+        Raises:
+            TypeError: a field is absent or unknown, or the value is no table.
+        """
+        values: dict[str, Any] = {**record}
+        values |= {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
+        return cls(**values)
+
     def record(self) -> dict[str, Any]:
         """As JSON values."""
         return dataclasses.asdict(self)
@@ -50,33 +61,36 @@ def pack(
     processes: int,
     target: float,
     *,
-    of_run: Callable[[Job], float | None],
-    of_stage: Callable[[Stage, Job], float | None],
+    run_seconds: Callable[[Job], float | None],
+    stage_seconds: Callable[[Stage, Job], float | None],
 ) -> list[Bundle]:
-    """Bundles of about the same length; those of stages come first.
+    """Pack runs and stages into bundles of about the same length.
 
-    Runs that differ in what a process is set up for, in how many processes train them, or in the
-    dataset are kept apart: bundles of one dataset wait for that dataset's stages only.
+    A bundle holds runs of one process kind, one number of processes and one dataset, so that it waits
+    for the stages of its own dataset only.
 
     Args:
         jobs: the runs to do.
         stages: the stages to do, each with a run that needs it.
-        processes: that train a run together.
+        processes: processes that train a run together.
         target: length in seconds after which a bundle is full.
-        of_run: estimated seconds of a run, None where nothing is known.
-        of_stage: the same of a stage.
+        run_seconds: gives the estimated seconds of a run, None where nothing is known.
+        stage_seconds: gives the estimated seconds of a stage, None where nothing is known.
+
+    Returns:
+        The bundles, those of stages first.
     """
     todo = {stage.stage_id for stage, _ in stages}
     groups: dict[tuple[Any, ...], list[Any]] = {}
     for stage, job in stages:
         count = processes if stage.kind == "warmup" else 1
         key: tuple[Any, ...] = ("stages", *job.process_kind, job.spec.dataset, count)
-        groups.setdefault(key, []).append((stage.stage_id, of_stage(stage, job), ()))
+        groups.setdefault(key, []).append((stage.stage_id, stage_seconds(stage, job), ()))
     for job in jobs:
         count = 1 if job.cell.kind == "fit" else processes
         needs = tuple(stage.stage_id for stage in job.stages if stage.stage_id in todo)
         key = ("runs", *job.process_kind, job.spec.dataset, count, bool(needs))
-        groups.setdefault(key, []).append((job.spec.run_id, of_run(job), needs))
+        groups.setdefault(key, []).append((job.spec.run_id, run_seconds(job), needs))
     found = []
     for (kind, precision, strategy, dataset, count, *_), entries in groups.items():
         for part in _parts(entries, target):
@@ -102,7 +116,7 @@ def _length(entry: tuple[str, float | None, tuple[str, ...]]) -> float:
 
 
 def _parts(entries: list[Any], target: float) -> list[list[Any]]:
-    """Neighbours together, which share data and stages, until a bundle is full."""
+    """Cut entries into bundles; neighbours, which share data and stages, stay together."""
     parts: list[list[Any]] = []
     room = 0.0
     for entry in entries:

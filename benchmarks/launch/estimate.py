@@ -1,9 +1,11 @@
-"""How long runs and shared stages will take, from finished ones or from a short probe.
+"""Estimates how long runs and shared stages take, from finished ones or from measurements.
 
-A training's wall seconds are modelled as `start + image · images + score · scored`: its start, the
-images that go through its steps (the pool's scores, once per epoch, are part of that: they grow
-alike), and the images that its evaluations score. `cost.seconds` of a finished run covers the
-second term only; the time from its claim to its result, less that, is the rest.
+The wall time of a training is modelled as `start + image · images + score · scored` seconds: its start,
+the images that go through its steps (scoring the pool once per epoch counts here, because it grows with
+them), and the images that its evaluations score. `cost.seconds` of a finished run covers the second term
+only; the rest is the time from its claim to its result, less that.
+
+`benchmarks.launch.timing` makes the measurements. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -12,39 +14,27 @@ import dataclasses
 import json
 import os
 import statistics
-import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import methods
-from benchmarks.launch.memory import keep_large_blocks
-from benchmarks.launch.timing import measure_features, measure_fit, measure_steps
-from benchmarks.plan.grid import load, with_strategy
 from benchmarks.plan.identity import canonical, digest
-from benchmarks.plan.jobs import Job, Stage, process_kinds, resolve
+from benchmarks.plan.jobs import Job, Stage
 from benchmarks.plan.recipe import LATER_FIELDS
-from benchmarks.progress import silent
-from benchmarks.provenance import device_name
-from benchmarks.training.group import Group
-from benchmarks.training.strategy import Strategy, make
 from benchmarks.workspace import Workspace
-from methods.base import StepMethod
-from methods.errors import UserError
 from results.files import atomic_write_json
 
 READ = 24
-"""Newest results that are read of a (dataset, method) folder."""
+"""How many results of a (dataset, method) folder are read, the newest first."""
 STAGES = 200
-"""Newest shared stages that are looked at."""
+"""How many shared stages are read, the newest first."""
 SCORE_SHARE = 1 / 3
-"""Time to score an image over that of a training image, at most, where it was not measured: a
-training image is at least a forward and a backward pass."""
+"""Seconds per scored image over seconds per trained image where the first was not measured. It is an
+upper bound: a trained image is at least a forward and a backward pass."""
 SAME, OTHER, RESUMED, PROBE, SIMILAR = range(5)
-"""How near a measurement is to what is asked, the nearest first; see `_NAMES`."""
+"""How well a measurement matches the run, best match first; see `_NAMES`."""
 _NAMES = (
     "finished {}{s}",
     "finished {}{s} with other settings",
@@ -59,8 +49,8 @@ class Estimate:
     """How long something will take.
 
     Attributes:
-        seconds: wall seconds of one group of processes; None when nothing is known.
-        source: where the number comes from, in one short phrase.
+        seconds: wall seconds of one process group; None when nothing is known.
+        source: what the number was measured from, in one short phrase.
     """
 
     seconds: float | None
@@ -84,7 +74,7 @@ class _Key:
 
 @dataclass(frozen=True)
 class _Speed:
-    """A measurement: seconds per image trained and scored, seconds of the start, and whence."""
+    """A measured speed: seconds per trained image, per scored image, start-up time, and its source."""
 
     nearness: int
     what: str
@@ -97,7 +87,7 @@ class _Speed:
 
 
 def _key(method: str, data: str, backbone: str, recipe: dict[str, Any], processes: int, semi: bool) -> _Key:
-    """From a run's or a warm-up's part of the recipe; a warm-up is like a labelled-only run."""
+    """The key of a run or a warm-up from its part of the recipe; a warm-up is a labelled-only training."""
     recipe = {**LATER_FIELDS, **recipe}
     names = ("batch_labelled", "batch_unlabelled") if semi else ("batch_warmup", "")
     first, second = (recipe.get(name, 0) for name in names)
@@ -115,7 +105,7 @@ def _key(method: str, data: str, backbone: str, recipe: dict[str, Any], processe
 
 
 def _run_key(spec: dict[str, Any], data: str, processes: int) -> _Key:
-    """Of a run, from `RunSpec`'s values; methods that are fitted use one process of a group."""
+    """The key of a run from `RunSpec`'s values; methods that are fitted use one process of a group."""
     recipe, semi = spec["recipe"], "batch_unlabelled" in spec["recipe"]
     alone = not semi and "batch_warmup" not in recipe
     backbone = canonical(spec["backbone"])
@@ -123,32 +113,32 @@ def _run_key(spec: dict[str, Any], data: str, processes: int) -> _Key:
 
 
 def _stage_key(key: dict[str, Any], processes: int) -> _Key:
-    """Of a stage, from its own key; the resolution of features is that of their data."""
+    """The key of a stage from the stage's own key; the resolution of features is that of their data."""
     recipe = key.get("recipe") or {"resolution": 0, "precision": key["precision"]}
     method, backbone = key.get("method", "features"), canonical(key["backbone"])
     return _key(method, key["data"], backbone, recipe, processes, False)
 
 
 def _scored(recipe: dict[str, Any], tests: int, held_out: int) -> int:
-    """Images that a training's evaluations score."""
+    """Number of images that a training's evaluations score."""
     epochs = recipe["labelled_epochs"] if "labelled_epochs" in recipe else recipe["epochs"]
     rounds = -(-epochs // recipe["eval_every"])
     return rounds * (tests * (2 if recipe["evaluate"] == "both" else 1) + held_out)
 
 
 def _per_epoch(labelled: int, pool: int, batches: tuple[int, int]) -> int:
-    """Images of an epoch's steps; see `SemiSampler`."""
+    """Number of images in an epoch's steps; see `SemiSampler`."""
     return pool + -(-pool // batches[1]) * batches[0] if batches[1] else labelled
 
 
 class Estimates:
-    """Estimates from a workspace's finished runs, finished stages and probes, read as needed.
+    """Estimates from a workspace's finished runs, finished stages and measurements, read when needed.
 
     Args:
         workspace: where they lie.
-        device: name, or a part of it, of the device whose measurements are preferred; None
-            prefers the one with the most recent measurement of what is asked for.
-        processes: processes that train a run together; others' measurements are left out.
+        device: name, or a part of the name, of the device whose measurements are preferred; None
+            prefers the device of the most recent measurement.
+        processes: processes that train a run together; measurements with other numbers are left out.
     """
 
     def __init__(self, workspace: Workspace, device: str | None = None, processes: int = 1) -> None:
@@ -159,31 +149,59 @@ class Estimates:
         self._probes: list[os.DirEntry[str]] | None = None
 
     def run(self, job: Job) -> Estimate:
-        """Of a run, without the stages that it needs."""
-        key = _run_key(vars(job.spec), job.spec.dataset_digest, self.processes)
-        split = job.split
+        """How long a run takes, without the stages that it needs."""
+        key, split = self._key_of(job, None), job.split
         if job.cell.kind == "fit":
-            return self._estimate(self.measured(key, job), len(split.labelled), 0)
+            return self._estimate(self._measured(key, job), len(split.labelled), 0)
         recipe = job.spec.recipe
         images = _per_epoch(len(split.labelled), len(split.unlabelled), key.batches)
         epochs = recipe["epochs"] if key.batches[1] else recipe["labelled_epochs"]
         scored = _scored(recipe, len(job.prepared.dataset.test), len(split.held_out))
-        return self._estimate(self.measured(key, job), images * epochs, scored)
+        return self._estimate(self._measured(key, job), images * epochs, scored)
 
     def stage(self, stage: Stage, job: Job) -> Estimate:
-        """Of a shared stage, with the data of a run that needs it."""
+        """How long a shared stage takes, given a run that needs it."""
         features, dataset = stage.kind == "features", job.prepared.dataset
-        # Features need no group: one process makes them, also where several train together.
-        key = _stage_key(stage.key, 1 if features else self.processes)
+        key = self._key_of(job, stage)
         if features:
             count = len(dataset.train) + len(dataset.test)
-            return self._estimate(self.measured(key, job, stage), count, 0)
+            return self._estimate(self._measured(key, job, stage), count, 0)
         count = len(job.split.labelled)
         images = count * int(stage.key["recipe"]["warmup_epochs"])
-        return self._estimate(self.measured(key, job, stage), images, count)
+        return self._estimate(self._measured(key, job, stage), images, count)
 
-    def measured(self, key: _Key, job: Job, stage: Stage | None = None) -> list[_Speed]:
-        """All that is known of a speed, of any device."""
+    def is_measured(self, job: Job, stage: Stage | None, device: str) -> bool:
+        """Whether the speed of a run (or of its stage) was measured on a device, not only inferred."""
+        speeds = self._measured(self._key_of(job, stage), job, stage)
+        return any(speed.device == device and speed.nearness <= PROBE for speed in speeds)
+
+    def name_of(self, job: Job, stage: Stage | None) -> str:
+        """A file name for what the speed of a run (or of its stage) depends on, but for the device."""
+        return _name(self._key_of(job, stage))
+
+    def record(self, job: Job, stage: Stage | None, device: str, measured: Mapping[str, float]) -> None:
+        """Keep a measurement, in `<runs>/slurm/probes`.
+
+        Args:
+            job: the run.
+            stage: the shared stage that was measured; None for the run itself.
+            device: name of the device.
+            measured: seconds per trained image ("image"), per scored image ("score"), of the start
+                ("start"), and the number of images of the measurement ("images").
+        """
+        key, folder = self._key_of(job, stage), _probes(self.workspace)
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{_name(key)}-{digest(device)[:8]}.json"
+        atomic_write_json(path, {"key": dataclasses.asdict(key), "device": device, **measured})
+
+    def _key_of(self, job: Job, stage: Stage | None) -> _Key:
+        if stage is None:
+            return _run_key(vars(job.spec), job.spec.dataset_digest, self.processes)
+        # Features need no group: one process makes them, also where several train together.
+        return _stage_key(stage.key, 1 if stage.kind == "features" else self.processes)
+
+    def _measured(self, key: _Key, job: Job, stage: Stage | None = None) -> list[_Speed]:
+        """All that is known of a speed, on any device."""
         hyper = canonical(job.spec.hyper if stage is None else stage.key.get("hyper"))
         known = (key, job.spec.dataset, hyper, stage and stage.kind)
         if known not in self._speeds:
@@ -208,7 +226,7 @@ class Estimates:
         nearness = min(speed.nearness for speed in speeds)
         speeds = [speed for speed in speeds if speed.nearness == nearness]
         what = speeds[0].what
-        if what == "fit":  # how its time grows is its own affair: the most alike count
+        if what == "fit":  # its time need not grow linearly: only runs of the nearest size count
             apart = {speed: abs(speed.images - images) for speed in speeds}
             speeds = [speed for speed in speeds if apart[speed] == min(apart.values())]
             what = "run"
@@ -223,7 +241,7 @@ class Estimates:
     # -- what is on the disk -------------------------------------------------------------------
 
     def _of_runs(self, key: _Key, job: Job, method: str, hyper: str | None) -> Iterable[_Speed]:
-        """Of the newest results; for a warm-up, `hyper` is None and the method may be another."""
+        """Speeds of the newest results; for a warm-up, `hyper` is None and the method may be another."""
         for found in self._results(job, method):
             if found["key"] != dataclasses.replace(key, method=method):
                 continue
@@ -245,7 +263,7 @@ class Estimates:
             )
 
     def _results(self, job: Job, method: str) -> list[dict[str, Any]]:
-        """What matters of the newest results of a (dataset, method) folder."""
+        """The values needed here of the newest results of a (dataset, method) folder."""
         place = {"dataset": {"alias": job.spec.dataset}, "method": method, "ratio": 1, "seed": 0}
         folder = self.workspace.store.directory("", place).parent
         if folder not in self._folders:
@@ -253,7 +271,7 @@ class Estimates:
         return self._folders[folder]
 
     def _of_stages(self, key: _Key, job: Job, stage: Stage, hyper: str) -> Iterable[_Speed]:
-        """Of finished stages; a warm-up's images are known where its split is."""
+        """Speeds of finished stages; the images of a warm-up are known where its split is."""
         if self._stages is None:
             paths = _newest(self.workspace.stages, "stage.json", STAGES)
             self._stages = _sound(_stage_record, paths)
@@ -284,12 +302,14 @@ class Estimates:
 
 
 def _labelled_only(name: str) -> bool:
+    from methods.base import StepMethod  # imports torch, as any method does
+
     cls = methods.get(name)
     return issubclass(cls, StepMethod) and not cls.uses_unlabelled
 
 
 def _newest(folder: Path, name: str, count: int) -> list[Path]:
-    """The newest files of a name in a folder's sub-folders."""
+    """The newest files of one name in a folder's sub-folders."""
     found = []
     try:
         entries = [entry.path for entry in os.scandir(folder)]
@@ -305,7 +325,7 @@ def _newest(folder: Path, name: str, count: int) -> list[Path]:
 
 
 def _sound(read: Callable[[Path], dict[str, Any]], paths: list[Path]) -> list[dict[str, Any]]:
-    """Records that can be read; a damaged one only makes an estimate a little worse."""
+    """The records that can be read; leaving out a damaged one makes an estimate only a little worse."""
     found = []
     for path in paths:
         try:
@@ -370,93 +390,3 @@ def _probes(workspace: Workspace) -> Path:
 
 def _name(key: _Key) -> str:
     return digest(dataclasses.asdict(key))[:16]
-
-
-# -- measuring ---------------------------------------------------------------------------------
-
-
-def probe(
-    jobs: Sequence[Job], workspace: Workspace, strategy: Strategy, report: Callable[[str], None]
-) -> None:
-    """Time a few steps and scored images of each kind of run and stage that is not measured yet.
-
-    Called by all processes of a group, on the device in question. What was measured is left in
-    `<runs>/slurm/probes`; nothing goes to the run store. What fails is reported and left out.
-
-    Args:
-        jobs: runs whose precision and strategy are the strategy's.
-        workspace: where measurements are looked for and left.
-        strategy: processes, device and precision.
-        report: called with one line of progress.
-    """
-    group, device = strategy.group, device_name(strategy.accelerator.device)
-    known, seen = Estimates(workspace, device, group.world), set()
-    tasks = [(stage, job) for job in jobs for stage in (*job.stages, None)]
-    for stage, job in tasks:
-        if stage is None:
-            key = _run_key(vars(job.spec), job.spec.dataset_digest, group.world)
-        else:
-            key = _stage_key(stage.key, group.world)
-        if key in seen or (key.processes > 1 and stage is not None and stage.kind == "features"):
-            continue
-        seen.add(key)
-        speeds = known.measured(key, job, stage) if group.is_main else []
-        here = any(speed.device == device and speed.nearness <= PROBE for speed in speeds)
-        if group.told(int(here))[0]:  # rank 0 alone looks: the disk may show others another state
-            continue
-        title = f"{key.method} on {job.spec.dataset}"
-        try:
-            found = _measure(job, stage, strategy)
-        except Exception as error:  # whatever it is, the run will meet it and record it
-            if group.world > 1:  # the others wait for this one
-                raise
-            report(f"no probe of {title}: {type(error).__name__}: {error}")
-            continue
-        if group.is_main:
-            _probes(workspace).mkdir(parents=True, exist_ok=True)
-            path = _probes(workspace) / f"{_name(key)}-{digest(device)[:8]}.json"
-            atomic_write_json(path, {"key": dataclasses.asdict(key), "device": device, **found})
-            report(f"probed {title}: {1000 * found['image']:.3g} ms per image")
-
-
-def _measure(job: Job, stage: Stage | None, strategy: Strategy) -> dict[str, float]:
-    if stage is None and job.cell.kind == "fit":
-        return measure_fit(job, strategy)
-    if stage is not None and stage.kind == "features":
-        return measure_features(job, strategy)
-    return measure_steps(job, stage, strategy)
-
-
-def main() -> int:
-    """Entry point of `python -m benchmarks.launch.estimate PLAN`: probe what a plan needs.
-
-    The plan is that of `benchmarks.launch.local.plan_of`.
-    """
-    plan: dict[str, Any] = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    keep_large_blocks()
-    if plan["threads"]:
-        torch.set_num_threads(plan["threads"])
-    workspace = Workspace(Path(plan["data"]), Path(plan["runs"]))
-    wanted = set(plan["run_ids"])
-    try:
-        grid = with_strategy(load(plan["grid"]), plan["strategy"])
-        jobs = resolve(grid, workspace, progress=silent, workers=1)
-        jobs = [job for job in jobs if job.spec.run_id in wanted]
-        if len(jobs) < len(wanted):
-            raise UserError(f"{len(wanted) - len(jobs)} runs of the plan are not in its grid")
-        group = Group.join()
-        ((precision, strategy),) = process_kinds(jobs)  # accelerate knows one per process
-        probe(jobs, workspace, make(strategy, precision, group), _say)
-        group.leave()
-    except UserError as error:
-        _say(f"error: {error}")
-        return 2
-    return 0
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

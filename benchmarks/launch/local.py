@@ -2,44 +2,44 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shlex
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from benchmarks.launch import environment
+from benchmarks.launch.work_order import NAME, WorkOrder
 from benchmarks.plan.grid import Grid
 from benchmarks.plan.jobs import Job, process_kinds
+from benchmarks.provenance import cores
 from benchmarks.signals import Stopped, stopped_by
-from benchmarks.training.group import RENDEZVOUS
-from benchmarks.workspace import REPOSITORY, Workspace
+from benchmarks.workspace import Workspace
 from methods.errors import UserError
 from slurm.protocol import EXIT_BROKEN, EXIT_LOST
 
 RESPAWNS = 2
+"""How often a worker that was killed is started again."""
 GRACE_SECONDS = 15.0
-"""Time that a group's processes have to end by themselves after one of them has."""
+"""How long the other processes of a group may take to end after one of them has ended badly."""
+POLL_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
 class Local:
-    """Local execution.
+    """How runs are executed on this machine.
 
     Attributes:
-        workers: groups of processes that take runs side by side.
+        workers: process groups that take runs side by side.
         processes: processes of a group, which train one run together.
         threads: CPU threads of each process.
-        checkpoint_seconds: time between checkpoints inside an epoch.
-        hang_seconds: time after which a group that does not move counts as hung.
+        checkpoint_seconds: seconds between checkpoints inside an epoch.
+        hang_seconds: seconds without progress after which a process group counts as hung.
         strategy: overrides the recipes' way of spreading a step over processes; None leaves it.
     """
 
@@ -59,20 +59,48 @@ class Local:
         hang_seconds: float,
         strategy: str | None = None,
     ) -> Local:
-        """One process a GPU; without one, a process a core, as small models scale best that way.
+        """One process per GPU; without GPUs one process per core, because small models scale best so.
+
+        Args:
+            workers: see the class; None for as many as the machine has room for.
+            processes: see the class.
+            checkpoint_seconds: see the class.
+            hang_seconds: see the class.
+            strategy: see the class.
 
         Raises:
             UserError: a group wants more GPUs than there are.
         """
         gpus = _gpus()
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        cores = cores or 1
         if gpus and processes > gpus:
             raise UserError(f"--processes {processes}: this machine has {gpus} GPUs")
-        count = workers or max(1, (gpus or min(cores, 8)) // processes)
-        asked = os.environ.get("OMP_NUM_THREADS", "")  # who sets it shares the machine with others
-        threads = int(asked) if asked.isdecimal() else max(1, cores // (count * processes))
+        count = workers or max(1, (gpus or min(cores(), 8)) // processes)
+        threads = environment.threads_of_user()
+        if threads is None:
+            threads = max(1, cores() // (count * processes))
         return cls(count, processes, threads, checkpoint_seconds, hang_seconds, strategy)
+
+    def order(
+        self, grid: Grid, jobs: Sequence[Job], workspace: Workspace, launcher: int | None = None
+    ) -> WorkOrder:
+        """What workers on this machine are asked to do.
+
+        Args:
+            grid: the grid.
+            jobs: those of its runs that are executed.
+            workspace: where data and runs lie.
+            launcher: process id without which the workers stop; None for none.
+        """
+        return WorkOrder.make(
+            grid.path,
+            workspace,
+            [job.spec.run_id for job in jobs],
+            strategy=self.strategy,
+            threads=self.threads,
+            checkpoint_seconds=self.checkpoint_seconds,
+            hang_seconds=self.hang_seconds,
+            launcher=launcher,
+        )
 
     def execute(
         self, grid: Grid, jobs: Sequence[Job], workspace: Workspace, report: Callable[[str], None]
@@ -80,27 +108,28 @@ class Local:
         """Execute runs; what happened to them is in the store.
 
         Raises:
-            KeyboardInterrupt: passed on after the workers have saved and ended.
-            Stopped: likewise, after SIGTERM or SIGUSR2.
+            KeyboardInterrupt: raised again after the workers have saved and ended.
+            Stopped: SIGTERM or SIGUSR2 came; raised after the workers have saved and ended.
         """
         with stopped_by(signal.SIGTERM, signal.SIGUSR2):
             for kind in process_kinds(jobs):
                 group = [job for job in jobs if job.process_kind == kind]
-                self._execute(plan_of(grid, group, workspace, self), report)
+                self._execute(self.order(grid, group, workspace, os.getpid()), report)
 
-    def _execute(self, plan: dict[str, Any], report: Callable[[str], None]) -> None:
+    def _execute(self, order: WorkOrder, report: Callable[[str], None]) -> None:
         with tempfile.TemporaryDirectory(prefix="ssmll-plan-") as folder:
-            path = Path(folder) / "plan.json"
-            path.write_text(json.dumps(plan), encoding="utf-8")
-            count = min(self.workers, len(plan["run_ids"]))
-            workers = [_Worker(number, path, self, report) for number in range(count)]
+            path = Path(folder) / NAME
+            order.write(path)
+            command = [sys.executable, *order.argv(path)]
+            count = min(self.workers, len(order.run_ids))
+            workers = [_Worker(number, command, Path(folder), self, report) for number in range(count)]
             try:
                 while True:
-                    # All are asked each time: asking starts one that has died anew.
-                    running = [worker.running() for worker in workers]
-                    if not any(running):
+                    # Poll every worker: polling also restarts one that died.
+                    working = [worker.poll_and_restart() for worker in workers]
+                    if not any(working):
                         break
-                    time.sleep(0.2)
+                    time.sleep(POLL_SECONDS)
             except (KeyboardInterrupt, Stopped):
                 report("stopping: runs are saved at their next step")
                 for worker in workers:
@@ -110,43 +139,49 @@ class Local:
                 raise
 
 
-def plan_of(grid: Grid, jobs: Sequence[Job], workspace: Workspace, local: Local) -> dict[str, Any]:
-    """What a worker is told: plain JSON values."""
-    return {
-        "grid": str(grid.path.resolve()),
-        "data": str(workspace.data.resolve()),
-        "runs": str(workspace.runs.resolve()),
-        "run_ids": [job.spec.run_id for job in jobs],
-        "strategy": local.strategy,
-        "threads": local.threads,
-        "checkpoint_seconds": local.checkpoint_seconds,
-        "hang_seconds": local.hang_seconds,
-        "launch": uuid.uuid4().hex,
-        "command": shlex.join(sys.argv),
-        "launcher": os.getpid(),
-    }
-
-
 class _Worker:
-    """A group of processes that is started anew a few times if it dies."""
+    """A process group that is started again a few times if it dies.
 
-    def __init__(self, number: int, plan: Path, local: Local, report: Callable[[str], None]) -> None:
-        self.number, self.plan, self.local, self.report = number, plan, local, report
+    Args:
+        number: number of the worker on this machine.
+        command: what each process of the group executes.
+        folder: for the files by which the processes of a group meet.
+        local: numbers of processes and threads.
+        report: gets the lines that the processes print.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        command: Sequence[str],
+        folder: Path,
+        local: Local,
+        report: Callable[[str], None],
+    ) -> None:
+        self.number, self.command, self.folder = number, command, folder
+        self.local, self.report = local, report
         self.deaths, self.starts = 0, 0
         self._start()
 
     def _start(self) -> None:
         self.starts += 1
-        # A file of its own for each start: two groups can never meet by accident, as with ports.
-        meeting = self.plan.with_name(f"rendezvous-{self.number}-{self.starts}")
+        # Each start has a file of its own: two groups can never meet by accident, as with ports.
+        meeting, gpus = self.folder / f"rendezvous-{self.number}-{self.starts}", _gpus()
         self.processes = [
             subprocess.Popen(
-                [sys.executable, "-m", "benchmarks.launch.worker", str(self.plan)],
-                env=self._environment(rank, meeting),
+                self.command,
+                env=environment.of_worker(
+                    self.number,
+                    rank,
+                    processes=self.local.processes,
+                    threads=self.local.threads,
+                    gpus=gpus,
+                    meeting=meeting,
+                ),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
-                # Its own session: Ctrl-C reaches the launcher alone, which stops the workers once.
+                # A session of its own: Ctrl-C reaches only the launcher, which stops the workers once.
                 start_new_session=True,
             )
             for rank in range(self.local.processes)
@@ -158,34 +193,17 @@ class _Worker:
             reader.start()
         self.first_end = 0.0
 
-    def _environment(self, rank: int, meeting: Path) -> dict[str, str]:
-        count = self.local.processes
-        environment = {**os.environ, "OMP_NUM_THREADS": str(self.local.threads)}
-        environment["PYTHONPATH"] = os.pathsep.join(
-            part for part in (str(REPOSITORY), os.environ.get("PYTHONPATH", "")) if part
-        )
-        gpus = _gpus()
-        if gpus and "CUDA_VISIBLE_DEVICES" not in os.environ:
-            first = self.number * count
-            mine = [str((first + k) % gpus) for k in range(count)]
-            environment["CUDA_VISIBLE_DEVICES"] = ",".join(mine)
-        if count > 1:
-            environment |= {
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": str(count),
-                "LOCAL_WORLD_SIZE": str(count),
-                RENDEZVOUS: str(meeting),
-            }
-        return environment
-
     def _read(self, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
         for line in process.stdout:
             self.report(line.rstrip("\n"))
 
-    def running(self) -> bool:
-        """Whether it is at work; a death that was not asked for is followed by a new start."""
+    def poll_and_restart(self) -> bool:
+        """Look at the processes; start them again if the group broke or one of them was killed.
+
+        Returns:
+            Whether the worker is still at work.
+        """
         codes = [process.poll() for process in self.processes]
         if None in codes:
             self._end_together([code for code in codes if code is not None])
@@ -206,7 +224,7 @@ class _Worker:
         return False
 
     def _end_together(self, ended: list[int]) -> None:
-        """After one process has ended badly, the others wait in vain: give them a moment."""
+        """Kill the rest of a group some time after one of its processes has ended badly."""
         if all(code == 0 for code in ended):
             return
         self.first_end = self.first_end or time.monotonic()
@@ -215,12 +233,12 @@ class _Worker:
                 process.kill()
 
     def ask_to_stop(self) -> None:
-        """Ask it to save and end."""
+        """Ask the processes to save and end."""
         for process in self.processes:
             process.terminate()
 
     def wait_or_kill(self) -> None:
-        """Wait until it has ended; kill it if it does not within a minute."""
+        """Wait until the processes have ended; kill those that take longer than a minute."""
         end = time.monotonic() + 60
         for process in self.processes:
             try:

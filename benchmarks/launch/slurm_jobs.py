@@ -1,4 +1,4 @@
-"""Jobs of a cluster that are waited for: preparing data, measuring steps, whole grids."""
+"""Submits SLURM jobs and waits for them: preparing data, measuring speeds, whole grids."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from pathlib import Path
 from benchmarks.launch.estimate import Estimates
 from benchmarks.launch.slurm import POLL_SECONDS, Proposal, SlurmOptions
 from benchmarks.launch.snapshot import snapshot
+from benchmarks.launch.work_order import TIMING, WorkOrder
 from benchmarks.plan.grid import Grid
 from benchmarks.plan.jobs import Job, process_kinds, states, uncached
 from benchmarks.signals import stopped_by
+from benchmarks.status.logs import tail
 from benchmarks.workspace import Workspace
 from methods.errors import UserError
 from results.errors import StoreError
-from results.files import atomic_write_json
 from slurm import client
 from slurm.launches import Launches
 from slurm.submit import Array, submit
@@ -26,7 +27,7 @@ from slurm.task import JobCommand
 
 
 def run_job(
-    cluster: SlurmOptions,
+    options: SlurmOptions,
     workspace: Workspace,
     name: str,
     command: Sequence[str],
@@ -35,15 +36,15 @@ def run_job(
 ) -> Path:
     """Run a command in one job and wait until it has ended, well or badly.
 
-    Interrupting the wait leaves the job alone.
+    Interrupting the wait does not cancel the job.
 
     Args:
-        cluster: what to ask for.
-        workspace: below its runs the job's log lies.
+        options: what the job requests.
+        workspace: its folder of runs takes the job's log.
         name: the job's name in the queue, after "ssmll-".
         command: arguments of Python.
-        report: gets a line when it is submitted and when it starts.
-        shape: nodes, and tasks on each; every task runs the command.
+        report: gets a line when the job is submitted and whenever its state changes.
+        shape: nodes, and tasks on each node; every task runs the command.
 
     Returns:
         The job's log.
@@ -51,10 +52,10 @@ def run_job(
     root = workspace.runs / "slurm"
     root.mkdir(parents=True, exist_ok=True)
     code = snapshot(root / "code")
-    python = cluster.profile.python or sys.executable
-    work = JobCommand((python, *command), cluster.profile.max_requeues)
+    python = options.profile.python or sys.executable
+    job_command = JobCommand((python, *command), options.profile.max_requeues)
     ((_, job),) = submit(
-        Array((0,), *shape), root / "jobs", f"ssmll-{name}", cluster.profile, [work], code, 1
+        Array((0,), *shape), root / "jobs", f"ssmll-{name}", options.profile, [job_command], code, 1
     )
     log = root / "jobs" / f"{job}_0_log.out"
     report(f"{name}: job {job}, log {log}; it goes on when this is interrupted")
@@ -67,30 +68,29 @@ def run_job(
     return log
 
 
-def tail(log: Path, lines: int = 3) -> str:
-    """The last lines of a log, for an error message."""
+def _log_end(log: Path, lines: int = 3) -> str:
+    """The last lines of a job's log, for an error message."""
     try:
-        text = log.read_text(encoding="utf-8", errors="replace").splitlines()
+        return f"{' | '.join(line.strip() for line in tail(log, lines) if line.strip())} ({log})"
     except OSError:
-        return "no log was written; is --runs on a file system that nodes share?"
-    return " | ".join(line.strip() for line in text[-lines:] if line.strip())
+        return f"no log was written; is --runs on a file system that nodes share? ({log})"
 
 
 def prepare(
-    cluster: SlurmOptions,
+    options: SlurmOptions,
     grid: Grid,
-    words: Sequence[str],
+    argv: Sequence[str],
     workspace: Workspace,
     report: Callable[[str], None],
 ) -> None:
-    """Cache a grid's images in a job, instead of on the login node.
+    """Cache the images of a grid in a job instead of on the login node.
 
     Args:
-        cluster: what to ask for.
-        grid: whose data.
-        words: further words of the command line: which part of the grid.
-        workspace: where data lies.
-        report: gets progress.
+        options: what the job requests.
+        grid: the grid.
+        argv: further arguments of the command line, which select a part of the grid.
+        workspace: where the data lies.
+        report: called with one line of progress.
 
     Raises:
         UserError: the job ended without having prepared everything.
@@ -101,102 +101,107 @@ def prepare(
         "plan",
         "--grid",
         str(grid.path.resolve()),
-        *words,
+        *argv,
         "--data",
         str(workspace.data.resolve()),
         "--runs",
         str(workspace.runs.resolve()),
         "--workers",
-        str(cluster.profile.cpus),
+        str(options.profile.cpus),
     ]
     report(f"the images of grid {grid.name} are not cached yet: a job does it")
-    log = run_job(cluster, workspace, "prepare", command, report)
+    log = run_job(options, workspace, "prepare", command, report)
     left = uncached(grid, workspace)
     if left:
-        raise UserError(f"{', '.join(left)}: the job did not prepare it: {tail(log)} ({log})")
+        raise UserError(f"{', '.join(left)}: the job did not prepare it: {_log_end(log)}")
 
 
 def measure(grid: Grid, proposal: Proposal, workspace: Workspace, report: Callable[[str], None]) -> None:
-    """Time a few steps of what nothing is known of: a job for each kind of process.
+    """Time a few steps of the runs that were never measured, in one job for each process kind.
+
+    Args:
+        grid: the grid.
+        proposal: the runs.
+        workspace: where the measurements are kept.
+        report: called with one line of progress.
 
     Raises:
         UserError: a job ended without having measured.
     """
-    cluster = proposal.cluster
+    options = proposal.options
     unknown = [job for job in proposal.submitted if proposal.estimates.run(job).seconds is None]
     folder = workspace.runs.resolve() / "slurm" / "probes"
     folder.mkdir(parents=True, exist_ok=True)
     for kind in process_kinds(unknown):
         jobs = [job for job in unknown if job.process_kind == kind]
-        plan = {
-            "grid": str(grid.path.resolve()),
-            "data": str(workspace.data.resolve()),
-            "runs": str(workspace.runs.resolve()),
-            "strategy": cluster.strategy,
-            "threads": 0,
-            "run_ids": [job.spec.run_id for job in jobs],
-        }
+        order = WorkOrder.make(
+            grid.path,
+            workspace,
+            [job.spec.run_id for job in jobs],
+            strategy=options.strategy,
+            checkpoint_seconds=options.checkpoint_seconds,
+            hang_seconds=options.hang_seconds,
+            module=TIMING,
+        )
         file = folder / f"plan-{secrets.token_hex(4)}"
-        atomic_write_json(file, plan)
+        order.write(file)
         try:
             # Processes that train together are measured together.
             fit = all(job.cell.kind == "fit" for job in jobs)
-            shape = (1, 1) if fit else cluster.profile.shape(cluster.processes, cluster.nodes)
-            command = ["-m", "benchmarks.launch.estimate", str(file)]
-            log = run_job(cluster, workspace, "probe", command, report, shape)
+            shape = (1, 1) if fit else options.profile.shape(options.processes, options.nodes)
+            command = order.argv(file)
+            log = run_job(options, workspace, "probe", command, report, shape)
         finally:
             file.unlink()
-        again = Estimates(workspace, processes=cluster.processes)
+        again = Estimates(workspace, processes=options.processes)
         left = [job for job in jobs if again.run(job).seconds is None]
         if left:
-            raise UserError(f"{left[0].spec.title} was not measured: {tail(log)} ({log})")
+            raise UserError(f"{left[0].spec.title} was not measured: {_log_end(log)}")
 
 
 def wait(proposal: Proposal, workspace: Workspace, report: Callable[[str], None]) -> None:
-    """Wait until no job of a grid's runs is left, telling when something has changed.
+    """Wait until no job of a grid's runs is left.
 
     Args:
         proposal: what was submitted, and what had jobs before.
         workspace: where results appear.
-        report: gets a line at each change.
+        report: called with the runs by state, whenever they change.
 
     Raises:
         Stopped: SIGTERM or SIGUSR2 came; the jobs go on.
     """
     ids = {job.spec.run_id for job in proposal.jobs}
-    told = ""
+    shown = ""
     with stopped_by(signal.SIGTERM, signal.SIGUSR2):  # a driver job ends; its jobs go on
         while True:
             grouped = states(proposal.jobs, workspace)
             line = ", ".join(f"{len(jobs)} {kind}" for kind, jobs in grouped.items())
-            if line != told:
+            if line != shown:
                 report(line)
-                told = line
+                shown = line
             if set(grouped) <= {"done"} or not _live(workspace, ids):
                 return
             time.sleep(POLL_SECONDS)
 
 
 def _live(workspace: Workspace, ids: set[str]) -> bool:
-    """Whether a job of these runs, or of their stages, waits or works."""
+    """Whether a job of these runs, or of their stages, is queued or running."""
     launches = list(Launches(workspace.runs))
     try:
         live = client.queue({launch.job_name for launch in launches})
     except client.SlurmError:  # the controller is away for a moment
         return True
     return any(
-        job in live and ids & set(launch.plan["titles"])
-        for launch in launches
-        for job in launch.jobs().values()
+        job in live and ids & launch.titles.keys() for launch in launches for job in launch.jobs().values()
     )
 
 
-def spent(cluster: SlurmOptions, jobs: Sequence[Job], workspace: Workspace) -> str:
-    """One line: what finished runs were estimated to take when they were submitted, and took.
+def spent(options: SlurmOptions, jobs: Sequence[Job], workspace: Workspace) -> str:
+    """One line that compares the estimated with the used device-hours of finished runs.
 
     Args:
-        cluster: whose hours.
-        jobs: the grid's runs; those that were never submitted with an estimate do not count.
+        options: says which devices count.
+        jobs: the grid's runs; those that were submitted without an estimate do not count.
         workspace: where results lie.
 
     Returns:
@@ -204,10 +209,10 @@ def spent(cluster: SlurmOptions, jobs: Sequence[Job], workspace: Workspace) -> s
     """
     estimates: dict[str, float] = {}
     for launch in Launches(workspace.runs):
-        for run_id, seconds in launch.plan.get("estimates", {}).items():
+        for run_id, seconds in launch.estimates.items():
             if seconds is not None:
                 estimates.setdefault(run_id, seconds)
-    each, unit = cluster.devices
+    each, unit = options.devices
     used, estimated, count = 0.0, 0.0, 0
     for job in jobs:
         if job.spec.run_id not in estimates:

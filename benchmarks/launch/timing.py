@@ -1,8 +1,11 @@
-"""Times a little of a run or a shared stage on this device.
+"""Measures the speed of runs and shared stages on this device, by a few steps of each.
 
-Every function is called by all processes of a group and returns, in seconds, what
-`benchmarks.launch.estimate` multiplies out: "start", "image" (per image that goes through the work),
-"score" (per image that an evaluation scores), and "images", how many the measurement is of.
+    python -m benchmarks.launch.timing PLAN
+
+All processes of a group call every function. The `measure_…` functions return what
+`benchmarks.launch.estimate` multiplies out: seconds of the start ("start"), per image that is trained on
+or computed ("image") and per image that an evaluation scores ("score"), and the number of images that
+were measured ("images").
 """
 
 from __future__ import annotations
@@ -11,8 +14,9 @@ import dataclasses
 import math
 import os
 import statistics
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -20,27 +24,108 @@ import torch
 from torch import Tensor
 
 import methods
+from benchmarks.launch.estimate import Estimates
 from benchmarks.launch.execution import summariser, task_of
-from benchmarks.plan.jobs import Job, Stage, warmup
+from benchmarks.launch.memory import keep_large_blocks
+from benchmarks.launch.work_order import WorkOrder
+from benchmarks.plan.jobs import Job, Stage, process_kinds, warmup
+from benchmarks.provenance import device_name
 from benchmarks.training.checkpoint import Checkpoints
+from benchmarks.training.group import Group
 from benchmarks.training.hidden_labels import PseudoLabelProbe
 from benchmarks.training.schedule import Schedule, TrainData
 from benchmarks.training.scoring import Scorer
-from benchmarks.training.strategy import Strategy
+from benchmarks.training.strategy import Strategy, make
 from benchmarks.training.trainer import Trainer
+from benchmarks.workspace import Workspace
 from methods.backbones import load_backbone
 from methods.base import FitMethod, Pool, StepMethod
+from methods.errors import UserError
 
 LONG = 10_000
-"""Epochs of the learning-rate schedule: a measurement must not come to the end of it."""
+"""Epochs of the learning-rate schedule: a measurement must not reach its end."""
 STEPS, ROUNDS = 5, 3
-"""Steps of a round, and rounds that are timed, after one that warms up."""
+"""Steps of a round, and number of timed rounds; one more round warms up."""
 FIT_ROWS = 1000
-"""Most images that a method is fitted to."""
+"""Most images that a fitted method is timed with."""
+
+
+def measure_missing(
+    jobs: Sequence[Job], workspace: Workspace, strategy: Strategy, report: Callable[[str], None]
+) -> None:
+    """Measure each kind of run and stage that was not measured on this device yet, and keep it.
+
+    Called by all processes of a group. Nothing goes to the run store. What fails is reported and
+    left out.
+
+    Args:
+        jobs: runs of the strategy's precision and strategy.
+        workspace: where measurements are looked for and kept.
+        strategy: processes, device and precision.
+        report: called with one line of progress.
+    """
+    group, device = strategy.group, device_name(strategy.accelerator.device)
+    estimates, seen = Estimates(workspace, device, group.world), set()
+    tasks = [(stage, job) for job in jobs for stage in (*job.stages, None)]
+    for stage, job in tasks:
+        name = estimates.name_of(job, stage)
+        # One process computes features, so a group of several has nothing to measure.
+        if name in seen or (group.world > 1 and stage is not None and stage.kind == "features"):
+            continue
+        seen.add(name)
+        # Only rank 0 looks: the disk may show the others an older state.
+        known = estimates.is_measured(job, stage, device) if group.is_main else False
+        if group.told(int(known))[0]:
+            continue
+        method = job.spec.method if stage is None else stage.key.get("method", stage.kind)
+        title = f"{method} on {job.spec.dataset}"
+        try:
+            measured = _measure(job, stage, strategy)
+        except Exception as error:  # whatever it is, the run will meet and record it
+            if group.world > 1:  # the other ranks wait for this one
+                raise
+            report(f"no probe of {title}: {type(error).__name__}: {error}")
+            continue
+        if group.is_main:
+            estimates.record(job, stage, device, measured)
+            report(f"probed {title}: {1000 * measured['image']:.3g} ms per image")
+
+
+def _measure(job: Job, stage: Stage | None, strategy: Strategy) -> dict[str, float]:
+    if stage is None and job.cell.kind == "fit":
+        return measure_fit(job, strategy)
+    if stage is not None and stage.kind == "features":
+        return measure_features(job, strategy)
+    return measure_steps(job, stage, strategy)
+
+
+def main() -> int:
+    """Entry point of `python -m benchmarks.launch.timing PLAN`."""
+    try:
+        order = WorkOrder.read(Path(sys.argv[1]))
+        keep_large_blocks()
+        if order.threads:
+            torch.set_num_threads(order.threads)
+        jobs = order.resolve()
+        group = Group.join()
+        ((precision, strategy),) = process_kinds(jobs)  # accelerate knows one per process
+        measure_missing(jobs, order.workspace, make(strategy, precision, group), _report)
+        group.leave()
+    except UserError as error:
+        _report(f"error: {error}")
+        return 2
+    return 0
+
+
+def _report(line: str) -> None:
+    print(line, flush=True)
+
+
+# -- measurements ------------------------------------------------------------------------------
 
 
 def _clock(strategy: Strategy) -> float:
-    """Seconds, after what the device has been given is done."""
+    """Seconds, read after the device has done all that it was given."""
     if strategy.accelerator.device.type == "cuda":
         torch.cuda.synchronize()
     return time.monotonic()
@@ -198,3 +283,7 @@ def _trainer(job: Job, stage: Stage | None, strategy: Strategy, semi: bool) -> T
         summarise=summariser(job),
         summarise_val=summariser(job),
     )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

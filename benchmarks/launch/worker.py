@@ -1,7 +1,9 @@
-"""A worker process: takes runs and stages of a plan until none is left.
+"""A worker process: executes the runs and stages of a work order until none is left.
 
-Workers share nothing but the file system. Each walks the same list and takes what no living process
-holds, so a worker that dies leaves work for the others and two launchers never run one run twice.
+    python -m benchmarks.launch.worker PLAN [BUNDLE]
+
+Workers share nothing but the file system. All walk the same list, and each takes what no living process
+holds: a worker that dies leaves its work to the others, and two launchers never execute one run twice.
 
 A worker is one process or a group of them, see `benchmarks.training.group`. In a group the first process
 walks the list and the others follow it.
@@ -18,16 +20,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import torch
 
+from benchmarks.launch.environment import launch_name, record_command
 from benchmarks.launch.execution import Execution, Options
 from benchmarks.launch.failures import GroupBroken, fail_dependent
 from benchmarks.launch.memory import keep_large_blocks
-from benchmarks.plan.grid import load, with_strategy
-from benchmarks.plan.jobs import Job, Stage, process_kinds, resolve
-from benchmarks.progress import silent
+from benchmarks.launch.work_order import WorkOrder
+from benchmarks.plan.jobs import Job, Stage, process_kinds
 from benchmarks.provenance import code_state
 from benchmarks.signals import STOP_SIGNALS
 from benchmarks.training.group import Group, lost_peer
@@ -40,77 +41,62 @@ from slurm.protocol import EXIT_LOST, EXIT_STOPPED
 
 POLL_SECONDS = 0.3
 LEAVE_SECONDS = 2 * DEFAULT_TTL
-"""Time after which a bundle's worker leaves runs to whoever holds them: a dead holder's lease has
-run out by then."""
+"""How long a bundle's worker waits for runs held by others; a dead holder's lease expires sooner."""
 ORPHAN_SECONDS = 30.0
-"""Time that a process has to end by itself after its launcher has died."""
-_stop = False
+"""How long a process may take to end by itself after its launcher has died."""
 
 
-def _stopping(launcher: int | None) -> bool:
-    """Asked to stop, or the launcher that would have asked is gone."""
-    return _stop or (launcher is not None and os.getppid() != launcher)
+class StopRequest:
+    """Whether this process was asked to stop, or has lost the launcher that would ask it.
 
-
-def _end_without(launcher: int) -> None:
-    """End this process some time after its launcher is gone, wherever it waits.
-
-    A process in training saves and ends by itself; one that waits for another of its group, which
-    may be gone too, would wait for ever.
+    Args:
+        launcher: process id of the parent; None for none.
     """
-    while os.getppid() == launcher:
-        time.sleep(ORPHAN_SECONDS / 10)
-    time.sleep(ORPHAN_SECONDS)
-    os._exit(EXIT_LOST)
+
+    def __init__(self, launcher: int | None) -> None:
+        self.launcher, self.signalled = launcher, False
+
+    def listen(self) -> None:
+        """Take the signals that ask to stop, and end this process some time after its launcher is gone."""
+        for number in STOP_SIGNALS:
+            signal.signal(number, self._on_signal)
+        if self.launcher is not None:
+            threading.Thread(target=self._end_without_launcher, daemon=True).start()
+
+    def __call__(self) -> bool:
+        """Whether to stop; called after every step."""
+        return self.signalled or self._orphaned()
+
+    def _orphaned(self) -> bool:
+        return self.launcher is not None and os.getppid() != self.launcher
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        # A second Ctrl-C does not wait for the step to end. SLURM may send its signal twice.
+        if self.signalled and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signalled = True
+
+    def _end_without_launcher(self) -> None:
+        """End an orphaned process wherever it waits.
+
+        A process in training saves and ends by itself. One that waits for a peer, which may be gone
+        too, would wait for ever.
+        """
+        while not self._orphaned():
+            time.sleep(ORPHAN_SECONDS / 10)
+        time.sleep(ORPHAN_SECONDS)
+        os._exit(EXIT_LOST)
 
 
 def _report(line: str) -> None:
     try:
         print(line, flush=True)
-    except BrokenPipeError:  # the launcher is gone; `_stopping` sees it at the next step
+    except BrokenPipeError:  # the launcher is gone; `StopRequest` notices it at the next step
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - until the end
 
 
-def _on_signal(number: int, frame: FrameType | None) -> None:
-    global _stop
-    # A second Ctrl-C does not wait for the step to end; SLURM may well send a signal twice.
-    if _stop and number == signal.SIGINT:
-        raise KeyboardInterrupt
-    _stop = True
-
-
-def order(jobs: list[Job]) -> list[tuple[Stage | None, Job]]:
-    """Stages first, then runs, the longest kind first, so that no long run starts last."""
-    seen: set[str] = set()
-    tasks: list[tuple[Stage | None, Job]] = []
-    longest_first = {"semi": 0, "labelled": 1, "fit": 2}
-    jobs = sorted(jobs, key=lambda job: longest_first[job.cell.kind])
-    for job in jobs:
-        for stage in job.stages:
-            if stage.stage_id not in seen:
-                seen.add(stage.stage_id)
-                tasks.append((stage, job))
-    return tasks + [(None, job) for job in jobs]
-
-
-def chosen(jobs: list[Job], part: dict[str, Any]) -> tuple[list[Job], list[tuple[Stage | None, Job]]]:
-    """What a bundle holds: the runs it is about, and the tasks.
-
-    A bundle of runs makes stages that are missing too: their own jobs may have been lost.
-    """
-    stages, runs = set(part["stage_ids"]), set(part["run_ids"])
-    found: dict[str, tuple[Stage | None, Job]] = {}
-    for job in jobs:
-        for stage in job.stages:
-            if stage.stage_id in stages:
-                found.setdefault(stage.stage_id, (stage, job))
-    mine = [job for job in jobs if job.spec.run_id in runs]
-    tasks = list(found.values()) + order(mine)
-    return [job for _, job in tasks], tasks
-
-
 def failed_in(directory: Path, launch: str) -> str | None:
-    """The error recorded in a directory during this launch, or None; earlier ones are retried."""
+    """The error recorded in a directory during this launch, or None; earlier errors are retried."""
     try:
         record = json.loads((directory / "failure.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -121,12 +107,12 @@ def failed_in(directory: Path, launch: str) -> str | None:
 
 
 class Worker:
-    """Walks a plan; see the module's docstring.
+    """Walks the tasks of a work order; see the module's docstring.
 
     Args:
         tasks: stages and runs, in the order in which they are tried.
         workspace: where results go.
-        execution: what executes them.
+        execution: executes them.
         leave_after: seconds without progress after which runs that others hold are left to them;
             None waits for as long as they are held.
     """
@@ -143,7 +129,11 @@ class Worker:
         self.tasks, self.leave_after = tasks, leave_after
 
     def work(self) -> None:
-        """Until nothing is left to do, or a signal came."""
+        """Work until nothing is left.
+
+        Raises:
+            Interrupted: the process was asked to stop.
+        """
         if not self.group.is_main:
             return self._follow()
         pending = list(enumerate(self.tasks))
@@ -189,11 +179,11 @@ class Worker:
             self.execution.join(stage, job, generation)
 
     def _dismiss(self) -> None:
-        """Tell the other processes that nothing follows."""
+        """Tell the other processes of the group that nothing follows."""
         self.group.told(-1, -1)
 
     def _take(self, stage: Stage | None, job: Job, number: int) -> bool:
-        """Do a task if it can be done now; True when it needs no more attention."""
+        """Do a task if it can be done now; True when nothing is left to do about it."""
         if stage is not None:
             if failed_in(stage.directory(self.workspace), self.launch):
                 return True
@@ -202,9 +192,8 @@ class Worker:
         if failed_in(directory, self.launch):
             return True
         for needed in job.stages:
-            place = needed.directory(self.workspace)
             if not needed.is_done(self.workspace):
-                why = failed_in(place, self.launch)
+                why = failed_in(needed.directory(self.workspace), self.launch)
                 if why is None:
                     return False
                 fail_dependent(
@@ -215,18 +204,18 @@ class Worker:
 
 
 def work(
-    plan: dict[str, Any],
+    order: WorkOrder,
     launcher: int | None,
     report: Callable[[str], None] = _report,
     bundle: int | None = None,
 ) -> int:
-    """Work on a plan as one process of the group that the environment describes.
+    """Work on an order as one process of the group that the environment describes.
 
     Args:
-        plan: see `benchmarks.launch.local.plan_of`; of a cluster, `benchmarks.launch.bundles`.
+        order: what to do.
         launcher: process id of the parent without which this process stops; None for none.
         report: called with one line of progress.
-        bundle: number of the plan's bundle to work on; None for all runs of a plan without bundles.
+        bundle: number of the order's bundle to work on; None for all runs.
 
     Returns:
         0, or `EXIT_STOPPED` when it was asked to stop.
@@ -235,42 +224,28 @@ def work(
         UserError: the grid has changed, or the environment does not fit.
         GroupBroken: a process of the group failed; the cause is recorded.
     """
-    if launcher is not None:
-        threading.Thread(target=_end_without, args=(launcher,), daemon=True).start()
+    should_stop = StopRequest(launcher)
+    should_stop.listen()
     keep_large_blocks()
-    code_state()  # read now: the working copy may change while these imports are at work
-    for number in STOP_SIGNALS:
-        signal.signal(number, _on_signal)
-    if plan["threads"]:
-        torch.set_num_threads(plan["threads"])
-    os.environ["SSMLL_COMMAND"] = plan["command"]
-    workspace = Workspace(Path(plan["data"]), Path(plan["runs"]))
-    wanted = set(plan["run_ids"])
-    part = plan["bundles"][bundle] if bundle is not None else None
-    grid = with_strategy(load(plan["grid"]), plan["strategy"])
-    jobs = resolve(grid, workspace, progress=silent, workers=1)
-    jobs = [job for job in jobs if job.spec.run_id in wanted]
-    missing = wanted - {job.spec.run_id for job in jobs}
-    if missing:
-        raise UserError(f"the grid changed while it was running: {len(missing)} runs are no longer in it")
-    if part is None:
-        tasks = order(jobs)
-    else:
-        jobs, tasks = chosen(jobs, part)
+    code_state()  # now: the working copy may change while the runs are executed
+    if order.threads:
+        torch.set_num_threads(order.threads)
+    record_command(order.command)
+    tasks = order.tasks(order.resolve(), bundle)
     group = Group.join()
     options = Options(
-        checkpoint_seconds=plan["checkpoint_seconds"],
-        launch=os.environ.get("SSMLL_LAUNCH") or plan["launch"],
+        checkpoint_seconds=order.checkpoint_seconds,
+        launch=launch_name(order.launch),
         report=report,
-        should_stop=lambda: _stopping(launcher),
-        hang_seconds=plan["hang_seconds"],
+        should_stop=should_stop,
+        hang_seconds=order.hang_seconds,
     )
-    # accelerate keeps precision and strategy in process-wide state: runs of one kind at a time.
-    ((precision, strategy),) = process_kinds(jobs)
+    # accelerate keeps precision and strategy in process-wide state: one process kind at a time.
+    ((precision, strategy),) = process_kinds([job for _, job in tasks])
     try:
-        execution = Execution(workspace, make(strategy, precision, group), options)
-        leave_after = LEAVE_SECONDS if part is not None else None
-        Worker(tasks, workspace, execution, leave_after).work()
+        execution = Execution(order.workspace, make(strategy, precision, group), options)
+        leave_after = None if bundle is None else LEAVE_SECONDS
+        Worker(tasks, order.workspace, execution, leave_after).work()
     except (Interrupted, KeyboardInterrupt):
         return EXIT_STOPPED
     group.leave()
@@ -279,13 +254,13 @@ def work(
 
 def main() -> int:
     """Entry point of `python -m benchmarks.launch.worker PLAN [BUNDLE]`."""
-    plan: dict[str, Any] = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    path, *bundle = sys.argv[1:]
     try:
-        if len(sys.argv) > 2:
-            code = work(plan, os.getppid(), bundle=int(sys.argv[2]))
-        else:
-            # Not the parent as it is now: the launcher may be gone already.
-            code = work(plan, plan["launcher"])
+        order = WorkOrder.read(Path(path))
+        # A local worker takes its launcher from the order: its parent of now may be another process
+        # already, if the launcher has died.
+        launcher = os.getppid() if bundle else order.launcher
+        code = work(order, launcher, bundle=int(bundle[0]) if bundle else None)
     except UserError as error:
         _report(f"error: {error}")
         code = 2
@@ -293,7 +268,7 @@ def main() -> int:
         code = broken.code
     if code:
         sys.stdout.flush()
-        # At a normal end, what is left of a group's communication may wait for ever, or abort.
+        # A normal end could wait for ever for what is left of a group's communication, or abort.
         os._exit(code)
     return code
 

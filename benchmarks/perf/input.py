@@ -41,9 +41,9 @@ from benchmarks.data.loader import Loader
 from benchmarks.data.rng import permutation
 from benchmarks.data.views.views import make_view
 from benchmarks.launch.memory import keep_large_blocks
-from benchmarks.perf.machine import cores, machine
+from benchmarks.perf.machine import machine
 from benchmarks.perf.pillow import Batches
-from benchmarks.provenance import packages
+from benchmarks.provenance import cores, packages
 from methods.errors import UserError
 
 ROUNDS = 10

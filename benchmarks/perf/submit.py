@@ -85,6 +85,7 @@ def measure(runs: int, rounds: int) -> dict[str, Any]:
     """
     started = time.perf_counter()
     from benchmarks.data.glyphscenes import scenes as glyphscenes
+    from benchmarks.launch.cost_table import cost_table
     from benchmarks.launch.slurm import SlurmOptions, launch, propose
     from benchmarks.plan.grid import load
     from benchmarks.plan.jobs import resolve
@@ -107,14 +108,14 @@ def measure(runs: int, rounds: int) -> dict[str, Any]:
             resolved = resolve(grid, workspace, progress=silent, workers=1)
             times.append(time.perf_counter())
             proposal = propose(SlurmOptions(profile), resolved, workspace)
-            text = proposal.table()
+            text = cost_table(proposal)
             times.append(time.perf_counter())
             with contextlib.redirect_stderr(io.StringIO()):
                 made = launch(grid, proposal, workspace, lambda line: None)
             times.append(time.perf_counter())
             assert made is not None
             assert str(runs) in text
-            client.call("scancel", *{job.partition("_")[0] for job in made.jobs().values()})
+            client.cancel(job.partition("_")[0] for job in made.jobs().values())
             jobs = len(made.jobs())
             if number:
                 for name, first, last in zip(parts, times, times[1:], strict=False):

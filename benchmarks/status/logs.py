@@ -70,8 +70,8 @@ def _submitted(run_id: str, runs: Path) -> list[Path]:
         jobs = launch.jobs()
         found += [
             launch.log(jobs[number])
-            for number, bundle in enumerate(launch.plan["bundles"])
-            if number in jobs and any(each.startswith(run_id[:16]) for each in bundle["run_ids"])
+            for number, run_ids in enumerate(launch.run_ids)
+            if number in jobs and any(each.startswith(run_id[:16]) for each in run_ids)
         ]
     return found
 

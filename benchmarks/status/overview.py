@@ -266,12 +266,10 @@ def _sound(launches: Launches, remarks: list[str]) -> list[Launch]:
     found = []
     for launch in launches:
         try:
-            if isinstance(launch.plan["bundles"], list) and launch.job_name:
-                found.append(launch)
+            launch.plan  # noqa: B018 - read once and kept
+            found.append(launch)
         except UserError as error:
             remarks.append(str(error))
-        except (KeyError, TypeError):
-            remarks.append(f"{launch.folder} is no launch of this version; it is left out")
     return found
 
 
@@ -279,10 +277,10 @@ def _submitted(launches: Sequence[Launch]) -> dict[str, tuple[Launch, str]]:
     """The newest launch and job of each run that was submitted, by the start of its identity."""
     found: dict[str, tuple[Launch, str]] = {}
     for launch in launches:
-        bundles = launch.plan["bundles"]
+        run_ids = launch.run_ids
         for bundle, job in launch.jobs().items():
-            if bundle < len(bundles):
-                for run_id in bundles[bundle].get("run_ids", ()):
+            if bundle < len(run_ids):
+                for run_id in run_ids[bundle]:
                     found.setdefault(run_id[:SHORT], (launch, job))
     return found
 
@@ -291,7 +289,7 @@ def _everything(store: RunStore, launches: Sequence[Launch], submitted: Iterable
     """All runs of the store and of the launches."""
     titles: dict[str, str] = {}
     for launch in reversed(launches):  # the newest has the last word
-        titles |= {run[:SHORT]: name for run, name in launch.plan.get("titles", {}).items()}
+        titles |= {run[:SHORT]: name for run, name in launch.titles.items()}
     found: list[tuple[str, str, Path | None]]
     found = [
         (run, titles.get(run, ""), path) for path in store.scan() for run in (path.name.rsplit("-", 1)[1],)

@@ -12,9 +12,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks.launch import estimate
-from benchmarks.launch import timing as steptime
-from benchmarks.launch.estimate import Estimates, probe
+from benchmarks.launch import estimate, timing
+from benchmarks.launch.estimate import Estimates
 from benchmarks.launch.execution import Execution, Options
 from benchmarks.plan.grid import load
 from benchmarks.plan.jobs import Job, resolve
@@ -201,7 +200,7 @@ def computing_time(monkeypatch):
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     clock = SimpleNamespace(monotonic=time.process_time)
-    monkeypatch.setattr(steptime, "time", clock)
+    monkeypatch.setattr(timing, "time", clock)
     monkeypatch.setattr(trainer, "time", clock)
     yield
     torch.set_num_threads(before)
@@ -211,13 +210,13 @@ def computing_time(monkeypatch):
 def test_a_probe_foretells_a_run_within_a_factor(jobs, workspace):
     strategy, said = make("ddp", "fp32", Group()), []
     wanted = [jobs["csaa"], jobs["linear_probe"], jobs["supervised"]]
-    probe(wanted, workspace, strategy, said.append)
+    timing.measure_missing(wanted, workspace, strategy, said.append)
     # Runs of two methods and their stages, and a labelled-only run.
     assert len(said) == 5
     assert all(line.startswith("probed ") for line in said)
     assert len(list((workspace.runs / "slurm" / "probes").iterdir())) == 5
     assert not workspace.store.scan()
-    probe(wanted, workspace, strategy, said.append)
+    timing.measure_missing(wanted, workspace, strategy, said.append)
     assert len(said) == 5
 
     before = Estimates(workspace)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import pytest
 from benchmarks.launch import slurm as module
 from benchmarks.launch.bundles import GUESS_SECONDS, Bundle, pack
 from benchmarks.launch.slurm import (
+    Scheduler,
     SlurmOptions,
     arrays,
     check_hours,
@@ -20,9 +22,12 @@ from benchmarks.launch.slurm import (
     propose,
     shortened,
 )
+from benchmarks.launch.work_order import WORKER, WorkOrder
+from benchmarks.workspace import Workspace
 from methods.errors import UserError
 from results.store import RunStore
 from slurm import client
+from slurm.launches import Launch
 from slurm.profile import Profile
 
 
@@ -31,10 +36,13 @@ class Stage:
     kind: str
     stage_id: str
 
+    def is_done(self, workspace) -> bool:
+        return False
+
 
 def job(name: str, kind: str = "semi", dataset: str = "voc", stages=(), precision: str = "fp32"):
     return SimpleNamespace(
-        spec=SimpleNamespace(run_id=name, dataset=dataset),
+        spec=SimpleNamespace(run_id=name, dataset=dataset, title=f"title of {name}"),
         stages=tuple(stages),
         cell=SimpleNamespace(kind=kind),
         process_kind=(precision, "ddp"),
@@ -43,7 +51,9 @@ def job(name: str, kind: str = "semi", dataset: str = "voc", stages=(), precisio
 
 def packed(jobs, stages=(), processes=1, target=100.0, seconds=30.0):
     length = seconds if callable(seconds) else lambda job: seconds
-    return pack(jobs, list(stages), processes, target, of_run=length, of_stage=lambda stage, job: 10.0)
+    return pack(
+        jobs, list(stages), processes, target, run_seconds=length, stage_seconds=lambda stage, job: 10.0
+    )
 
 
 def test_bundles_are_filled_to_their_length_and_hold_every_run_once():
@@ -117,85 +127,96 @@ def test_many_jobs_to_wait_for_are_named_by_their_arrays():
 
 
 @pytest.fixture
-def ready(tmp_path, monkeypatch):
-    """A proposal of two arrays, and SLURM's commands that note what they are asked."""
+def ready(tmp_path):
+    """A proposal of two arrays, and a scheduler that records what it is asked."""
     bundles = [
         Bundle("stages", "fp32", "ddp", "voc", 1, stage_ids=("w",), seconds=1.0),
         Bundle("runs", "fp32", "ddp", "voc", 1, run_ids=("a",), needs=("w",), seconds=1.0),
     ]
     proposal = SimpleNamespace(
-        cluster=SlurmOptions(Profile()),
+        options=SlurmOptions(Profile()),
         jobs=[],
         submitted=[job("a")],
         bundles=bundles,
         stages=[],
+        estimates=SimpleNamespace(run=lambda job: SimpleNamespace(seconds=1.0)),
+        again=lambda workspace: proposal,
     )
-    calls: list[tuple[str, ...]] = []
-    asked = []
+    cancelled: list[set[str]] = []
+    submitted = []
 
-    def submit(array, folder, name, profile, work, pythonpath, size):
-        asked.append(array)
-        return [(k, f"{10 * len(asked)}_{i}") for i, k in enumerate(array.bundles)]
+    def submit(array, folder, name, profile, commands, pythonpath, size):
+        submitted.append((array, commands))
+        return [(k, f"{10 * len(submitted)}_{i}") for i, k in enumerate(array.bundles)]
 
-    monkeypatch.setattr(module, "propose", lambda *arguments: proposal)
-    monkeypatch.setattr(module, "largest_array", lambda profile: 100)
-    monkeypatch.setattr(module, "snapshot", lambda folder: tmp_path)
-    monkeypatch.setattr(
-        module,
-        "plan_record",
-        lambda *arguments: {
-            "bundles": [bundle.record() for bundle in bundles],
-            "job_name": "ssmll-x",
-        },
-    )
-    monkeypatch.setattr(module, "submit", submit)
-    monkeypatch.setattr(client, "call", lambda *words: calls.append(words) or "")
-    workspace = SimpleNamespace(runs=tmp_path / "runs")
-    (tmp_path / "runs").mkdir()
-    grid = SimpleNamespace(name="x")
+    scheduler = Scheduler(lambda profile: 100, submit, cancelled.append)
+    workspace = Workspace(tmp_path / "data", tmp_path / "runs")
+    workspace.runs.mkdir()
+    grid = SimpleNamespace(name="x", path=tmp_path / "x.toml")
+
+    def go(scheduler=scheduler):
+        return launch(
+            grid,
+            proposal,
+            workspace,
+            lambda line: None,
+            scheduler=scheduler,
+            copy_code=lambda folder: tmp_path / "code",
+        )
+
     return SimpleNamespace(
-        go=lambda: launch(grid, proposal, workspace, lambda line: None),
-        asked=asked,
-        calls=calls,
+        go=go,
+        submitted=submitted,
+        cancelled=cancelled,
+        scheduler=scheduler,
         launches=tmp_path / "runs" / "slurm" / "launches",
-        monkeypatch=monkeypatch,
+        code=tmp_path / "code",
     )
 
 
 def test_runs_wait_for_the_jobs_of_their_stages(ready):
     made = ready.go()
-    assert [array.after for array in ready.asked] == [(), ("10_0",)]
+    assert [array.after for array, _ in ready.submitted] == [(), ("10_0",)]
     assert made.jobs() == {0: "10_0", 1: "20_0"}
-    assert ready.calls == []
+    assert ready.cancelled == []
+
+
+def test_each_job_executes_its_bundle_of_the_work_order(ready):
+    made = ready.go()
+    plan = made.folder / "plan.json"
+    for number, (_, (command,)) in enumerate(ready.submitted):
+        assert command.command[1:] == ("-m", WORKER, str(plan), str(number))
+    order = WorkOrder.read(plan)
+    assert [bundle.run_ids for bundle in order.bundles] == [(), ("a",)]
+    assert (order.run_ids, order.code, order.launcher) == (("a",), str(ready.code), None)
+    assert (made.run_ids, made.titles) == ([[], ["a"]], {"a": "title of a"})
+    assert made.estimates == {"a": 1.0}
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
-def test_a_full_disk_is_one_message_and_no_job_goes_on_unrecorded(ready, number):
+def test_a_full_disk_is_one_message_and_no_job_goes_on_unrecorded(ready, number, monkeypatch):
     def full(self, jobs):
         raise OSError(number, "No space left")
 
-    ready.monkeypatch.setattr(module.Launch, "record", full)
+    monkeypatch.setattr(Launch, "record", full)
     with pytest.raises(UserError, match="No space left; nothing more was submitted"):
         ready.go()
-    assert ready.calls == [("scancel", "10")]
+    assert ready.cancelled == [{"10"}]
     assert list(ready.launches.iterdir()) == []
 
 
 def test_what_was_submitted_before_a_refusal_is_kept_and_told(ready):
-    first = module.submit
-
     def refuse(array, *rest):
-        if ready.asked:
+        if ready.submitted:
             raise client.SlurmError("sbatch refused: no", [(1, "20_0")])
-        return first(array, *rest)
+        return ready.scheduler.submit(array, *rest)
 
-    ready.monkeypatch.setattr(module, "submit", refuse)
     with pytest.raises(UserError, match="sbatch refused: no; 2 jobs submitted before go on"):
-        ready.go()
+        ready.go(dataclasses.replace(ready.scheduler, submit=refuse))
     (folder,) = ready.launches.iterdir()
     lines = [json.loads(line)["jobs"] for line in (folder / "jobs.jsonl").read_text().splitlines()]
     assert lines == [{"0": "10_0"}, {"1": "20_0"}]
-    assert ready.calls == []
+    assert ready.cancelled == []
 
 
 def test_a_run_that_was_begun_too_often_is_left_out_until_it_is_retried(tmp_path, monkeypatch):
@@ -231,10 +252,10 @@ def test_only_yes_is_yes(monkeypatch, answer, yes):
 
 
 def test_what_may_cost_too_much_is_refused():
-    proposal = SimpleNamespace(cluster=SlurmOptions(Profile()), hours=lambda: (2.0, 0))
+    proposal = SimpleNamespace(options=SlurmOptions(Profile()), hours=lambda: (2.0, 0))
     check_hours(proposal, None)
     check_hours(proposal, 2.0)
     with pytest.raises(UserError, match=r"2.00 GPU-hours are more than the 1.5 allowed"):
         check_hours(proposal, 1.5)
     with pytest.raises(UserError, match="cannot be promised: of 3 runs or stages"):
-        check_hours(SimpleNamespace(cluster=SlurmOptions(Profile()), hours=lambda: (0.0, 3)), 1.5)
+        check_hours(SimpleNamespace(options=SlurmOptions(Profile()), hours=lambda: (0.0, 3)), 1.5)

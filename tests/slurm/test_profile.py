@@ -9,6 +9,7 @@ import pytest
 from methods.errors import UserError
 from slurm import profile
 from slurm.profile import Profile
+from tests.slurm.fakes import Fakes
 
 
 @pytest.mark.parametrize(
@@ -112,10 +113,13 @@ def test_flags_count_per_node():
     assert "gpus-per-node" not in gres
 
 
-def test_what_submitit_writes_for_sbatch(tmp_path):
+def test_what_submitit_writes_for_sbatch(tmp_path, monkeypatch):
     """The flags are names that submitit knows, and reach the script as sbatch reads them."""
     import submitit
 
+    fakes = Fakes(tmp_path / "bin")
+    fakes.add("srun")  # without one submitit refuses to write anything
+    fakes.use(monkeypatch)
     executor = submitit.SlurmExecutor(str(tmp_path), python="/opt/python")
     asked = Profile(
         gpus=1,
