@@ -31,8 +31,6 @@ FORMAT = 1
 """Of the files that this code writes. Files from before formats were counted have no such key."""
 WORKER, TIMING = "benchmarks.launch.worker", "benchmarks.launch.timing"
 """Modules that serve an order: one executes its runs, the other times a few steps of them."""
-FIRST_WORKER = "benchmarks.worker"
-"""The module that serves an order which names none."""
 _TYPES: dict[str, Any] = {
     "grid": str,
     "data": str,
@@ -72,7 +70,7 @@ class WorkOrder:
         bundles: parts of the order, one for each job of a cluster; empty for an order that is not divided.
         code: folder of the code that the order was made with; "" for the code that reads it.
         format: see `FORMAT`; 0 in files without one.
-        module: the Python module that serves the order.
+        module: the Python module that serves the order; files without one are for workers.
     """
 
     grid: str
@@ -138,7 +136,7 @@ class WorkOrder:
         """
         if not isinstance(record, Mapping) or not {"grid", "run_ids"} <= record.keys():
             raise UserError(f"{where} is no plan of runs; `run.py plan --save FILE` writes one")
-        values = {"format": 0, "module": FIRST_WORKER, **record}
+        values = {"format": 0, "module": WORKER, **record}
         if isinstance(values["format"], int) and values["format"] > FORMAT:
             raise UserError(
                 f"{where} was written by a newer version (format {values['format']}, this code reads up "

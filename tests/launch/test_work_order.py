@@ -97,9 +97,9 @@ def test_an_order_is_read_as_it_was_written(tmp_path):
     assert made.workspace == Workspace(tmp_path / "data", tmp_path / "runs")
 
 
-def test_an_old_plan_is_an_order_for_the_only_module_that_its_code_has():
+def test_an_old_plan_is_an_order_for_workers():
     found = WorkOrder.from_record(old_plan(), "plan.json")
-    assert (found.format, found.module) == (0, "benchmarks.worker")
+    assert (found.format, found.module) == (0, WORKER)
     (bundle,) = found.bundles
     assert (bundle.run_ids, bundle.needs, bundle.seconds) == (("a" * 64,), ("s" * 64,), 600.0)
     # A local launcher's plan had neither bundles nor code.
