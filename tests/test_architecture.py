@@ -18,7 +18,6 @@ KNOWN: dict[str, str] = {
     "circle benchmarks.data.readers.base, benchmarks.data.registry": "readers take options, no DatasetSpec",
     "folder circle benchmarks.data.readers, benchmarks.data.registry, benchmarks.data.splits": "as above",
     "long benchmarks/data/glyphscenes/pretrain_clip.py": "to be taken apart",
-    "long benchmarks/launch/estimate.py": "measuring moves to launch/timing.py",
     "long benchmarks/launch/execution.py": "building a trainer moves to training/build.py",
     "long benchmarks/training/trainer.py": "batches, selection and checkpoints move out",
     "long tests/data/test_registry.py": "to be split by subject",

@@ -28,6 +28,7 @@ RESPAWNS = 2
 GRACE_SECONDS = 15.0
 """How long the other processes of a group may take to end after one of them has ended badly."""
 POLL_SECONDS = 0.2
+WORKER = "benchmarks.launch.worker"
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,7 @@ class Local:
             grid.path,
             workspace,
             [job.spec.run_id for job in jobs],
+            module=WORKER,
             strategy=self.strategy,
             threads=self.threads,
             checkpoint_seconds=self.checkpoint_seconds,

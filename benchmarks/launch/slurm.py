@@ -26,6 +26,7 @@ from slurm.profile import Profile
 from slurm.submit import Array, largest_array, submit
 from slurm.task import JobCommand
 
+WORKER = "benchmarks.launch.worker"
 LOCK_SECONDS = 120
 """How long a launch waits for another one that submits into the same folder."""
 POLL_SECONDS = 5.0
@@ -225,6 +226,7 @@ def plan_record(grid: Grid, proposal: Proposal, workspace: Workspace, code: Path
         _grid_path(grid, code),
         workspace,
         sorted(about),
+        module=WORKER,
         strategy=options.strategy,
         checkpoint_seconds=options.checkpoint_seconds,
         hang_seconds=options.hang_seconds,

@@ -12,7 +12,7 @@ from pathlib import Path
 from benchmarks.launch.estimate import Estimates
 from benchmarks.launch.slurm import POLL_SECONDS, Proposal, SlurmOptions
 from benchmarks.launch.snapshot import snapshot
-from benchmarks.launch.work_order import TIMING, WorkOrder
+from benchmarks.launch.work_order import WorkOrder
 from benchmarks.plan.grid import Grid
 from benchmarks.plan.jobs import Job, process_kinds, states, uncached
 from benchmarks.signals import stopped_by
@@ -24,6 +24,8 @@ from slurm import client
 from slurm.launches import Launches
 from slurm.submit import Array, submit
 from slurm.task import JobCommand
+
+TIMING = "benchmarks.launch.timing"
 
 
 def run_job(

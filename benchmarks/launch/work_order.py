@@ -29,8 +29,6 @@ from results.files import atomic_write_json
 NAME = "plan.json"
 FORMAT = 1
 """Of the files that this code writes. Files from before formats were counted have no such key."""
-WORKER, TIMING = "benchmarks.launch.worker", "benchmarks.launch.timing"
-"""Modules that serve an order: one executes its runs, the other times a few steps of them."""
 _TYPES: dict[str, Any] = {
     "grid": str,
     "data": str,
@@ -70,7 +68,7 @@ class WorkOrder:
         bundles: parts of the order, one for each job of a cluster; empty for an order that is not divided.
         code: folder of the code that the order was made with; "" for the code that reads it.
         format: see `FORMAT`; 0 in files without one.
-        module: the Python module that serves the order; files without one are for workers.
+        module: the Python module that serves the order; "" in files of format 0.
     """
 
     grid: str
@@ -87,7 +85,7 @@ class WorkOrder:
     bundles: tuple[Bundle, ...] = ()
     code: str = ""
     format: int = FORMAT
-    module: str = WORKER
+    module: str = ""
 
     @classmethod
     def make(
@@ -96,6 +94,7 @@ class WorkOrder:
         workspace: Workspace,
         run_ids: Sequence[str],
         *,
+        module: str,
         strategy: str | None,
         checkpoint_seconds: float,
         hang_seconds: float,
@@ -103,7 +102,6 @@ class WorkOrder:
         launcher: int | None = None,
         bundles: Sequence[Bundle] = (),
         code: Path | None = None,
-        module: str = WORKER,
     ) -> WorkOrder:
         """An order of a new launch by this command; for the arguments see the class."""
         return cls(
@@ -136,7 +134,7 @@ class WorkOrder:
         """
         if not isinstance(record, Mapping) or not {"grid", "run_ids"} <= record.keys():
             raise UserError(f"{where} is no plan of runs; `run.py plan --save FILE` writes one")
-        values = {"format": 0, "module": WORKER, **record}
+        values = {"format": 0, "module": "", **record}
         if isinstance(values["format"], int) and values["format"] > FORMAT:
             raise UserError(
                 f"{where} was written by a newer version (format {values['format']}, this code reads up "

@@ -13,6 +13,7 @@ import pytest
 from benchmarks.launch import slurm as module
 from benchmarks.launch.bundles import GUESS_SECONDS, Bundle, pack
 from benchmarks.launch.slurm import (
+    WORKER,
     Scheduler,
     SlurmOptions,
     arrays,
@@ -22,7 +23,7 @@ from benchmarks.launch.slurm import (
     propose,
     shortened,
 )
-from benchmarks.launch.work_order import WORKER, WorkOrder
+from benchmarks.launch.work_order import WorkOrder
 from benchmarks.workspace import Workspace
 from methods.errors import UserError
 from results.store import RunStore

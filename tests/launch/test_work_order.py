@@ -11,7 +11,9 @@ import sys
 import pytest
 
 from benchmarks.launch.bundles import Bundle
-from benchmarks.launch.work_order import FORMAT, TIMING, WORKER, WorkOrder, order
+from benchmarks.launch.slurm import WORKER
+from benchmarks.launch.slurm_jobs import TIMING
+from benchmarks.launch.work_order import FORMAT, WorkOrder, order
 from benchmarks.plan.grid import load
 from benchmarks.plan.jobs import resolve
 from benchmarks.progress import silent
@@ -97,9 +99,9 @@ def test_an_order_is_read_as_it_was_written(tmp_path):
     assert made.workspace == Workspace(tmp_path / "data", tmp_path / "runs")
 
 
-def test_an_old_plan_is_an_order_for_workers():
+def test_an_old_plan_is_an_order_without_a_module():
     found = WorkOrder.from_record(old_plan(), "plan.json")
-    assert (found.format, found.module) == (0, WORKER)
+    assert (found.format, found.module) == (0, "")
     (bundle,) = found.bundles
     assert (bundle.run_ids, bundle.needs, bundle.seconds) == (("a" * 64,), ("s" * 64,), 600.0)
     # A local launcher's plan had neither bundles nor code.
@@ -168,7 +170,7 @@ def test_a_bundle_that_an_old_plan_describes_is_executed(tmp_path, tiny):
 
 def test_a_grid_that_changed_is_noticed(tiny):
     grid, jobs, workspace = tiny
-    settings = {"strategy": None, "checkpoint_seconds": 1.0, "hang_seconds": 1.0}
+    settings = {"module": WORKER, "strategy": None, "checkpoint_seconds": 1.0, "hang_seconds": 1.0}
     made = WorkOrder.make(grid, workspace, ["0" * 64, jobs["csaa"].spec.run_id], **settings)
     with pytest.raises(UserError, match="the grid changed while it was running: 1 runs are no longer in it"):
         made.resolve()
@@ -196,7 +198,7 @@ def test_a_bundle_of_runs_makes_their_missing_stages_too(tiny):
         Bundle("stages", "fp32", "ddp", "tiny", 1, stage_ids=(stage.stage_id,)),
         Bundle("runs", "fp32", "ddp", "tiny", 1, run_ids=(jobs["fixmatch"].spec.run_id,)),
     ]
-    settings = {"strategy": None, "checkpoint_seconds": 1.0, "hang_seconds": 1.0}
+    settings = {"module": WORKER, "strategy": None, "checkpoint_seconds": 1.0, "hang_seconds": 1.0}
     made = WorkOrder.make(grid, workspace, ids, bundles=bundles, **settings)
     found = list(jobs.values())
     assert [each and each.stage_id for each, _ in made.tasks(found, 0)] == [stage.stage_id]
