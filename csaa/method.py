@@ -138,7 +138,7 @@ class CSAA(StepMethod):
         for part, width in (("class", classes), ("context", hyper.num_contexts)):
             size = task.num_unlabelled if self._teaches(part) else 0
             for kind in ("targets", "mask"):
-                self.register_buffer(f"{part}_{kind}", torch.zeros(size, width, dtype=torch.bool))
+                self.register_state(f"{part}_{kind}", torch.zeros(size, width, dtype=torch.bool))
         if hyper.context_weight:
             contexts = torch.from_numpy(
                 label_contexts(task.labels, hyper.num_contexts, task.seed, hyper.affinity)

@@ -1,148 +1,63 @@
-"""What a method is told, what it is handed at each step, and what it gives back.
+"""The two kinds of method, and what the harness calls of them.
 
 Two kinds of method stand behind one registry. A `StepMethod` is trained by the shared trainer; a
 `FitMethod` is fitted once to features of the frozen backbone. A method gets tensors and gives
 tensors: it never opens a file, places itself on a device or talks to other processes, and nothing
-that it is handed contains the labels of the unlabelled pool.
+that it is handed contains the labels of the unlabelled pool. What goes to and fro is defined in
+`methods.exchange`; its names can be imported from here.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from methods.errors import UserError, check_choice
+from methods.errors import check_choice
+from methods.exchange import ALONE, Batch, Pool, Processes, PseudoLabels, StepOutput, Task
+
+__all__ = [
+    "ALONE",
+    "OPTIMIZERS",
+    "POOL_EXTRAS",
+    "SCHEDULES",
+    "Batch",
+    "FitMethod",
+    "Pool",
+    "Processes",
+    "PseudoLabels",
+    "Scale",
+    "StepMethod",
+    "StepOutput",
+    "Task",
+    "at_least_fp32",
+    "full_precision",
+    "seeded_rng",
+    "trainable",
+]
 
 Scale = Literal["logits", "probabilities", "ranking"]
-OPTIMIZERS = ("adamw", "sgd")
+OPTIMIZERS = ("adamw", "adam", "sgd")
+"""Weight decay is decoupled in "adamw" and a part of the gradient in "adam" and "sgd"."""
 SCHEDULES = ("onecycle", "cosine", "constant")
+POOL_EXTRAS = ("labelled", "model_scores")
+"""Fields of `Pool` that cost a pass over images, and are filled for methods that ask."""
 
 
-@dataclass(frozen=True)
-class Task:
-    """All that a method is told when it is built.
+class _Teacher:
+    """Holds a method's teacher out of sight of `nn.Module`; a copy or pickle of it is empty."""
 
-    Attributes:
-        classes: K class names as in the dataset.
-        prompts: K words or phrases that stand for the classes in a text prompt.
-        labels: (n_l, K) float {0, 1}, the labels of the labelled images, on the CPU.
-        num_unlabelled: size n_u of the unlabelled pool.
-        seed: seed of the run; parameters are drawn under it.
-    """
+    def __init__(self, module: StepMethod | None = None) -> None:
+        self.module = module
 
-    classes: tuple[str, ...]
-    prompts: tuple[str, ...]
-    labels: Tensor
-    num_unlabelled: int
-    seed: int
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Teacher:
+        return _Teacher()
 
-    def __post_init__(self) -> None:
-        if not len(self.classes) == len(self.prompts) == self.labels.shape[1]:
-            raise UserError(
-                f"task: {len(self.classes)} classes, {len(self.prompts)} prompts and "
-                f"{self.labels.shape[1]} label columns; the three must agree"
-            )
-
-    @property
-    def num_classes(self) -> int:
-        """K."""
-        return len(self.classes)
-
-    @property
-    def frequencies(self) -> Tensor:
-        """(K,) float64, share of the labelled images that show each class."""
-        return self.labels.double().mean(dim=0)
-
-    @property
-    def prior(self) -> Tensor:
-        """(K,) float64 strictly inside (0, 1): frequencies smoothed by half an image each way."""
-        count = self.labels.double().sum(dim=0)
-        return (count + 0.5) / (len(self.labels) + 1.0)
-
-
-@dataclass
-class Batch:
-    """One step's data for one process. Images are float in [0, 1], shape (B, 3, H, W).
-
-    Attributes:
-        epoch: epoch counted from 0.
-        step: optimiser step counted from 0 over the whole run.
-        labelled: (B_l,) int64 positions in the labelled set.
-        weak_labelled: weakly augmented labelled images.
-        strong_labelled: strongly augmented labelled images.
-        targets: (B_l, K) float {0, 1}.
-        unlabelled: (B_u,) int64 positions in the unlabelled pool.
-        weak_unlabelled: weakly augmented unlabelled images.
-        strong_unlabelled: strongly augmented unlabelled images.
-        global_labelled: labelled images of this step over all processes.
-        global_unlabelled: unlabelled images of this step over all processes.
-    """
-
-    epoch: int
-    step: int
-    labelled: Tensor
-    weak_labelled: Tensor
-    strong_labelled: Tensor
-    targets: Tensor
-    unlabelled: Tensor
-    weak_unlabelled: Tensor
-    strong_unlabelled: Tensor
-    global_labelled: int
-    global_unlabelled: int
-
-
-@dataclass(frozen=True)
-class PseudoLabels:
-    """Pseudo-labels of a set of images, as used by a loss and as scored by the trainer's probe.
-
-    Attributes:
-        targets: (B, K) float32 {0, 1}.
-        mask: (B, K) float32 {0, 1}; 1 = the entry takes part in the loss.
-    """
-
-    targets: Tensor
-    mask: Tensor
-
-    def __getitem__(self, index: Tensor) -> PseudoLabels:
-        """Return the rows at ``index``."""
-        return PseudoLabels(self.targets[index], self.mask[index])
-
-
-class StepOutput(NamedTuple):
-    """What `StepMethod.training_step` returns.
-
-    A tuple, because DistributedDataParallel has to find the losses in what it wraps: in any other
-    object it does not see them, and leaves the exchange of the first gradients out.
-
-    Attributes:
-        losses: named scalars, each a SUM over this process's samples (the reduction of CAP and
-            its relatives). The trainer adds them up; a method that wants a mean divides by
-            ``batch.global_labelled`` or ``batch.global_unlabelled``.
-        pseudo_labels: what was used for the unlabelled images of the batch, or None.
-    """
-
-    losses: dict[str, Tensor]
-    pseudo_labels: PseudoLabels | None = None
-
-
-@dataclass
-class Pool:
-    """Scores of the unlabelled pool, from the EMA model on weak views, for `StepMethod.refresh`.
-
-    Attributes:
-        epoch: the epoch about to begin.
-        scores: (n_u, K) float32, the first K columns of `StepMethod.score_pool`, in pool order.
-        extra: (n_u, …) float32, its further columns; no columns if it returns K.
-    """
-
-    epoch: int
-    scores: Tensor
-    extra: Tensor
+    def __reduce__(self) -> tuple[type[_Teacher], tuple[()]]:
+        return _Teacher, ()
 
 
 class StepMethod(nn.Module):
@@ -156,6 +71,15 @@ class StepMethod(nn.Module):
     moving averages and checkpoints may leave it out; ``frozen_names``, set by
     `methods.registry.create`, lists them.
 
+    State: what a method remembers of the images it saw, such as running thresholds or a table of
+    pseudo-labels, is kept in buffers made by `register_state`. They are saved in checkpoints and
+    must be the same in every process; so they are computed from global values only: `observe`,
+    `observe_step`, `refresh`, `Batch.total` and `Batch.gather`.
+
+    A step, in this order: ``prepare(batch)``, its sums over processes to ``observe``,
+    ``training_step(batch)``, the optimiser's step, then the sums over processes of
+    ``StepOutput.statistics`` to ``observe_step``.
+
     Class attributes:
         name: the registered name.
         version: raised whenever a change of the code can change a number; part of a run's identity.
@@ -165,6 +89,8 @@ class StepMethod(nn.Module):
         warmup_name: method whose training makes the warm-up; "" for the method itself.
         score_scale: what a score of `predict` is: "logits" (positive above 0), "probabilities"
             (above 0.5), or "ranking" (no threshold has a meaning, so no F1 is reported).
+        wants_teacher: whether `teacher` is used.
+        pool_wants: which of `POOL_EXTRAS` are to be filled in the `Pool` given to `refresh`.
     """
 
     name: ClassVar[str]
@@ -174,12 +100,18 @@ class StepMethod(nn.Module):
     uses_unlabelled: ClassVar[bool] = True
     warmup_name: ClassVar[str] = ""
     score_scale: ClassVar[Scale] = "logits"
+    wants_teacher: ClassVar[bool] = False
+    pool_wants: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, backbone: nn.Module, task: Task, hyper: Any) -> None:
         super().__init__()
         self.task = task
         self.hyper = hyper
         self.frozen_names: frozenset[str] = frozenset()
+        self.state_names: frozenset[str] = frozenset()
+        self._teacher = _Teacher()
+        for extra in sorted(self.pool_wants):
+            check_choice(f"{type(self).name}.pool_wants", extra, POOL_EXTRAS)
         check_choice(f"{type(self).name}.optimizer", hyper.optimizer, OPTIMIZERS)
         check_choice(f"{type(self).name}.schedule", hyper.schedule, SCHEDULES)
 
@@ -207,9 +139,38 @@ class StepMethod(nn.Module):
             logits: (n_l, K) float32, `predict` of test views of the labelled images, in order.
         """
 
+    def prepare(self, batch: Batch) -> dict[str, Tensor]:
+        """Return sums over this process's samples that `observe` needs before the step.
+
+        Called without gradients, in training mode, with the batch of the coming `training_step`;
+        what it computes may be kept in a plain attribute for that step. By default nothing, which
+        costs nothing.
+
+        Returns:
+            Named number tensors (not bool) of any dtype and shape. Names, dtypes and shapes are
+            the same at every step and in every process, also where the process has no image of a
+            kind: it gives zeros. Count the samples in a sum of their own.
+        """
+        return {}
+
+    def observe(self, statistics: dict[str, Tensor]) -> None:
+        """Take the sums of `prepare` over all processes, before `training_step`; update state.
+
+        Args:
+            statistics: names, shapes and dtypes as given. The sum is made in float64, so integers
+                below 2⁵³ are exact.
+        """
+
     def training_step(self, batch: Batch) -> StepOutput:
         """Return the losses of one step; each is a sum over the samples of this process."""
         raise NotImplementedError
+
+    def observe_step(self, statistics: dict[str, Tensor]) -> None:
+        """Take the sums of `StepOutput.statistics` over all processes, after the optimiser's step.
+
+        A method that overrides it returns statistics in every step; names, shapes and dtypes are
+        as constant as those of `prepare`.
+        """
 
     def forward(self, batch: Batch) -> StepOutput:
         """Call `training_step`; this is what DistributedDataParallel wraps."""
@@ -239,6 +200,66 @@ class StepMethod(nn.Module):
         hyper-parameters are equal start from the same checkpoint, which is computed once.
         """
         return None
+
+    # -- state and teacher ---------------------------------------------------------------------
+
+    def register_state(self, name: str, value: Tensor) -> None:
+        """Make a buffer that holds the method's own state.
+
+        It goes into `training_state`, once: the moving average does not average or copy it, but
+        reads the method's. Floating state has the precision of the run. Assigning to it writes into
+        the buffer, so ``self.mean = 0.9 * self.mean + 0.1 * new`` keeps dtype and device.
+
+        Args:
+            name: attribute of this method, a valid identifier.
+            value: its start, the same in every process.
+        """
+        self.register_buffer(name, value)
+        self.state_names |= {name}
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self.__dict__.get("state_names", ()):
+            self._write_state(name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def _write_state(self, name: str, value: Any) -> None:
+        state: Tensor = getattr(self, name)
+        label = f"{type(self).name}.{name}"
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{label} is state: assign a tensor, not {type(value).__name__}")
+        if value.shape != state.shape:
+            raise ValueError(f"{label} has shape {tuple(state.shape)}, not {tuple(value.shape)}")
+        if not torch.can_cast(value.dtype, state.dtype):
+            raise TypeError(f"{label} holds {state.dtype} and cannot take {value.dtype}")
+        with torch.no_grad():
+            state.copy_(value)
+
+    def share_state(self, other: StepMethod) -> None:
+        """Use the state buffers of ``other``, a method of the same kind, as one's own."""
+        for name in self.state_names:
+            self._buffers[name] = other._buffers[name]
+
+    @property
+    def teacher(self) -> StepMethod:
+        """The moving average of this method: any of its functions, in eval mode, no gradients.
+
+        It is no submodule: not saved, moved or trained with the method.
+
+        Raises:
+            RuntimeError: there is none, because the class does not say ``wants_teacher = True`` or
+                the method is not being trained.
+        """
+        if self._teacher.module is None:
+            reason = "is not being trained" if self.wants_teacher else "does not set wants_teacher = True"
+            raise RuntimeError(f"method {type(self).name!r} has no teacher: it {reason}")
+        return self._teacher.module
+
+    def set_teacher(self, teacher: StepMethod) -> None:
+        """Set what `teacher` returns; the trainer does, before the first step."""
+        self._teacher = _Teacher(teacher)
+
+    # -- saved state ---------------------------------------------------------------------------
 
     def training_state(self) -> dict[str, Tensor]:
         """Return ``state_dict`` without the frozen parameters: all that training can change.
@@ -273,8 +294,8 @@ class StepMethod(nn.Module):
         fitting = {
             name: value
             for name, value in state.items()
-            # Buffers that hold pseudo-labels have no counterpart in a labelled-only training.
-            if name in own and own[name].shape == value.shape
+            # State is of the images that were seen; this training sees others.
+            if name in own and name not in self.state_names and own[name].shape == value.shape
         }
         needed = {name for name, value in self.named_parameters() if value.requires_grad}
         if missing := sorted(needed - set(fitting)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -14,7 +15,10 @@ class Ema:
     """e ← d·e + (1−d)·m after every step, over the state dict (CAP).
 
     Integer and boolean entries are copied. Frozen parameters are shared with the method instead of
-    being averaged: their average is themselves, and a frozen CLIP is not held twice.
+    being averaged: their average is themselves, and a frozen CLIP is not held twice. The method's
+    own state (`StepMethod.register_state`) is shared too: there is one of it.
+
+    Build it when the method is on its device: what moves there later is no longer shared.
 
     Args:
         method: the method to follow; copied once.
@@ -24,6 +28,7 @@ class Ema:
     def __init__(self, method: StepMethod, decay: float) -> None:
         self.decay = decay
         self.module = copy.deepcopy(method).eval()
+        self.module.share_state(method)
         for theirs, ours in zip(method.parameters(), self.module.parameters(), strict=True):
             if not theirs.requires_grad:
                 ours.data = theirs.data
@@ -41,7 +46,21 @@ class Ema:
             for theirs, ours in zip(method.modules(), self.module.modules(), strict=True)
             for name in theirs._buffers
             if name not in theirs._non_persistent_buffers_set
+            and not (theirs is method and name in method.state_names)
         ]
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps of the average: its training state without what it shares."""
+        state = self.module.training_state()
+        return {name: value for name, value in state.items() if name not in self.module.state_names}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Take what `state` returned; the method's own state is loaded with the method.
+
+        Checkpoints from before there was such state hold copies of it, which are left out.
+        """
+        shared = {name: getattr(self.module, name) for name in self.module.state_names}
+        self.module.load_training_state({**state, **shared})
 
     @torch.no_grad()
     def update(self) -> None:

@@ -114,11 +114,13 @@ def build_optimizer(
     optimizer: torch.optim.Optimizer
     if method.optimizer == "adamw":
         optimizer = torch.optim.AdamW(groups, lr=1e-4, foreach=True)
+    elif method.optimizer == "adam":
+        optimizer = torch.optim.Adam(groups, lr=1e-4, foreach=True)
     elif method.optimizer == "sgd":
         optimizer = torch.optim.SGD(groups, lr=1e-3, momentum=0.9)
     else:
         raise UserError(
-            f"method {method.name!r} asks for optimiser {method.optimizer!r}; use 'adamw' or 'sgd'"
+            f"method {method.name!r} asks for optimiser {method.optimizer!r}; use 'adamw', 'adam' or 'sgd'"
         )
     total = schedule.schedule_epochs * steps_per_epoch
     scheduler: torch.optim.lr_scheduler.LRScheduler

@@ -55,7 +55,7 @@ class PseudoLabelMethod(LinearMethod):
         images = torch.cat([batch.strong_labelled, batch.strong_unlabelled])
         logits = self.classifier(images)
         labelled, unlabelled = logits.split([len(batch.labelled), len(batch.unlabelled)])
-        masked = pseudo.mask * self.loss(unlabelled, pseudo.targets)
+        masked = pseudo.weighted_mask * self.loss(unlabelled, pseudo.targets)
         losses = {
             "labelled": self.loss(labelled, batch.targets).sum(),
             "unlabelled": self.hyper.unlabelled_weight * masked.sum(),

@@ -82,8 +82,15 @@ def test_nothing_handed_to_a_method_can_hold_a_hidden_label():
         "strong_unlabelled",
         "global_labelled",
         "global_unlabelled",
+        "processes",
     }
-    assert {f.name for f in dataclasses.fields(Pool)} == {"epoch", "scores", "extra"}
+    assert {f.name for f in dataclasses.fields(Pool)} == {
+        "epoch",
+        "scores",
+        "extra",
+        "labelled",
+        "model_scores",
+    }
 
 
 @pytest.mark.parametrize("name", STEP)

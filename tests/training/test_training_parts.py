@@ -2,6 +2,7 @@
 
 import logging
 import pickle
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from benchmarks.training.checkpoint import Checkpoints
 from benchmarks.training.ema import Ema
 from benchmarks.training.hidden_labels import PseudoLabelProbe
 from benchmarks.training.strategy import check_statistics
-from methods.base import PseudoLabels
+from methods.base import PseudoLabels, StepMethod
 from methods.errors import UserError
 
 
@@ -93,9 +94,11 @@ def test_a_checkpoint_executes_nothing(tmp_path):
     assert not (tmp_path / "owned").exists()
 
 
-class Net(nn.Module):
+class Net(StepMethod):
+    name = "net"
+
     def __init__(self):
-        super().__init__()
+        super().__init__(None, None, SimpleNamespace(optimizer="adam", schedule="constant"))
         self.frozen = nn.Linear(3, 3)
         self.frozen.requires_grad_(False)
         self.norm = nn.BatchNorm1d(3)
