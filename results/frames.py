@@ -7,10 +7,11 @@ a result stay in the frame of `collect` with their state, so that nothing vanish
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from results.errors import StoreError
+from results.schema import Rule
 from results.store import RunStore
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-RULES = ("last", "val", "oracle")
+RULES: tuple[Rule, ...] = ("last", "val", "oracle")
 METRICS = ("mAP", "OF1", "CF1", "head", "medium", "tail", "num_classes")
 QUALITY = ("OP", "OR", "OF1", "CP", "CR", "CF1", "coverage")
 KEYS = ("run_id", "dataset", "ratio", "seed", "method", "label")
@@ -51,9 +52,9 @@ def collect(store: RunStore, wanted: Sequence[dict[str, Any]]) -> pd.DataFrame:
         if state.kind == "done":
             result = store.load(directory)
             row["digest"] = store.digest(directory)
-            row["seconds"] = result["cost"].get("seconds")
+            row["seconds"] = result["cost"]["seconds"]
             for rule in RULES:
-                found = result["metrics"].get(rule) or {}
+                found: Mapping[str, Any] = result["metrics"][rule] or {}
                 row |= {f"{rule}/{metric}": found.get(metric) for metric in METRICS}
         rows.append(row)
     frame = pd.DataFrame(rows, columns=pd.Index(columns))
@@ -61,7 +62,7 @@ def collect(store: RunStore, wanted: Sequence[dict[str, Any]]) -> pd.DataFrame:
     return frame.astype(dict.fromkeys(numbers, "float64"))
 
 
-def collect_classes(store: RunStore, wanted: Sequence[dict[str, Any]], rule: str = "last") -> pd.DataFrame:
+def collect_classes(store: RunStore, wanted: Sequence[dict[str, Any]], rule: Rule = "last") -> pd.DataFrame:
     """Average precision of every class of every finished run.
 
     Args:
@@ -80,7 +81,7 @@ def collect_classes(store: RunStore, wanted: Sequence[dict[str, Any]], rule: str
         if store.state(directory).kind != "done":
             continue
         result = store.load(directory)
-        found = result["metrics"].get(rule)
+        found = result["metrics"][rule]
         if found is None:
             continue
         per_class = zip(result["classes"], found["AP"], found["train_counts"], found["groups"], strict=True)

@@ -41,6 +41,7 @@ from results.lease import (
     generation_of,
     read_generation,
 )
+from results.schema import FORMAT, Result, check
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,7 +51,6 @@ __all__ = ["Lease", "RunState", "RunStore", "error_signature"]
 Kind = Literal["done", "running", "dead", "failed", "not started"]
 KINDS: tuple[Kind, ...] = ("done", "running", "dead", "failed", "not started")
 _RUN = re.compile(r"p[0-9.]+(?:e[-+]?\d+)?-s\d+-[0-9A-Za-z]+$")
-_RESULT_KEYS = ("run_id", "spec", "metrics", "classes", "cost", "provenance", "finished")
 
 
 @dataclass(frozen=True)
@@ -211,20 +211,20 @@ class RunStore:
         Args:
             directory: the run's directory.
             lease: this process's lease on it.
-            result: run_id, spec, metrics (last, val, oracle), classes, cost, provenance, finished.
+            result: see `results.schema.Result`; the format's number is added here.
             arrays: go to predictions.npz, uncompressed; the same arrays give the same bytes.
 
         Raises:
             LeaseLostError: the run was taken over; nothing was written.
-            StoreError: the result belongs to another run, lacks a key, or exists already.
+            StoreError: the result belongs to another run, lacks a field or has a wrong one (it is named),
+                or exists already.
             ValueError: the result holds NaN or infinity.
         """
-        missing = [key for key in _RESULT_KEYS if key not in result]
-        if missing:
-            raise StoreError(f"{directory}: the result lacks {', '.join(missing)}")
-        if directory.name.rsplit("-", 1)[-1] != str(result["run_id"])[:16]:
-            raise StoreError(f"{directory}: result of another run, {result['run_id']}")
+        result = {"format": FORMAT, **result}
         text = canonical_json(result, indent=1)  # may raise: before anything is written
+        run_id = check(result, f"{directory}/result.json")["run_id"]
+        if directory.name.rsplit("-", 1)[-1] != run_id[:16]:
+            raise StoreError(f"{directory}: result of another run, {run_id}")
         self._require(directory, lease)
         if (directory / "result.json").exists():
             raise StoreError(f"{directory}: result.json exists already and is never rewritten")
@@ -301,13 +301,14 @@ class RunStore:
 
     # ---------------------------------------------------------------- reading
 
-    def load(self, directory: Path) -> dict[str, Any]:
+    def load(self, directory: Path) -> Result:
         """The result of a finished run.
 
         Raises:
-            StoreError: the run has no result (the message says its state) or it is damaged.
+            StoreError: the run has no result (the message says its state), it is damaged (the field is
+                named), or a newer version wrote it.
         """
-        return self._read(directory, "result.json")
+        return check(self._read(directory, "result.json"), f"{directory}/result.json")
 
     def spec(self, directory: Path) -> dict[str, Any]:
         """The resolved spec of a run that was claimed at least once; StoreError otherwise."""

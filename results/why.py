@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 import statistics
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from results.errors import StoreError, nearest
 from results.frames import METRICS, RULES
+from results.schema import Rule
 from results.store import RunStore
 
 # Without these a number cannot be traced, so their absence is printed too.
@@ -77,7 +79,7 @@ def _one(store: RunStore, run: Path) -> str:
         "value per selection rule (percent)",
     ]
     for rule in RULES:
-        values = result["metrics"].get(rule)
+        values = result["metrics"][rule]
         if values is None:
             lines.append(f"  {rule:<8} not recorded")
             continue
@@ -99,7 +101,7 @@ def _one(store: RunStore, run: Path) -> str:
     digests = {name: value for name, value in spec.items() if _DIGEST.match(str(value))}
     lines += _section("hashes of data, split and weights", digests)
     lines += _section("spec", {name: spec[name] for name in spec if name not in digests})
-    printed = {"run_id", "spec", "metrics", "classes", "cost", "provenance", "finished"}
+    printed = {"format", "run_id", "spec", "metrics", "classes", "cost", "provenance", "finished"}
     lines += _section("also recorded", {k: v for k, v in result.items() if k not in printed})
     rows = store.epochs(run)
     if rows:
@@ -121,17 +123,17 @@ def _several(store: RunStore, runs: list[Path]) -> str:
         and key not in ("seed", "ratio", "method", "dataset.alias")
         and not any(map(_DIGEST.match, seen))
     ]
-    groups: dict[tuple[str, str], list[tuple[Path, float]]] = {}
+    groups: dict[tuple[str, Rule], list[tuple[Path, float]]] = {}
     for run in runs:
         state = store.state(run)
         parts = [str(run.relative_to(store.root)), state.kind]
         if state.kind == "done":
             metrics = store.load(run)["metrics"]
             for rule in RULES:
-                value = (metrics.get(rule) or {}).get("mAP")
-                if value is not None:
-                    groups.setdefault((_cell(store, run), rule), []).append((run, value))
-                    parts.append(f"{rule} mAP {value:.2f}")
+                summary = metrics[rule]
+                if summary is not None:
+                    groups.setdefault((_cell(store, run), rule), []).append((run, summary["mAP"]))
+                    parts.append(f"{rule} mAP {summary['mAP']:.2f}")
         parts += [f"{key}={specs[run].get(key, 'absent')}" for key in varying if run in specs]
         lines.append("  " + "  ".join(parts))
     for (cell, rule), members in groups.items():
@@ -173,13 +175,14 @@ def _by_number(store: RunStore, query: str) -> str:
     """Runs, and means over seeds, that a printed number can stand for."""
     digits = len(query.split(".")[1])
     lines: list[str] = []
-    groups: dict[tuple[str, str, str], list[tuple[Path, float]]] = {}
+    groups: dict[tuple[str, Rule, str], list[tuple[Path, float]]] = {}
     for run in store.scan():
         if store.state(run).kind != "done":
             continue
         result = store.load(run)
         for rule in RULES:
-            for metric, value in (result["metrics"].get(rule) or {}).items():
+            values: Mapping[str, Any] = result["metrics"][rule] or {}
+            for metric, value in values.items():
                 if metric not in METRICS or metric == "num_classes" or value is None:
                     continue
                 if f"{value:.{digits}f}" == query:
@@ -202,13 +205,13 @@ def _by_number(store: RunStore, query: str) -> str:
 _WIDTH = 26
 
 
-def _section(title: str, values: dict[str, Any]) -> list[str]:
+def _section(title: str, values: Mapping[str, Any]) -> list[str]:
     if not values:
         return []
     return ["", title, *(f"  {key:<{_WIDTH}} {value}" for key, value in _flat(values).items())]
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """{"a": {"b": 1}} -> {"a.b": 1}, in sorted order within each level."""
     flat: dict[str, Any] = {}
     for key, value in values.items():

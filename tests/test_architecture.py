@@ -21,7 +21,6 @@ KNOWN: dict[str, str] = {
     "long benchmarks/launch/execution.py": "building a trainer moves to training/build.py",
     "long benchmarks/training/trainer.py": "batches, selection and checkpoints move out",
     "long tests/data/test_registry.py": "to be split by subject",
-    "long tests/results/test_store.py": "to be split by subject",
     "long tests/slurm/test_doctor.py": "to be split by subject",
     "long tests/slurm/test_grid.py": "to be split by subject",
     "long tests/status/test_status.py": "to be split by subject",

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from results.store import RunStore
+from tests.results.records import RUN_ID, make_spec
 
 CLASSES = ["sun", "moon", "star", "comet", "cloud", "kite"]
 COUNTS = [10, 600, 90, 300, 40, 1200]
@@ -124,3 +125,13 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeRuns:
 @pytest.fixture
 def new_fake() -> Callable[[Path], FakeRuns]:
     return FakeRuns
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> RunStore:
+    return RunStore(tmp_path / "store")
+
+
+@pytest.fixture
+def run(store: RunStore) -> Path:
+    return store.directory(RUN_ID, make_spec())

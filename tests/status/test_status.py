@@ -30,6 +30,7 @@ from results.store import RunStore
 from slurm import protocol
 from slurm.launches import Launches
 from tests.conftest import ROOT, grid_text
+from tests.results.records import make_result
 
 TRACE = """Traceback (most recent call last):
   File "/home/me/benchmarks/trainer.py", line 12, in step
@@ -66,16 +67,7 @@ class Folder:
             record = {"type": "ValueError", "message": f"bad {seed}", "traceback": TRACE, **error}
             self.store.write_failure(directory, lease, record)
         elif state == "done":
-            metrics = {"last": {"mAP": 50.0}, "val": None, "oracle": None}
-            result = {
-                "run_id": run_id,
-                "spec": spec,
-                "metrics": metrics,
-                "classes": [],
-                "cost": {},
-                "provenance": {},
-                "finished": "now",
-            }
+            result = make_result(run_id, spec=spec)
             self.store.write_result(directory, lease, result, {"scores": np.zeros((1, 1))})
         lease.release()
         return run_id
