@@ -1,8 +1,7 @@
 """Contexts: a partition of the label space by spectral clustering of label co-occurrence.
 
-That contexts are such a partition is what is known of the paper (README.md). How the
-affinity is made is our reading: conditional co-occurrence, counted on the labelled images
-only, made symmetric.
+The paper defines contexts as such a partition (README.md). How the affinity is computed is our
+reading: conditional co-occurrence, counted on the labelled images only and made symmetric.
 """
 
 from __future__ import annotations
@@ -18,16 +17,16 @@ from methods.errors import UserError, nearest
 
 Affinity = Literal["conditional", "sqrt-conditional", "jaccard"]
 AFFINITIES: tuple[str, ...] = get_args(Affinity)
-# Keeps the graph connected: labels that never occur together still get a place.
+# Keeps the graph connected for labels that never occur together.
 FLOOR = 1e-6
 
 
 def co_occurrence_affinity(
     labels: NDArray[np.generic] | Tensor, affinity: Affinity = "conditional"
 ) -> NDArray[np.float64]:
-    """Symmetric affinity of labels from the images that carry them.
+    """Compute a symmetric affinity of labels from the images that show them.
 
-    With n_ab images holding both a and b, and n_a holding a:
+    With n_ab images that show both a and b, and n_a that show a:
 
     - "conditional": (S + Sᵀ)/2 with S_ab = n_ab / n_a;
     - "sqrt-conditional": (√S + √Sᵀ)/2, the τ = 2 root of ML-VPT (arXiv 2504.09990);
@@ -87,7 +86,7 @@ def label_contexts(
     graph = co_occurrence_affinity(labels, affinity) + FLOOR
     if num_contexts == count:
         return np.arange(count)
-    # Here, because it takes a second that listing and planning runs need not wait for.
+    # Imported here: it takes a second, which listing and planning runs should not wait for.
     from sklearn.cluster import SpectralClustering
 
     found = SpectralClustering(
@@ -98,7 +97,7 @@ def label_contexts(
 
 
 def context_targets(targets: Tensor, contexts: Tensor, num_contexts: int) -> Tensor:
-    """Context labels of images: an image lies in every context it has a label of (max rule).
+    """Return the contexts of images: an image has every context of its labels (max rule).
 
     Args:
         targets: (B, K) {0, 1}.

@@ -7,7 +7,7 @@ auxiliary task identifies contexts, clusters of co-occurring labels, on labelled
 images.
 
 What differs from the official code: there is none that we could find, and the full text was not
-available either. `csaa/README.md` says statement by statement what comes from the paper and what
+available either. `csaa/README.md` lists statement by statement what comes from the paper and what
 is our reading; each open choice is a field of `CSAAHyper`. Pseudo-labels and their schedule follow
 the same authors' CAP code (github xiemk/SSMLL-CAP), the local features DualCoOp's re-formulation of
 the attention pool (github sunxm2357/DualCoOp).
@@ -60,7 +60,7 @@ class CSAAHyper(OptimizerHyper, AsymmetricHyper):
         num_contexts: M; 10 suits COCO, 3–4 VOC [I].
         affinity: affinity of the label graph [I; spectral clustering of co-occurrence is P].
         context_images: images the auxiliary task is trained on [P: both].
-        context_feature: what the context head reads: the "global" image feature or the mean of the
+        context_feature: input of the context head: the "global" image feature or the mean of the
             "label-specific" ones [I].
         context_labels: context pseudo-labels from the context "head" by the same thresholding, or
             from the class "pseudo-labels" by the max rule [I].
@@ -224,11 +224,11 @@ class CSAA(StepMethod):
             self.classifier.bias.add_(calibrated_bias(logits, self.frequencies))
 
     def wants_pool(self, epoch: int) -> bool:
-        """Pseudo-labels are made anew once per epoch, as in CAP."""
+        """Request pool scores before every epoch: pseudo-labels are recomputed then, as in CAP."""
         return self._teaches("class")
 
     def score_pool(self, images: Tensor) -> Tensor:
-        """Class logits, and context logits beside them where they teach: (B, K [+ M])."""
+        """Return (B, K [+ M]) class logits, and context logits if they become pseudo-labels."""
         logits, whole, specific = self.classifier(images)
         if not (self._teaches("context") and self.hyper.context_labels == "head"):
             return logits

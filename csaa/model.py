@@ -1,8 +1,8 @@
 """Label-specific image features and their alignment with label texts.
 
 From the paper: each label's text is matched with *its own* image feature, extracted with a
-semantic-aware prompt over CLIP's local features. The equations
-are our reading (README.md); the readings the paper leaves open are the values of `Reading`.
+semantic-aware prompt over CLIP's local features. The equations are our reading (README.md); the
+values of `Reading` are the readings that the paper leaves open.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class AlignmentClassifier(nn.Module):
       positive one, as in DualCoOp;
     - "semantic+positive+negative": κ(⟨v̄_k, t⁺_k⟩ − ⟨v̄_k, t⁻_k⟩) + b_k, as in DualCoOp++.
 
-    κ is learnt from exp(3) ≈ 20. b_k absorbs that CLIP's cosines are never near zero.
+    κ is learnt and starts at exp(3) ≈ 20. b_k absorbs that CLIP's cosines are never near zero.
 
     Args:
         vlm: the backbone; its image tower is trained through this module.
@@ -74,7 +74,7 @@ class AlignmentClassifier(nn.Module):
         self.temperature = spec.temperature
         roles = spec.reading.split("+")
         if spec.features == "global" and spec.reading != "semantic+negative":
-            roles.remove("semantic")  # it only weighs locations, and there are none
+            roles.remove("semantic")  # it only weights locations, and a global feature has none
         self.prompts = nn.ModuleDict(
             {
                 role: LearntPrompts(
@@ -104,7 +104,7 @@ class AlignmentClassifier(nn.Module):
         return cast(LearntPrompts, self.prompts[role])
 
     def label_features(self, local: Tensor, semantic: Tensor) -> Tensor:
-        """Label-specific features.
+        """Compute label-specific features.
 
         Args:
             local: (B, L, d) local features, any length.
@@ -121,11 +121,11 @@ class AlignmentClassifier(nn.Module):
     def forward(
         self, images: Tensor, texts: dict[str, Tensor] | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits and features of a batch.
+        """Compute logits and features of a batch.
 
         Args:
             images: (B, 3, H, W) in [0, 1].
-            texts: unit text features where they are at hand, else they are computed.
+            texts: unit text features if the caller has them; None computes them.
 
         Returns:
             logits (B, K) float32, global features (B, d), label features (B, K, d) or, for

@@ -1,4 +1,4 @@
-"""Methods of semi-supervised multi-label learning and the parts they are made of.
+"""Methods for semi-supervised multi-label learning, and the parts that they are built from.
 
 `available`, `get`, `hyper` and `create` find and build methods by name; `register` adds one.
 `methods.losses` and `methods.thresholds` are imported on first use, because they import torch.

@@ -52,14 +52,14 @@ COSINE_SCALE, SUM_SCALE = 20.0, 5.0
 
 @dataclass(frozen=True)
 class DualCoOpHyper(OptimizerHyper, AsymmetricHyper):
-    """Hyper-parameters of DualCoOp; defaults are the official ones where not said otherwise.
+    """Hyper-parameters of DualCoOp; defaults are the official ones unless stated otherwise.
 
     Attributes:
         context_length: learnt tokens in front of the class name.
         positive_words: words that the positive context starts from, as CoOp's CTX_INIT; their
             tokens replace ``context_length``; empty for the official N(0, 0.02²).
-        negative_words: the same for the negative context; other words, or both start equal.
-        class_specific: a context of its own for every class; the authors advise shared contexts
+        negative_words: the same for the negative context; must differ, or both contexts start equal.
+        class_specific: one context for each class; the authors advise shared contexts
             when labels are scarce.
         locations: "code": attention-pool locations with the mean token and the positional
             embedding, as the official code; "plain": neither, as DualCoOp++ and TaI-DPT, and the
@@ -95,7 +95,7 @@ class DualCoOpHyper(OptimizerHyper, AsymmetricHyper):
         if self.positive_words and self.positive_words == self.negative_words:
             raise UserError(
                 f"dualcoop: both contexts start from {self.positive_words!r} and would cancel; "
-                "give negative_words of its own"
+                "set other negative_words"
             )
 
 

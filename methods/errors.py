@@ -1,4 +1,4 @@
-"""The one error that is shown to a user without a traceback, and the help it carries."""
+"""The error for users, which is shown without a traceback, and helpers for its message."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class UserError(Exception):
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """Return the tail of an error message that helps with an unknown name.
+    """Return the end of an error message about an unknown name: the nearest name and the valid ones.
 
     Args:
         name: what was asked for.
@@ -37,14 +37,14 @@ def nearest(name: str, valid: Iterable[str]) -> str:
 
 
 def check_choice(field: str, value: str, valid: Iterable[str]) -> None:
-    """Raise `UserError` unless ``value`` is one of ``valid``; ``field`` says where it was given."""
+    """Raise `UserError` unless ``value`` is one of ``valid``; ``field`` is the setting's name."""
     valid = list(valid)
     if value not in valid:
         raise UserError(f"{field}: unknown value {value!r}{nearest(str(value), valid)}")
 
 
 def check_range(field: str, value: float, low: float, high: float = float("inf")) -> None:
-    """Raise `UserError` unless ``low <= value <= high``; ``field`` says where it was given."""
+    """Raise `UserError` unless ``low <= value <= high``; ``field`` is the setting's name."""
     if not low <= value <= high:
         bound = f"between {low:g} and {high:g}" if high != float("inf") else f"at least {low:g}"
         raise UserError(f"{field}: {value:g} is not allowed; it must be {bound}")

@@ -26,7 +26,7 @@ from methods.thresholds import fixed_pseudo_labels
 
 @dataclass(frozen=True)
 class FixMatchHyper(PseudoLabelHyper):
-    """Those of `PseudoLabelHyper`, and the thresholds.
+    """Hyper-parameters of FixMatch: `PseudoLabelHyper` and two thresholds.
 
     Attributes:
         positive: probability from which an entry is pseudo-positive.

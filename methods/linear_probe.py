@@ -12,7 +12,7 @@ times towards its better end.
 What differs from the originals: multi-label, so one-vs-rest with average precision instead of
 accuracy; the best C seen is kept rather than the last; a class without positives (or without
 negatives) gets a constant score; the regressions of all classes are one L-BFGS problem (they share
-nothing but the iterations), warm-started along the search. When no class can be scored on the
+only the iterations), warm-started along the search. When no class can be scored on the
 held-out part, C is the 0.316 of CLIP's own example.
 
 Expected score: none known under this protocol. Cost: one pass of the frozen image tower over the
@@ -48,7 +48,7 @@ class LinearProbeHyper:
     """Hyper-parameters of the linear probe.
 
     Attributes:
-        preprocess: features are brought to unit length ("l2"), or centred and scaled per dimension
+        preprocess: features are scaled to unit length ("l2"), or centred and scaled per dimension
             by the labelled images' mean and deviation ("standardise"), or both in this order.
         class_weight: "balanced" weighs positives and negatives of a class equally.
         held_out: share of the labelled images that C is chosen on.
@@ -120,7 +120,7 @@ class LinearProbe(FitMethod):
 
     def _choose(self, x: Matrix, y: Matrix, seed: int) -> float:
         """C by held-out mean average precision."""
-        # Here, because it takes a second that listing and planning runs need not wait for.
+        # Imported here: it takes a second, which listing and planning runs should not wait for.
         from sklearn.metrics import average_precision_score
 
         order = np.random.RandomState(seed).permutation(len(x))

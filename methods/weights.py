@@ -51,8 +51,8 @@ def load_weights(
     Args:
         model: the model.
         state: names to tensors; converted to the model's dtype.
-        source: said in the error.
-        ignored: prefixes of names (of the model and of the state) that are left alone.
+        source: name of the file, for the error message.
+        ignored: prefixes of names (of the model and of the state) that are skipped.
 
     Raises:
         UserError: one line with the first names that do not fit.

@@ -21,11 +21,11 @@ class Backbone(nn.Module):
     trainable parameter stays in evaluation mode altogether.
 
     Attributes:
-        dim: length d of `features`.
-        resolution: side of the square images that it takes.
+        dim: length d of a vector of `features`.
+        resolution: side in pixels of the square images that it takes.
         is_vlm: whether it has a text tower.
         freeze_bn: see above.
-        description: for messages and provenance.
+        description: name and weights, for messages and provenance.
     """
 
     mean: Tensor
@@ -54,7 +54,7 @@ class Backbone(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(shape) / scale, persistent=False)
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Return (B, 3, H, W) images in [0, 1] as the network wants them, channels last."""
+        """Normalise images (B, 3, H, W) in [0, 1] for the network; the memory format is channels last."""
         if self._flip:
             images = images.flip(1)
         # Convolutions are about 1.6 times faster in this memory format, on CPUs too.

@@ -37,7 +37,7 @@ class VisionLanguageModel(Backbone):
         tokenizer: its tokenizer.
         resolution: side of the images; the positional embedding is interpolated bicubically when
             it differs from the pretraining.
-        description: for messages and provenance.
+        description: name and weights, for messages and provenance.
         mean: input mean; None: the model's own.
         std: input standard deviation; None: the model's own.
         **options: see `Backbone`.
@@ -219,7 +219,7 @@ def load_open_clip(spec: BackboneSpec, resolution: int) -> VisionLanguageModel:
         raise UserError(f"unknown open_clip model {spec.model!r}{nearest(spec.model, names)}")
     tag = spec.weights if spec.file is None and spec.weights else None
     if tag:
-        tag_file(spec)  # fetches it, or says how to go on without a network
+        tag_file(spec)  # downloads it, or says what to do without a network
     with seeded_rng(0), _quiet():
         if tag:
             model = open_clip.create_model(spec.model, pretrained=tag, device="cpu")
@@ -241,7 +241,7 @@ def load_open_clip(spec: BackboneSpec, resolution: int) -> VisionLanguageModel:
 
 
 def tag_file(spec: BackboneSpec) -> Path:
-    """Return the local file of a pretrained tag, fetched by open_clip if it is not there yet.
+    """Return the local file of a pretrained tag; open_clip downloads it if it is missing.
 
     Raises:
         UserError: unknown tag, or it cannot be fetched.
@@ -325,7 +325,7 @@ def _set_resolution(visual: Any, resolution: int, description: str) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep open_clip's progress messages and warnings off the terminal."""
+    """Silence open_clip's progress messages and warnings inside a block."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:

@@ -11,7 +11,11 @@ from methods.errors import UserError
 
 
 def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file as hex; remembered per path, size and modification time."""
+    """Return the SHA-256 of a file as hex; cached by path, size and modification time.
+
+    Raises:
+        UserError: the file does not exist.
+    """
     if not path.is_file():
         raise UserError(f"weights file {path} does not exist")
     status = os.stat(path)

@@ -66,7 +66,7 @@ class ImageNetwork(Backbone):
         )
 
     def _measure(self) -> int:
-        """Output length, from one forward pass; also finds resolutions that do not work."""
+        """Return the output length from one forward pass, which also detects impossible resolutions."""
         self.eval()
         try:
             with torch.no_grad():
@@ -84,7 +84,7 @@ def load_image_network(spec: BackboneSpec, resolution: int) -> ImageNetwork:
     Raises:
         UserError: unknown model, absent or unfitting weights, or an impossible resolution.
     """
-    with seeded_rng(0):  # random weights, where they are asked for, are the same in every process
+    with seeded_rng(0):  # random weights must be the same in every process
         build = {"torchvision": _torchvision_trunk, "timm": _timm_trunk}[spec.family]
         trunk, mean, std = build(spec, resolution)
     weights = spec.weights or "random weights"
@@ -115,7 +115,7 @@ def _torchvision_trunk(spec: BackboneSpec, resolution: int) -> tuple[nn.Module, 
         trunk = nn.Sequential(OrderedDict((k, v) for k, v in parts.items() if k not in heads))
     elif isinstance(getattr(model, "features", None), nn.Sequential):
         trunk = model.features
-        if "densenet" in spec.model:  # its last activation lives in the model's forward
+        if "densenet" in spec.model:  # its forward method applies the last activation
             trunk = nn.Sequential(trunk, nn.ReLU(inplace=True))
     else:
         raise UserError(
@@ -141,7 +141,7 @@ def _timm_trunk(spec: BackboneSpec, resolution: int) -> tuple[nn.Module, tuple, 
     try:
         try:
             model = timm.create_model(spec.model, img_size=resolution, **options)
-        except TypeError:  # convolutional networks know no image size
+        except TypeError:  # convolutional networks take no image size
             model = timm.create_model(spec.model, **options)
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

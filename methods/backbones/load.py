@@ -1,6 +1,6 @@
-"""Load a backbone by its specification, and hash its weights without building it.
+"""Load the backbone of a specification, or hash its weights without building it.
 
-The towers are imported where they are needed: hashing and planning must not import torch.
+Towers are imported inside the functions that build them: hashing and planning must not import torch.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def load_backbone(spec: BackboneSpec, resolution: int) -> Backbone:
     """Build a backbone with its weights, in evaluation mode, float32, on the CPU.
 
     Args:
-        spec: which one.
+        spec: the backbone.
         resolution: side in pixels of the square images that it will be given.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Which backbone a run uses, read from a grid; nothing here imports torch."""
+"""The specification of a backbone, as a grid gives it; nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ GLYPHCLIP = Path(__file__).parent / "glyphclip"
 
 @dataclass(frozen=True)
 class BackboneSpec:
-    """Which backbone, and how it wants its input.
+    """A backbone, its weights and the input format that it expects.
 
     Attributes:
         name: "glyphclip", "open_clip/<model>", "torchvision/<model>" or "timm/<model>".
@@ -73,7 +73,7 @@ class BackboneSpec:
 
     @property
     def file(self) -> Path | None:
-        """The weights file, or None if there is none or it is named by a tag."""
+        """The weights file; None for random weights and for a pretrained tag."""
         if self.name == "glyphclip":
             return Path(self.weights) if self.weights else GLYPHCLIP / "glyphclip.safetensors"
         if not self.weights or (self.family == "open_clip" and not _looks_like_file(self.weights)):

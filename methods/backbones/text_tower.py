@@ -1,6 +1,6 @@
-"""The text tower of an open_clip model, frozen, over sequences cut to the longest one in use.
+"""The frozen text tower of an open_clip model; sequences are cut to the longest one in use.
 
-A tower with a causal mask that pools at the end-of-text token never looks behind that token, so
+A tower with a causal mask that pools at the end-of-text token never reads the tokens after it, so
 leaving out the padding is exact; prompts of 10 to 25 tokens then cost a quarter of the full 77.
 """
 
@@ -43,7 +43,7 @@ class TextTower(nn.Module):
         inner = getattr(model, "text", model)
         self.context_length: int = inner.context_length
         # A class token at the end (CoCa), a padding mask and Hugging Face encoders need token ids:
-        # they run through the model's own code.
+        # they use the model's own forward method.
         own_code = isinstance(inner, open_clip.CLIP | TextTransformer)
         self.learnable = (
             own_code and getattr(inner, "cls_emb", None) is None and not getattr(inner, "use_pad_mask", False)
@@ -71,7 +71,7 @@ class TextTower(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
+        """The device of the parameters."""
         return next(self.parameters()).device
 
     def tokenise(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -94,8 +94,8 @@ class TextTower(nn.Module):
 
         Args:
             embeddings: (K, T, w) float, start token first, T at most the context length.
-            end: (K,) int64 position of the end-of-text token in each row; what stands behind it is
-                not read by a causal tower. Other towers get padding up to their full length.
+            end: (K,) int64 position of the end-of-text token in each row. A causal tower does not
+                read the tokens after it; other towers get padding up to their full length.
 
         Raises:
             UserError: the tower cannot take embeddings, or the sequences are too long.
@@ -127,14 +127,14 @@ class TextTower(nn.Module):
             embeddings: (R, N, w) token embeddings.
             positions: (N,) int64 position of each token in its own text.
             mask: (N, N) float, added to the attention's logits.
-            ends: (K,) int64 places of the texts' end tokens.
+            ends: (K,) int64 indices of the texts' end tokens.
         """
         x = embeddings + self.positional_embedding[positions]
         last = self.transformer.resblocks[-1]
         if isinstance(last, ResidualAttentionBlock) and self.transformer.batch_first:
             for block in self.transformer.resblocks[:-1]:
                 x = block(x, attn_mask=mask)
-            # Of the last block only what the end tokens give is read.
+            # Only the end tokens' output of the last block is read.
             seen = last.ln_1(x)
             found = last.attention(seen.index_select(1, ends), seen, seen, attn_mask=mask[ends])
             x = x.index_select(1, ends) + last.ls_1(found)

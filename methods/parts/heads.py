@@ -1,9 +1,9 @@
-"""Classification heads: what stands between a backbone and the logits of K classes.
+"""Classification heads: they turn the features of a backbone into the logits of K classes.
 
 `HEADS` lists them by name. A method takes one as an argument and does not inherit from it:
 
 - "match": cosines that start at the texts (vision-language), or a linear layer on features of unit
-  size (image-only); the form of all methods before there was a choice;
+  size (image-only); the default, and the form of the results made before heads could be chosen;
 - "linear": `torch.nn.Linear` on the features as they are;
 - "cosine": scaled cosines of features and class weights, with any backbone;
 - "ml_decoder": ML-Decoder on the local features.
@@ -168,9 +168,9 @@ class MLDecoder(nn.Module):
     """ML-Decoder of Ridnik et al., WACV 2023 (arXiv 2111.12933), without its final bias.
 
     Local features (B, L, C) go through a linear layer to ``dim`` and a ReLU. G fixed random queries,
-    one for each group of classes, look at them in one decoder layer that has no self-attention:
-    layer norm of the queries, cross-attention, feed-forward, each of the two with a residual sum and
-    a layer norm behind it. Group-wise fully-connected: the logits of a group's classes are linear in
+    one for each group of classes, attend to them in one decoder layer without self-attention: layer
+    norm of the queries, cross-attention, feed-forward; a residual sum and a layer norm follow each of
+    the last two. Group-wise fully-connected: the logits of a group's classes are linear in
     its own query's output.
 
     What differs from the official code (github Alibaba-MIIL/ML_Decoder): no dropout (there: 0.1),

@@ -21,13 +21,13 @@ __all__ = ["LinearClassifier", "LinearHyper", "LinearMethod", "calibrated_bias"]
 
 
 def calibrated_bias(logits: Tensor, frequencies: Tensor) -> Tensor:
-    """Shift of each class's logits that makes its mean probability equal its frequency.
+    """Find the shift of each class's logits that makes its mean probability equal its frequency.
 
     Cosines of CLIP features sit around 0.15 to 0.3, so scaled cosines without a bias call every
     class present. The shift is found by bisection; the mean probability rises with it.
 
     Args:
-        logits: (N, K) of labelled images, N >= 1.
+        logits: (N, K) float, of labelled images, N >= 1.
         frequencies: (K,) in [0, 1]; kept half an image away from 0 and 1.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Logistic regressions by L-BFGS, all classes at once, and a search for their one number."""
+"""Logistic regressions of all classes by one L-BFGS run, and the search for their penalty."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch.nn import functional as F
 STARTS = tuple(10.0**k for k in (-6, -4, -2, 0, 2, 4, 6))
 HALVINGS = 8
 CLIP_EXAMPLE_C = 0.316  # of CLIP's README
-CONSTANT = 30.0  # logit of a class whose labels are all alike
+CONSTANT = 30.0  # logit of a class whose labels are all equal
 Matrix = NDArray[np.float64]
 
 
 def binary_search(score: Callable[[float], float], starts: Sequence[float] = STARTS) -> float:
-    """The best of ``starts`` and of the halvings, towards the better end, around it.
+    """Find the best of ``starts``, then halve the interval around it towards its better end.
 
     Args:
         score: function of a positive number, larger is better.
@@ -43,7 +43,7 @@ def binary_search(score: Callable[[float], float], starts: Sequence[float] = STA
 
 
 def varies(y: Matrix) -> NDArray[np.bool_]:
-    """(K,) whether a column of (n, K) holds both label values."""
+    """Return (K,) bool: which columns of (n, K) hold both label values."""
     return (y.max(axis=0, initial=0) > 0) & (y.min(axis=0, initial=1) < 1)
 
 
@@ -53,8 +53,8 @@ class LogisticRegressions:
     Per class C · Σ_i w_i log(1 + exp(-ŷ_i z_i)) + ‖W_k‖²/2 is minimised (scikit-learn's objective;
     the intercept is not penalised). All classes are one L-BFGS problem in coordinates in which it
     is well conditioned: features are centred and rotated to their principal axes, and each
-    coordinate is divided by the root of its curvature. None of this moves the solution. With
-    fewer images than dimensions the problem shrinks to the number of images.
+    coordinate is divided by the root of its curvature. The solution stays the same. With fewer
+    images than dimensions the problem has only as many coordinates as images.
 
     Args:
         x: (n, d) float64.
@@ -62,7 +62,7 @@ class LogisticRegressions:
 
     def __init__(self, x: Matrix) -> None:
         self.centre = x.mean(axis=0)
-        # In torch rather than NumPy, so that the process's setting of threads holds.
+        # torch, not NumPy: it respects the number of threads that the process has set.
         u, s, vt = torch.linalg.svd(torch.from_numpy(x - self.centre), full_matrices=False)
         kept = s > 1e-10 * s.max().clamp(min=1e-300)
         self.axes, self.spread = vt[kept].T.numpy(), s[kept]

@@ -1,6 +1,6 @@
 """Text prompts: templates with a gap for the class name, and learnt contexts in front of it.
 
-A learnt context that all classes share is read once, not once for every class; see `NameTree`.
+A learnt context that all classes share is encoded once, not once for every class; see `NameTree`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
 def text_classifier(
     vlm: VisionLanguageModel, names: Sequence[str], templates: Sequence[str] = TEMPLATES["single"]
 ) -> Tensor:
-    """(K, d) unit text features of the classes: the mean over templates of unit features."""
+    """Return (K, d) unit text features of the classes: the mean over templates of unit features."""
     mean = torch.zeros(len(names), vlm.dim, device=vlm.text_tower.device)
     for template in templates:
         texts = [template.format(name) for name in names]
@@ -36,26 +36,27 @@ def text_classifier(
 
 
 LONGEST_ROW = 1024
-"""Tokens of a `NameTree`; what more names need goes into another. Attention is over whole rows."""
+"""Maximum number of tokens of a `NameTree`. Attention is over whole rows, so further names get a row
+of their own."""
 
 
 class NameTree(nn.Module):
-    """K texts with the same beginning as one sequence: "beginning, name_1, name_2, …, name_K".
+    """K texts with a common beginning as one sequence: "beginning, name_1, name_2, …, name_K".
 
     Each token has the position of its own text, and a mask lets it attend to the beginning and to
     its own name only. A causal tower then computes for each name what it would for the text by
     itself, and the beginning once: 17 + 257 tokens instead of 80 × 22 for COCO's names behind 16
-    learnt tokens. (SpecInfer's tree attention, Miao et al., ASPLOS 2024, verifies guesses so.)
+    learnt tokens. (SpecInfer, Miao et al., ASPLOS 2024, verifies guessed tokens with the same mask.)
 
     Args:
-        beginning: tokens that the texts share, the start token among them.
-        names: (l_k, w) embeddings of the tokens behind them, up to the end token, for every text.
+        beginning: number of tokens that the texts share, the start token included.
+        names: for every text, (l_k, w) embeddings of the further tokens up to the end token.
 
     Attributes:
-        names: (Σ l_k, w) embeddings, all texts' one after the other.
+        names: (Σ l_k, w) embeddings, text after text.
         positions: (N,) int64 positions of the sequence's tokens, N = beginning + Σ l_k.
-        mask: (N, N) float, 0 where a token may look and −∞ elsewhere.
-        ends: (K,) int64 places of the end tokens in the sequence.
+        mask: (N, N) float, 0 where a token may attend and −∞ elsewhere.
+        ends: (K,) int64 indices of the end tokens in the sequence.
     """
 
     names: Tensor
@@ -66,7 +67,7 @@ class NameTree(nn.Module):
     def __init__(self, beginning: int, names: Sequence[Tensor]) -> None:
         super().__init__()
         lengths = torch.tensor([len(name) for name in names])
-        # Text 0 is the beginning; place counts within a text.
+        # Text 0 is the beginning; place is the index within a text.
         text = torch.arange(len(names) + 1).repeat_interleave(torch.cat([torch.tensor([beginning]), lengths]))
         ends = beginning + lengths.cumsum(0)
         first = torch.cat([torch.tensor([0, beginning]), ends[:-1]])
@@ -86,7 +87,7 @@ class NameTree(nn.Module):
 
     @classmethod
     def several(cls, beginning: int, names: Sequence[Tensor]) -> list[NameTree]:
-        """Trees of at most `LONGEST_ROW` tokens, the names in their order."""
+        """Return trees of at most `LONGEST_ROW` tokens that hold the names in their order."""
         parts: list[list[Tensor]] = []
         room = 0
         for name in names:
@@ -105,20 +106,20 @@ class LearntPrompts(nn.Module):
     model is used but not owned: its parameters are not among this module's.
 
     Args:
-        vlm: whose text tower encodes the prompts.
+        vlm: its text tower encodes the prompts.
         names: words for the K classes.
         length: number of context tokens n.
-        class_specific: a context of its own for every class instead of a shared one.
+        class_specific: one context for each class instead of a shared one.
         seed: seed of the initial context, N(0, 0.02²).
         words: start from the embeddings of these words instead; their number of tokens replaces
             ``length``.
 
     Attributes:
         context: parameter, (n, w) shared or (K, n, w) class-specific.
-        trees: for a shared context and a causal text tower, the texts in the form they are encoded
-            in; otherwise empty.
-        layout: lengths of the context and of the names; prompts with the same one are encoded in
-            one pass. None without trees.
+        trees: the texts as they are encoded, for a shared context and a causal text tower; otherwise
+            empty.
+        layout: lengths of the context and of the names. Prompts of equal layout are encoded in one
+            pass. None without trees.
 
     Raises:
         UserError: a prompt does not fit into the text tower's context, or n < 1.
@@ -194,8 +195,8 @@ class LearntPrompts(nn.Module):
     def forward(self) -> Tensor:
         """(K, d) text features, not normalised.
 
-        Without gradients the features are remembered until the context changes, so that scoring
-        many batches runs the text tower once.
+        Without gradients the features are cached until the context changes, so that scoring many
+        batches runs the text tower once.
         """
         if torch.is_grad_enabled():
             return _encode([self])[0]
@@ -206,7 +207,7 @@ class LearntPrompts(nn.Module):
             or cached[0].dtype != self.context.dtype
             or not torch.equal(cached[0], self.context)
         ):
-            # Remembered for all precisions, so computed in the best.
+            # The cache serves all precisions, so it is filled in the highest one.
             with torch.autocast(self.context.device.type, enabled=False):
                 features = _encode([self])[0]
             cached = self._cache = (self.context.detach().clone(), features)
@@ -214,7 +215,7 @@ class LearntPrompts(nn.Module):
 
 
 def encode_together(prompts: Sequence[LearntPrompts]) -> list[Tensor]:
-    """Text features of several `LearntPrompts` of one model, in one pass where they are alike.
+    """Encode several `LearntPrompts` of one model, in one pass if their layouts are equal.
 
     Returns:
         One (K_i, d) tensor for each, not normalised, equal to calling them one by one.
@@ -242,7 +243,7 @@ def _encode(prompts: Sequence[LearntPrompts]) -> list[Tensor]:
             torch.cat([prompt.start[0], prompt.context, tree.names])
             for prompt, tree in zip(prompts, trees, strict=True)
         ]
-        tree = trees[0]  # but for the names they are the same
+        tree = trees[0]  # the trees differ in their names only
         found = (torch.stack(rows), tree.positions, tree.mask, tree.ends)
         parts.append(vlm.text_tower.encode_tree(*found))
     return list(torch.cat(parts, dim=1))

@@ -185,7 +185,7 @@ def test_digest_is_that_of_the_file_and_follows_it(squeezenet):
     assert weights_digest(BackboneSpec("torchvision/squeezenet1_1")) == "random"
 
 
-def test_random_weights_are_the_same_every_time_and_said():
+def test_random_weights_are_always_the_same_and_are_named():
     first, second = (load_backbone(BackboneSpec("torchvision/squeezenet1_1"), 64) for _ in range(2))
     for name, value in first.state_dict().items():
         assert torch.equal(value, second.state_dict()[name])

@@ -229,5 +229,5 @@ def test_tag_without_a_network_says_how_to_go_on(monkeypatch):
         load_backbone(BackboneSpec("open_clip/RN101", weights="openai"), 224)
     message = str(error.value)
     assert "\n" not in message
-    assert "clip.openai" in message or "openaipublic" in message  # where it is to be had
+    assert "clip.openai" in message or "openaipublic" in message  # the source to download from
     assert "set weights to its path" in message

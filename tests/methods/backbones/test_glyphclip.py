@@ -1,4 +1,4 @@
-"""GlyphCLIP: the shipped weights fit the configuration and know something; the trainer's pieces."""
+"""GlyphCLIP: the shipped weights fit the configuration and rank above chance; parts of its trainer."""
 
 import numpy as np
 import open_clip

@@ -109,7 +109,7 @@ def test_fixmatch_takes_confident_entries_of_the_weak_view(load, task, make_batc
     )
     with torch.no_grad():
         logits = method.predict(batch.weak_unlabelled)
-        method.classifier.bias -= logits.median(dim=0).values  # both ends occur
+        method.classifier.bias -= logits.median(dim=0).values  # both positives and negatives occur
         p = torch.sigmoid(method.predict(batch.weak_unlabelled))
     output = method(batch)
     pseudo = output.pseudo_labels

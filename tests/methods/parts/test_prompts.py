@@ -11,7 +11,7 @@ NAMES = ("cat", "traffic light", "xylophone player")
 
 
 def test_context_of_real_words_encodes_as_the_full_text(load):
-    # Independent of the cutting and joining: the same words as one string.
+    # Reference without cutting and joining: the same words as one string.
     vlm = load()
     prompts = LearntPrompts(vlm, NAMES, words="a photo of a")
     expected = vlm.encode_text([f"a photo of a {name}." for name in NAMES])
@@ -25,7 +25,7 @@ def test_learnt_context_equals_full_length_evaluation(load, monkeypatch, name, r
     monkeypatch.setattr("methods.parts.prompts.LONGEST_ROW", row)
     vlm = load(name)
     prompts = LearntPrompts(vlm, NAMES, length=5, seed=2)
-    # The sequences of several names: one, or as many as the longest row asks for.
+    # The names fit into one sequence, or need several because a row has a maximum length.
     assert len(prompts.trees) == (0 if name == "tiny-bidirectional" else 1 if row == 1024 else 3)
     tower = vlm.text_tower
     # Full-length reference: placeholder tokens, embedded, with the context written over them.
@@ -73,7 +73,7 @@ def test_scores_without_gradients_follow_the_context(load):
     prompts = LearntPrompts(vlm, NAMES, length=4)
     with torch.no_grad():
         first = prompts()
-        assert prompts() is first  # remembered
+        assert prompts() is first  # from the cache
         prompts.context.data.add_(0.5)  # an update that leaves no trace in the version counter
         second = prompts()
     assert not torch.allclose(first, second)
@@ -95,7 +95,7 @@ def test_copies_do_not_share_what_they_remember(load):
 @pytest.mark.parametrize(
     ("options", "passes"),
     [
-        # Alike, with one context each; contexts of their own; not alike.
+        # Equal layouts; class-specific contexts; unequal layouts.
         ([{"length": 3}, {"length": 3, "seed": 1}], 1),
         ([{"length": 3, "class_specific": True}, {"length": 9, "class_specific": True}], 1),
         ([{"length": 3}, {"length": 9}], 2),
