@@ -16,19 +16,18 @@ MEASUREMENTS = {
     "submit": "seconds from a grid's name to its jobs in a SLURM queue",
     "trainer": "a step of the training loop, against a bare loop with the same batches",
 }
-"""Module of this package by name, and what it measures. A module has `add_arguments(parser)` and
-`run(options) -> int`."""
+"""Module name to what it measures. Each module has `add_arguments(parser)` and `run(options) -> int`."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one measurement; the exit code."""
+    """Run one measurement; return the exit code."""
     parser = argparse.ArgumentParser("python -m benchmarks.perf", description=__doc__)
     names = parser.add_subparsers(dest="measurement", metavar="NAME", required=True)
     argv = sys.argv[1:] if arguments is None else arguments
     for name, what in MEASUREMENTS.items():
         one = names.add_parser(name, help=what, formatter_class=argparse.RawDescriptionHelpFormatter)
         if argv[:1] == [name]:
-            # The one alone: some import torch, which takes longer than another one measures.
+            # Import this module only: some import torch, which takes longer than others measure.
             module = importlib.import_module(f"benchmarks.perf.{name}")
             one.description = module.__doc__
             module.add_arguments(one)

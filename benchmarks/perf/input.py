@@ -1,18 +1,16 @@
 """Input: weak and strong views from the cache, against per-image Pillow transforms.
 
-Three paths are measured in turn, round by round, so that whatever else the machine does meets all
-of them alike:
+Three paths alternate round by round, so that other load on the machine affects all of them alike:
 
-  cache    what a run does: the cached images through the loader and both views; one process a core
-           with one thread each, as the local launcher starts them
-  Pillow   what the published code does: a DataLoader with one worker process a core that opens and
-           decodes each file and makes both views of it with Pillow
-  memory   the cached images alone, gathered through the memory map
+  cache    as a run does it: the loader reads cached images and both views are made; one process per
+           core with one thread each, as the local launcher starts them
+  Pillow   as the published code does it: a DataLoader with one worker process per core; each worker
+           opens and decodes a file and makes both views with Pillow
+  memory   reading alone: cached images are gathered through the memory map
 
-The starting of processes is not counted. The ratio is one of wall-clock rates; beside it stands
-that of the pairs made in a second of processor time, which other work on the machine disturbs less.
-Without --images the pictures are synthetic photographs (500 x 375 pixels, about 80 kB) in a
-temporary folder.
+Starting processes is not counted. The ratio compares wall-clock rates; a second ratio compares pairs
+per second of processor time, which other work on the machine disturbs less. Without --images the
+pictures are synthetic photographs (500 x 375 pixels, about 80 kB) in a temporary folder.
 """
 
 from __future__ import annotations
@@ -51,12 +49,12 @@ SYNTHETIC = 400
 """Synthetic photographs; at 224 pixels their cache is larger than most processors' caches."""
 SUFFIXES = frozenset((".jpg", ".jpeg", ".png"))
 SHARES = {"pillow": 0.55, "cache": 0.25, "threads": 0.15, "memory": 0.05}
-"""How the time is divided; the slowest path has the fewest batches to count."""
+"""Share of the measuring time per path; the slowest path gets most, because it makes the fewest batches."""
 VERSIONS = ("python", "torch", "torchvision", "numpy", "pillow")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of this measurement."""
+    """Add the options of this measurement."""
     parser.add_argument("--json", action="store_true", help="print one JSON line, not the table")
     parser.add_argument("--size", type=positive, default=224, help="side of the views in pixels")
     parser.add_argument("--batch", type=positive, default=64, help="pairs of views in a batch")
@@ -68,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Measure and print."""
+    """Measure, print, and return the exit code."""
     with tempfile.TemporaryDirectory(prefix="ssmll-perf-") as folder:
         paths, what = _images(options.images, Path(folder))
         found = measure(
@@ -87,18 +85,18 @@ def run(options: argparse.Namespace) -> int:
 def measure(
     paths: Sequence[Path], folder: Path, *, size: int, batch: int, workers: int, seconds: float
 ) -> dict[str, Any]:
-    """Measure the paths.
+    """Measure all paths.
 
     Args:
         paths: two or more image files.
-        folder: where the cache is made.
+        folder: folder for the cache.
         size: side of the views in pixels.
-        batch: pairs of a batch.
+        batch: pairs of views in a batch.
         workers: cores to use.
-        seconds: time to measure for, divided among paths and rounds.
+        seconds: measuring time, divided among paths and rounds.
 
     Returns:
-        What the JSON line has, less "images". Rates are per second, medians over the rounds.
+        The fields of the JSON line, without "images". Rates are medians over the rounds, per second.
     """
     _say(f"preparing the cache of {len(paths)} images at {size} pixels")
     prepared = prepare(_dataset(paths), size, folder / "cache", workers=workers)
@@ -110,7 +108,7 @@ def measure(
     try:
         for number in range(ROUNDS + 1):
             share = {name: part * seconds / ROUNDS for name, part in SHARES.items()}
-            if number == 0:  # everything is touched once before anything counts
+            if number == 0:  # the first round warms up
                 share = dict.fromkeys(SHARES, 0.2)
             measured = {
                 "cache": _rate(side_by_side, "views", share["cache"]),
@@ -154,7 +152,7 @@ def measure(
 
 
 def table(found: dict[str, Any]) -> str:
-    """The figures for a reader."""
+    """Return the figures as a table for people."""
     low, high = min(found["ratios"]), max(found["ratios"])
     many = found["workers"]
     rows = [
@@ -196,8 +194,8 @@ class Rate(NamedTuple):
     """Pairs or images per second.
 
     Attributes:
-        wall: by the clock, of all processes together.
-        processor: by the processor time spent, which is one core's rate.
+        wall: per second of wall-clock time, all processes together.
+        processor: per second of processor time, that is the rate of one core.
     """
 
     wall: float
@@ -205,7 +203,7 @@ class Rate(NamedTuple):
 
 
 class _Process:
-    """A process with the cache, which measures when it is told to."""
+    """A process that holds the cache and measures on request."""
 
     def __init__(self, prepared: Prepared, batch: int, *, threads: int, seed: int) -> None:
         context = multiprocessing.get_context("spawn")
@@ -220,7 +218,7 @@ class _Process:
         self.pipe.send((what, seconds))
 
     def result(self) -> tuple[int, float, float]:
-        """Images, seconds and seconds of processor time."""
+        """Return images, seconds, and seconds of processor time."""
         try:
             return self.pipe.recv()
         except EOFError:
@@ -242,7 +240,7 @@ def _rate(processes: Sequence[_Process], what: str, seconds: float) -> Rate:
 
 
 def _serve(pipe: Connection, prepared: Prepared, batch: int, threads: int, seed: int) -> None:
-    """What a measuring process does: like a run's worker, less the training."""
+    """Serve measurements: like a run's worker, without the training."""
     torch.set_num_threads(threads)
     keep_large_blocks()
     positions = _positions(len(prepared.train), batch, seed)
@@ -276,7 +274,7 @@ def _serve(pipe: Connection, prepared: Prepared, batch: int, threads: int, seed:
 
 
 def _positions(images: int, batch: int, seed: int) -> Iterator[torch.Tensor]:
-    """Endless batches, epoch after epoch; the last of an epoch is left out if it is smaller."""
+    """Yield batches of positions without end; drop a smaller last batch of an epoch."""
     epoch = 0
     while True:
         order = torch.from_numpy(permutation(seed, epoch, images, "perf"))
@@ -286,14 +284,14 @@ def _positions(images: int, batch: int, seed: int) -> Iterator[torch.Tensor]:
 
 
 class _Pillow:
-    """Measures the DataLoader."""
+    """Measures the DataLoader of `benchmarks.perf.pillow`."""
 
     def __init__(self, batches: Batches, batch: int, workers: int) -> None:
         self.batches, self.batch, self.workers = batches, batch, workers
         self.last = 0.0
 
     def rate(self, seconds: float) -> Rate:
-        """Between the arrival of the first wave of batches, one of each worker, and of the last."""
+        """Return the rate between the arrival of the first wave (one batch per worker) and of the last."""
         waves = max(3, 1 + round(self.last * seconds / (self.batch * self.workers)))
         times: list[float] = []
         spent: dict[int, list[float]] = {}
@@ -323,7 +321,7 @@ def _images(folder: Path | None, temporary: Path) -> tuple[list[Path], str]:
 
 
 def _dataset(paths: Sequence[Path]) -> Dataset:
-    """The images as a dataset; the last one is its test split, since it must have one."""
+    """Make a dataset of the images; the last one is the test split, because a dataset needs one."""
 
     def images(some: Sequence[Path]) -> ImageSet:
         return ImageSet(tuple(path.name for path in some), tuple(some), np.ones((len(some), 1), np.uint8))

@@ -1,4 +1,4 @@
-"""What a figure was measured on."""
+"""The machine that a figure was measured on."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from benchmarks.provenance import cores, processor
 
 
 def machine() -> dict[str, Any]:
-    """Name of the processor and cores that this process may use."""
+    """Return the processor's name and the number of cores that this process may use."""
     return {"cpu": processor(), "cores": cores()}

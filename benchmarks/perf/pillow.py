@@ -1,8 +1,8 @@
 """Reference for the input benchmark: per-image Pillow transforms in a DataLoader.
 
-Own implementation of what the published code of the CAP family does (xiemk/SSMLL-CAP,
-`lib/dataset`; PyPI `randaugment` 1.0.2): an image is opened and decoded once per sample, and both
-views are made from the decoded image: weak = mirror, resize, to tensor; strong = mirror, resize,
+Our implementation of the input pipeline of the CAP family's published code (xiemk/SSMLL-CAP,
+`lib/dataset`; PyPI `randaugment` 1.0.2): each sample opens and decodes one image and makes both
+views from it: weak = mirror, resize, to tensor; strong = mirror, resize,
 cutout, RandAugment, to tensor. The default collation joins the samples.
 """
 
@@ -47,7 +47,7 @@ class WeakStrong(Dataset):
 
 
 class RandomPositions(Sampler):
-    """Random positions, as many as `count` says."""
+    """Yields `count` random positions."""
 
     def __init__(self, size: int) -> None:
         self.size, self.count = size, 0
@@ -60,12 +60,12 @@ class RandomPositions(Sampler):
 
 
 class Batches:
-    """The DataLoader, whose workers are started once and then wait between measurements.
+    """A DataLoader whose workers start once and wait between measurements.
 
     Args:
-        paths: files; they are drawn with replacement.
+        paths: image files, drawn with replacement.
         size: side of the views in pixels.
-        batch: pairs of a batch.
+        batch: pairs of views in a batch.
         workers: worker processes.
     """
 
@@ -82,19 +82,19 @@ class Batches:
         )
 
     def draw(self, count: int) -> Iterator[tuple[int, float]]:
-        """Draw some batches; gives the process that made each and its processor time so far."""
+        """Draw `count` batches; yield the process that made each and its processor time so far (s)."""
         self.sampler.count = count * self.batch
         for _, process, seconds in self.loader:
             yield process, seconds
 
 
 def collate(samples: list[tuple[Tensor, Tensor]]) -> tuple[Any, int, float]:
-    """The default collation, with the process and its processor time in seconds."""
+    """Collate by default; add the process id and its processor time in seconds."""
     return default_collate(samples), os.getpid(), time.process_time()
 
 
 def cutout(picture: Picture) -> Picture:
-    """A rectangle of half the side around a random pixel, in one random colour."""
+    """Fill a rectangle of half the side around a random pixel with one random colour."""
     width, height = picture.size
     x, y = random.randrange(width), random.randrange(height)
     half_x, half_y = int(0.5 * width + 0.5) // 2, int(0.5 * height + 0.5) // 2
@@ -105,7 +105,7 @@ def cutout(picture: Picture) -> Picture:
 
 
 def rand_augment(picture: Picture) -> Picture:
-    """Two of fifteen operations, each applied with probability 0.5, at level 1 … 9 of 9."""
+    """Draw two of fifteen operations; apply each with probability 0.5 at level 1 … 9 of 9."""
     for operation in random.choices(OPERATIONS, k=2):
         share = random.randint(1, 9) / 9
         if random.random() < 0.5:

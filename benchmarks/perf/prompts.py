@@ -1,14 +1,13 @@
-"""Prompts: text features of learnt prompts and their gradients, in three ways of encoding them.
+"""Prompts: text features of learnt prompts and their gradients, encoded in three ways.
 
-Two shared contexts in front of every class name, as in DualCoOp and CSAA, forward and backward:
+Two shared contexts stand before every class name, as in DualCoOp and CSAA; forward and backward:
 
-  full  every prompt by itself, padded to the text tower's whole context, as the published code does
-  cut   every prompt by itself, cut to the longest one in use
-  tree  what methods do: the context once, with the names behind it (`methods.parts.prompts.NameTree`)
+  full  each prompt as its own sequence, padded to the tower's context length, as the published code does
+  cut   each prompt as its own sequence, cut to the longest one in use
+  tree  as methods do it: the context once, followed by all names (`methods.parts.prompts.NameTree`)
 
-They take turns, round by round, in one process with one thread, or on the GPU if there is one. The
-time does not depend on the weights, which are random, so nothing is downloaded. The features are
-compared, too.
+The three alternate in one process with one thread, or on the GPU if there is one. The time does not
+depend on the weights, so random ones are used and nothing is downloaded. The features are compared too.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ VERSIONS = ("python", "torch", "open_clip_torch")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of this measurement."""
+    """Add the options of this measurement."""
     parser.add_argument("--json", action="store_true", help="print one JSON line, not the table")
     parser.add_argument("--backbone", default="open_clip/RN101", help="model (default: open_clip/RN101)")
     parser.add_argument(
@@ -51,12 +50,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Measure and print."""
+    """Measure, print, and return the exit code."""
     vlm = load_backbone(BackboneSpec(options.backbone), 224)
     if not (isinstance(vlm, VisionLanguageModel) and vlm.text_tower.cuttable):
         raise UserError(
-            f"--backbone {options.backbone} has no causal text tower; measured are such as "
-            "glyphclip and open_clip/RN101"
+            f"--backbone {options.backbone} has no causal text tower; choose a model that has "
+            "one, such as glyphclip or open_clip/RN101"
         )
     names = prompt_names(CLASSES[options.classes])
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -75,16 +74,16 @@ def run(options: argparse.Namespace) -> int:
 
 
 def measure(vlm: VisionLanguageModel, prompts: list[LearntPrompts], *, rounds: int) -> dict[str, Any]:
-    """Measure the ways of encoding.
+    """Measure the three ways of encoding.
 
     Args:
         vlm: the model.
-        prompts: shared contexts of it, alike.
-        rounds: rounds that count.
+        prompts: learnt prompts of equal length over the same names.
+        rounds: number of timed rounds; one more warms up.
 
     Returns:
-        What the JSON line has, less what was asked for. Times are in milliseconds, medians over the
-        rounds; "difference" is the largest between features of "full" and "tree".
+        The fields of the JSON line, without the options. Times are medians over the rounds in
+        milliseconds; "difference" is the largest absolute difference of features of "full" and "tree".
     """
     ways: dict[str, Callable[[], list[Tensor]]] = {
         "full": lambda: [full(vlm, prompt) for prompt in prompts],
@@ -100,7 +99,7 @@ def measure(vlm: VisionLanguageModel, prompts: list[LearntPrompts], *, rounds: i
             found.square().sum().backward()
             spent = 1000 * (_clock() - started)
             features[name] = found.detach()
-            if number:  # everything is touched once before anything counts
+            if number:  # the first round warms up
                 times[name].append(spent)
         if number:
             print(
@@ -127,7 +126,7 @@ def measure(vlm: VisionLanguageModel, prompts: list[LearntPrompts], *, rounds: i
 
 
 def full(vlm: VisionLanguageModel, prompt: LearntPrompts) -> Tensor:
-    """(K, d) features from sequences of the tower's full length."""
+    """Return (K, d) features of sequences padded to the tower's context length."""
     tower, found = vlm.text_tower, prompt.embeddings()
     padding = tower.padding_embedding.expand(len(found), tower.context_length - found.shape[1], -1)
     x = torch.cat([found, padding], dim=1) + tower.positional_embedding
@@ -136,7 +135,7 @@ def full(vlm: VisionLanguageModel, prompt: LearntPrompts) -> Tensor:
 
 
 def table(found: dict[str, Any]) -> str:
-    """The figures for a reader."""
+    """Return the figures as a table for people."""
     low, high = min(found["ratios"]), max(found["ratios"])
     place = found["machine"]
     rows = [
