@@ -136,7 +136,7 @@ class CSAA(StepMethod):
         self.classifier = AlignmentClassifier(backbone, task.prompts, hyper.alignment(), task.seed)
         self.register_buffer("frequencies", task.labels.mean(dim=0))
         for part, width in (("class", classes), ("context", hyper.num_contexts)):
-            size = task.num_unlabelled if self._teaches(part) else 0
+            size = task.num_unlabelled if self.teaches(part) else 0
             for kind in ("targets", "mask"):
                 self.register_state(f"{part}_{kind}", torch.zeros(size, width, dtype=torch.bool))
         if hyper.context_weight:
@@ -149,8 +149,8 @@ class CSAA(StepMethod):
             self.context_head = nn.Linear(backbone.dim, hyper.num_contexts)
             nn.init.zeros_(self.context_head.bias)
 
-    def _teaches(self, part: str) -> bool:
-        """Whether unlabelled images get pseudo-labels for classes, or for contexts."""
+    def teaches(self, part: str) -> bool:
+        """Whether unlabelled images get pseudo-labels for a part: "class" or "context"."""
         if self.hyper.pseudo_labels == "none" or not self.task.num_unlabelled:
             return False
         return part == "class" or bool(
@@ -183,7 +183,7 @@ class CSAA(StepMethod):
 
     def training_step(self, batch: Batch) -> StepOutput:
         """Alignment loss on labelled and pseudo-labelled strong views, and the context task."""
-        use_pool = self._teaches("class") and len(batch.unlabelled) > 0
+        use_pool = self.teaches("class") and len(batch.unlabelled) > 0
         images = batch.strong_labelled
         if use_pool:
             images = torch.cat([images, batch.strong_unlabelled])
@@ -200,7 +200,7 @@ class CSAA(StepMethod):
             targets = self._context_targets(batch.targets)
             element = binary_cross_entropy(scores[:labelled], targets)
             losses["context"] = self.hyper.context_weight * element.sum()
-            if use_pool and self._teaches("context"):
+            if use_pool and self.teaches("context"):
                 guess = self._pseudo("context", batch.unlabelled)
                 element = binary_cross_entropy(scores[labelled:], guess.targets) * guess.mask
                 losses["context_unlabelled"] = self.hyper.context_weight * element.sum()
@@ -225,12 +225,12 @@ class CSAA(StepMethod):
 
     def wants_pool(self, epoch: int) -> bool:
         """Request pool scores before every epoch: pseudo-labels are recomputed then, as in CAP."""
-        return self._teaches("class")
+        return self.teaches("class")
 
     def score_pool(self, images: Tensor) -> Tensor:
         """Return (B, K [+ M]) class logits, and context logits if they become pseudo-labels."""
         logits, whole, specific = self.classifier(images)
-        if not (self._teaches("context") and self.hyper.context_labels == "head"):
+        if not (self.teaches("context") and self.hyper.context_labels == "head"):
             return logits
         return torch.cat([logits, self._context_logits(whole, specific)], dim=1)
 
@@ -238,7 +238,7 @@ class CSAA(StepMethod):
         """Pseudo-labels of classes and contexts from the EMA teacher's scores."""
         classes = self._threshold(pool.scores, self.frequencies)
         self._keep("class", classes)
-        if self._teaches("context"):
+        if self.teaches("context"):
             if self.hyper.context_labels == "head":
                 contexts = self._threshold(pool.extra, self.context_frequencies)
             else:

@@ -66,7 +66,7 @@ def batch() -> Batch:
 def refreshed(method: CSAA) -> CSAA:
     generator = torch.Generator().manual_seed(2)
     scores = torch.randn(POOL, 5, generator=generator)
-    extra = torch.randn(POOL, 2 if method._teaches("context") else 0, generator=generator)
+    extra = torch.randn(POOL, 2 if method.teaches("context") else 0, generator=generator)
     method.refresh(Pool(0, scores, extra))
     return method
 
