@@ -11,13 +11,16 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from methods.errors import check_choice
 from methods.exchange import ALONE, Batch, Pool, Processes, PseudoLabels, StepOutput, Task
+
+if TYPE_CHECKING:
+    from methods.backbones.spec import BackboneSpec
 
 __all__ = [
     "ALONE",
@@ -193,6 +196,21 @@ class StepMethod(nn.Module):
         return self.predict(images)
 
     @classmethod
+    def check_task(cls, hyper: Any, num_classes: int, backbone: BackboneSpec) -> None:
+        """Refuse hyper-parameters that cannot work on a task; by default all are accepted.
+
+        Called while runs are planned, before anything is loaded.
+
+        Args:
+            hyper: the method's.
+            num_classes: K.
+            backbone: which one the run uses.
+
+        Raises:
+            UserError: one line that names the field and what is allowed.
+        """
+
+    @classmethod
     def warmup_hyper(cls, hyper: Any) -> Any | None:
         """Hyper-parameters of the labelled-only training that is the warm-up; None for no warm-up.
 
@@ -321,6 +339,21 @@ class FitMethod:
     def __init__(self, backbone: nn.Module, task: Task, hyper: Any) -> None:
         self.task = task
         self.hyper = hyper
+
+    @classmethod
+    def check_task(cls, hyper: Any, num_classes: int, backbone: BackboneSpec) -> None:
+        """Refuse hyper-parameters that cannot work on a task; by default all are accepted.
+
+        Called while runs are planned, before anything is loaded.
+
+        Args:
+            hyper: the method's.
+            num_classes: K.
+            backbone: which one the run uses.
+
+        Raises:
+            UserError: one line that names the field and what is allowed.
+        """
 
     def fit(self, features: Tensor, seed: int) -> None:
         """Fit to the labelled images: ``features`` (n_l, d), rows as in ``task.labels``."""

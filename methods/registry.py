@@ -17,13 +17,14 @@ import contextlib
 import dataclasses
 import functools
 import importlib
-import typing
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from methods.discovery import scan
 from methods.errors import UserError, nearest
+from methods.fields import Wording, build, later_fields
 
 if TYPE_CHECKING:  # torch is imported only when a method is built: listing names stays fast
     from importlib.metadata import EntryPoint
@@ -34,6 +35,14 @@ if TYPE_CHECKING:  # torch is imported only when a method is built: listing name
     AnyMethod = StepMethod | FitMethod
 
 GROUP = "ssmll_bench.methods"
+USER_FILE = "_ssmll_bench_user_"
+"""Start of the name in `sys.modules` of a module that was read from a user's file."""
+
+_WORDING = Wording(
+    unknown="method {where!r}: unknown hyper-parameter {name!r}{near}",
+    wrong="{where}.{name}: expected {kind}, got {value!r} ({given})",
+    choice="{where}.{name}: unknown value {value!r}{near}",
+)
 
 _registered: dict[str, type[Any]] = {}
 _declared: dict[str, str] = {}
@@ -48,7 +57,7 @@ def register(cls: M) -> M:
     """
     from methods.base import FitMethod, StepMethod
 
-    where = f"{cls.__module__}.{cls.__qualname__}"
+    where = _place(cls)
     name = cls.__dict__.get("name")
     if not isinstance(name, str) or not name:
         raise UserError(f"{where}: a method needs a class attribute 'name'")
@@ -57,6 +66,11 @@ def register(cls: M) -> M:
     hyper_class = getattr(cls, "Hyper", None)
     if not (isinstance(hyper_class, type) and dataclasses.is_dataclass(hyper_class)):
         raise UserError(f"{where}: a method needs a frozen dataclass 'Hyper'")
+    defaults = {field.name: field.default for field in dataclasses.fields(hyper_class)}
+    for field, value in later_fields(hyper_class).items():
+        # A method is built from its run's identity, in which such a field is left out.
+        if field not in defaults or defaults[field] != value:
+            raise UserError(f"{where}: Hyper.later has {field!r}: {value!r}, which is no field's default")
     _claim(name, cls, where)
     _registered[name] = cls
     return cls
@@ -76,6 +90,12 @@ def declare(name: str, module: str) -> None:
         raise UserError(f"{module}: the method name {name!r} is taken by {owner}; choose another")
     _declared[name] = module
     _entry_points.cache_clear()
+
+
+def forget(module: str) -> None:
+    """Drop the methods that a module has registered, so that its file can be imported again."""
+    for name in [name for name, cls in _registered.items() if cls.__module__ == module]:
+        del _registered[name]
 
 
 def available() -> list[str]:
@@ -122,15 +142,7 @@ def hyper(name: str, **overrides: Any) -> Any:
     Raises:
         UserError: unknown method, unknown field, or a value of the wrong type.
     """
-    hyper_class = get(name).Hyper
-    fields = {field.name for field in dataclasses.fields(hyper_class)}
-    types = typing.get_type_hints(hyper_class)
-    values = {}
-    for field, value in overrides.items():
-        if field not in fields:
-            raise UserError(f"method {name!r}: unknown hyper-parameter {field!r}{nearest(field, fields)}")
-        values[field] = _cast(f"{name}.{field}", value, types[field])
-    return hyper_class(**values)
+    return build(get(name).Hyper, overrides, name, _WORDING)
 
 
 def create(name: str, *, backbone: Backbone, task: Task, **overrides: Any) -> StepMethod | FitMethod:
@@ -183,13 +195,20 @@ def _built_in() -> dict[str, str]:
     return {**scan(Path(__file__).parent, __package__ or "methods"), **_declared}
 
 
+def _place(cls: type) -> str:
+    """Where a class is defined, for messages: its module, or the file that a user named."""
+    if cls.__module__.startswith(USER_FILE):
+        return f"{sys.modules[cls.__module__].__file__}: {cls.__qualname__}"
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
 def _claim(name: str, cls: type, where: str) -> None:
     """Raise if ``name`` belongs to another class."""
     owner = _registered.get(name)
     module = _built_in().get(name)
     taken_by = None
     if owner is not None and owner is not cls:
-        taken_by = f"{owner.__module__}.{owner.__qualname__}"
+        taken_by = _place(owner)
     elif module is not None and module != cls.__module__:
         taken_by = module
     if taken_by:
@@ -217,20 +236,3 @@ def _entry_points() -> dict[str, EntryPoint]:
             )
         found[point.name] = point
     return found
-
-
-def _cast(where: str, value: Any, kind: Any) -> Any:
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if typing.get_origin(kind) is typing.Literal:
-        if value not in typing.get_args(kind):
-            raise UserError(f"{where}: unknown value {value!r}{nearest(str(value), typing.get_args(kind))}")
-        return value
-    if typing.get_origin(kind) is tuple and isinstance(value, list | tuple):
-        return tuple(value)
-    if kind in (int, float, bool, str):
-        # bool is a subclass of int: True must not pass for a number.
-        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            raise UserError(f"{where}: expected {kind.__name__}, got {value!r} ({type(value).__name__})")
-        return value
-    raise UserError(f"{where}: cannot set a field of type {kind}; got {value!r}")

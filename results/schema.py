@@ -32,6 +32,7 @@ class _SpecLater(TypedDict, total=False):
     backbone: dict[str, Any]
     split_digest: str
     version: int
+    code: str
 
 
 class Spec(_SpecLater):
@@ -117,6 +118,7 @@ class Provenance(TypedDict, total=False):
     threads: int
     packages: dict[str, str]
     environment: dict[str, str]
+    method_code: dict[str, Any]
 
 
 class _ResultLater(TypedDict, total=False):

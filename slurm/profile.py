@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import sys
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from methods.errors import UserError, nearest
+from methods.fields import Wording, build
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -34,6 +34,8 @@ OWN_FLAGS = (
     "requeue",
     "signal",
 )
+
+_WORDING = Wording(wrong="{where}, {name}: {value!r} is not {wanted}", text="string")
 
 
 @dataclass(frozen=True)
@@ -203,26 +205,12 @@ def checked(values: dict[str, Any], where: str) -> Profile:
     Raises:
         UserError: an unknown field, a value of the wrong kind, or one that cannot be.
     """
-    known = {entry.name: entry.default for entry in dataclasses.fields(Profile)}
-    made: dict[str, Any] = {}
-    for name, value in values.items():
-        if name not in known:
-            raise UserError(f"profile {where}: no field {name!r}{nearest(name, known)}")
-        if name in ("setup", "srun_args"):
-            if not (isinstance(value, list) and all(isinstance(line, str) for line in value)):
-                raise UserError(f"profile {where}, {name}: {value!r} is not a list of strings")
-            value = tuple(value)
-        elif name == "extra":
-            _check_extra(value, where)
-        elif type(value) is not type(known[name]):
-            wanted = {str: "a string", int: "a whole number", bool: "true or false"}
-            raise UserError(f"profile {where}, {name}: {value!r} is not {wanted[type(known[name])]}")
-        made[name] = value
-    profile = Profile(**made)
+    if "extra" in values:
+        _check_extra(values["extra"], where)
+    profile = build(Profile, values, f"profile {where}", _WORDING)
     lowest = {"minutes": SHORTEST, "gpus": 0, "memory_gb": 0, "max_requeues": 0}
-    for name, default in known.items():
-        value = getattr(profile, name)
-        if type(default) is int and value < lowest.get(name, 1):
+    for name, value in vars(profile).items():
+        if type(value) is int and value < lowest.get(name, 1):
             why = " (preemption could not be told from the time limit)" if name == "minutes" else ""
             raise UserError(
                 f"profile {where}, {name}: {value} is too small; at least {lowest.get(name, 1)}" + why

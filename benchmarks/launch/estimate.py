@@ -22,7 +22,7 @@ from typing import Any
 import methods
 from benchmarks.plan.identity import canonical, digest
 from benchmarks.plan.jobs import Job, Stage
-from benchmarks.plan.recipe import LATER_FIELDS
+from benchmarks.plan.recipe import Recipe
 from benchmarks.workspace import Workspace
 from results.files import atomic_write_json
 
@@ -88,7 +88,7 @@ class _Speed:
 
 def _key(method: str, data: str, backbone: str, recipe: dict[str, Any], processes: int, semi: bool) -> _Key:
     """The key of a run or a warm-up from its part of the recipe; a warm-up is a labelled-only training."""
-    recipe = {**LATER_FIELDS, **recipe}
+    recipe = {**Recipe.later, **recipe}
     names = ("batch_labelled", "batch_unlabelled") if semi else ("batch_warmup", "")
     first, second = (recipe.get(name, 0) for name in names)
     return _Key(

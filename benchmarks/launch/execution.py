@@ -317,7 +317,10 @@ class Execution:
                     "unlabelled": len(job.split.unlabelled),
                 },
                 "predictions_sha256": hashlib.sha256(values.tobytes()).hexdigest(),
-                "provenance": provenance(self.accelerator.device, self.group.world, self.strategy.name),
+                "provenance": {
+                    **provenance(self.accelerator.device, self.group.world, self.strategy.name),
+                    **({"method_code": job.code.record()} if job.code else {}),
+                },
                 "finished": now(),
             },
             {"scores": values},

@@ -8,24 +8,23 @@ before anything starts.
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import importlib.util
 import os
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import methods
 from benchmarks.data.registry import DatasetSpec
 from benchmarks.data.registry import available as available_datasets
-from benchmarks.plan.recipe import Kind, Recipe, check_strategy, checked
+from benchmarks.plan.recipe import Kind, Recipe, check_strategy, recipe_of
+from benchmarks.plan.user_code import import_methods
 from benchmarks.workspace import REPOSITORY
-from methods.backbones import BackboneSpec
-from methods.base import FitMethod
+from methods.backbones.spec import BackboneSpec
 from methods.errors import UserError, nearest
+from methods.fields import Wording, build
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -47,7 +46,8 @@ GRID_KEYS = (
     "modules",
 )
 RECIPE_KEYS = ("description", "backbone", "recipe", "hyper", "dataset")
-METHOD_KEYS = ("name", "label", "hyper", "recipe")
+DATASET_PATHS = ("root", "train", "test", "images", "split")
+"""Fields of a dataset in which ${NAME} and ~ are replaced."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,8 @@ class Cell:
     @property
     def kind(self) -> Kind:
         """How the method is trained: "fit", "labelled" or "semi"."""
+        from methods.base import FitMethod  # here, because it imports torch
+
         cls = methods.get(self.method)
         if issubclass(cls, FitMethod):
             return "fit"
@@ -154,6 +156,25 @@ def available(folder: str = "grids") -> list[str]:
     return sorted(path.stem for path in (HERE / folder).glob("*.toml"))
 
 
+@dataclass(frozen=True)
+class _Row:
+    """An entry of a grid's list of methods.
+
+    Attributes:
+        name: registered name.
+        label: row of the table; the name by default.
+        hyper: hyper-parameters of this row.
+        recipe: fields of the recipe for this row.
+        backbone: of this row; None for the grid's.
+    """
+
+    name: str
+    label: str = ""
+    hyper: dict[str, Any] = field(default_factory=dict)
+    recipe: dict[str, Any] = field(default_factory=dict)
+    backbone: str | dict[str, Any] | None = None
+
+
 def load(name: str) -> Grid:
     """Read a grid by name or by path.
 
@@ -162,56 +183,62 @@ def load(name: str) -> Grid:
             the file, the key and the nearest valid name.
     """
     path, table = _read(name, "grids", GRID_KEYS)
+    where = path.name
     recipe_name = table.get("recipe")
     if not isinstance(recipe_name, str):
-        raise UserError(f"{path.name}: 'recipe' must name one of {', '.join(available('recipes'))}")
+        raise UserError(f"{where}: 'recipe' must name one of {', '.join(available('recipes'))}")
     recipe_path, recipe = _read(recipe_name, "recipes", RECIPE_KEYS)
-    backbone = _backbone(table.get("backbone", recipe.get("backbone")), path.name)
-    entries = [_method_entry(entry, path.name) for entry in _list(table, "methods", path.name)]
-    for entry in entries:
-        if methods.get(entry["name"]).needs_vlm and not backbone.is_vlm:
-            raise UserError(
-                f"{path.name}: method {entry['name']!r} needs a vision-language backbone "
-                f"(glyphclip or open_clip/<model>), not {backbone.name!r}"
-            )
+    rows = [_row(entry, where) for entry in _list(table, "methods", where)]
+    _check_labels(rows, where)
+    usual = table.get("backbone", recipe.get("backbone"))
+    backbones = [_backbone_of(row, usual, where) for row in rows]
     cells = []
-    for dataset in _datasets(table, path.name):
-        for ratio in map(float, _list(table, "ratios", path.name, (int, float))):
+    for dataset in _datasets(table, where):
+        for ratio in map(float, _list(table, "ratios", where, (int, float))):
             if not 0 < ratio <= 1:
-                raise UserError(f"{path.name}: ratio {ratio:g} is outside (0, 1]")
-            for seed in _list(table, "seeds", path.name, (int,)):
-                for entry in entries:
-                    values = _merged(
-                        ratio,
-                        f"{path.name}, {entry['label']}",
-                        recipe.get("recipe", {}),
-                        recipe.get("dataset", {}).get(dataset.name, {}),
-                        table.get("override", {}),
-                        table.get("dataset", {}).get(dataset.name, {}),
-                        entry["recipe"],
-                    )
-                    hyper = {
-                        **recipe.get("hyper", {}).get(entry["name"], {}),
-                        **table.get("hyper", {}).get(entry["name"], {}),
-                        **entry["hyper"],
-                    }
+                raise UserError(f"{where}: ratio {ratio:g} is outside (0, 1]")
+            for seed in _list(table, "seeds", where, (int,)):
+                for row, backbone in zip(rows, backbones, strict=True):
+                    place = f"{where}, {row.label}"
+                    layers = _layers(recipe, table, dataset.name, row, place)
+                    values, hyper = (_merged(ratio, place, *parts) for parts in layers)
                     cells.append(
                         Cell(
                             dataset,
                             ratio,
                             seed,
-                            entry["name"],
-                            entry["label"],
-                            methods.hyper(entry["name"], **hyper),
+                            row.name,
+                            row.label,
+                            _hyper(row.name, hyper, place),
                             backbone,
-                            checked(Recipe, values, f"{path.name} with {recipe_path.name}"),
+                            recipe_of(values, f"{where} with {recipe_path.name}"),
                         )
                     )
-    labels = [entry["label"] for entry in entries]
-    for label in labels:
-        if labels.count(label) > 1:
-            raise UserError(f"{path.name}: two methods are labelled {label!r}; give each a label")
     return Grid(path.stem, str(table.get("description", "")), tuple(cells), path)
+
+
+def _layers(
+    recipe: dict[str, Any], grid: dict[str, Any], dataset: str, row: _Row, where: str
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Tables of recipe fields, and of hyper-parameters, for one row on one dataset; later ones win.
+
+    For both: the recipe file, its part for the dataset, the grid, its part for the dataset, the row.
+    """
+    parts = [file.get("dataset", {}).get(dataset, {}) for file in (recipe, grid)]
+    own = [part.get("hyper", {}).get(row.name, {}) for part in parts]
+    fields = [{name: value for name, value in part.items() if name != "hyper"} for part in parts]
+    usual = [file.get("hyper", {}).get(row.name, {}) for file in (recipe, grid)]
+    return (
+        [recipe.get("recipe", {}), fields[0], grid.get("override", {}), fields[1], row.recipe],
+        [usual[0], own[0], usual[1], own[1], row.hyper],
+    )
+
+
+def _hyper(name: str, values: dict[str, Any], where: str) -> Any:
+    try:
+        return methods.hyper(name, **values)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
 
 
 def _read(name: str, folder: str, keys: tuple[str, ...]) -> tuple[Path, dict[str, Any]]:
@@ -228,47 +255,25 @@ def _read(name: str, folder: str, keys: tuple[str, ...]) -> tuple[Path, dict[str
             raise UserError(f"{path.name}: no key {key!r}{nearest(key, list(keys))}")
     for module in table.get("modules", []):
         import_methods(module, path.parent, f"{path.name}: modules")
-    known = {"hyper": methods.available(), "dataset": available_datasets()}
-    for section, names in known.items():
-        for name in table.get(section, {}):
-            if name not in names:
-                raise UserError(f"{path.name}: [{section}.{name}]: unknown{nearest(name, names)}")
+    _check_section(table, "hyper", methods.available(), path.name)
+    _check_section(table, "dataset", available_datasets(), path.name)
+    for dataset, part in table.get("dataset", {}).items():
+        _check_section(part, "hyper", methods.available(), path.name, f"dataset.{dataset}.")
     return path, table
 
 
-def import_methods(module: str, folder: Path, where: str) -> None:
-    """Import a user's methods: a file (``*.py``), seen from a folder, or an installed module.
-
-    Args:
-        module: which.
-        folder: that of the grid file.
-        where: what names the module, for the message.
-
-    Raises:
-        UserError: whatever goes wrong in it.
-    """
-    try:
-        if not module.endswith(".py"):
-            importlib.import_module(module)
-            return
-        place = (folder / module).resolve()
-        name = f"ssmll_bench_user_{place.stem}"
-        if name in sys.modules:
-            return
-        spec = importlib.util.spec_from_file_location(name, place)
-        assert spec is not None  # it always is for a name that ends in .py
-        assert spec.loader is not None
-        loaded = importlib.util.module_from_spec(spec)
-        sys.modules[name] = loaded  # dataclasses look their module up while it is executed
-        try:
-            spec.loader.exec_module(loaded)
-        except BaseException:
-            del sys.modules[name]
-            raise
-    except UserError:
-        raise
-    except Exception as error:  # the user's own code: whatever is wrong in it, say where
-        raise UserError(f"{where}: cannot import {module!r}: {type(error).__name__}: {error}") from error
+def _check_section(
+    table: dict[str, Any], section: str, names: Sequence[str], where: str, above: str = ""
+) -> None:
+    """Check that ``[above section.NAME]`` is a table for every NAME, and that the names exist."""
+    content = table.get(section, {})
+    if not isinstance(content, dict):
+        raise UserError(f"{where}: {above}{section} is {content!r}; write [{above}{section}.NAME]")
+    for name, values in content.items():
+        if name not in names:
+            raise UserError(f"{where}: [{above}{section}.{name}]: unknown{nearest(name, names)}")
+        if not isinstance(values, dict):
+            raise UserError(f"{where}: {above}{section}.{name} is {values!r}; it must be a table")
 
 
 def _list(table: dict[str, Any], key: str, where: str, kinds: tuple[type, ...] = (str, dict)) -> list[Any]:
@@ -281,15 +286,34 @@ def _list(table: dict[str, Any], key: str, where: str, kinds: tuple[type, ...] =
     return values
 
 
-def _method_entry(entry: str | dict[str, Any], where: str) -> dict[str, Any]:
-    table = {"name": entry} if isinstance(entry, str) else dict(entry)
-    for key in table:
-        if key not in METHOD_KEYS:
-            raise UserError(f"{where}: a method has no key {key!r}{nearest(key, METHOD_KEYS)}")
-    name = table.get("name", "")
-    if name not in methods.available():
-        raise UserError(f"{where}: no method {name!r}{nearest(name, methods.available())}")
-    return {"label": name, "hyper": {}, "recipe": {}, **table}
+def _row(entry: str | dict[str, Any], where: str) -> _Row:
+    wording = Wording(unknown="{where}: a method has no key {name!r}{near}")
+    table = {"name": entry} if isinstance(entry, str) else entry
+    row = build(_Row, table, where, wording)
+    if row.name not in methods.available():
+        raise UserError(f"{where}: no method {row.name!r}{nearest(row.name, methods.available())}")
+    return dataclasses.replace(row, label=row.label or row.name)
+
+
+def _check_labels(rows: Sequence[_Row], where: str) -> None:
+    labels = [row.label for row in rows]
+    for row in rows:
+        if labels.count(row.label) > 1:
+            raise UserError(f"{where}: two methods are labelled {row.label!r}; give each a label")
+
+
+def _backbone_of(row: _Row, usual: str | dict[str, Any] | None, where: str) -> BackboneSpec:
+    """The backbone of a row: its own, or the grid's; checked for a text tower where one is needed."""
+    entry = row.backbone if row.backbone is not None else usual
+    if entry is None:
+        raise UserError(f"{where}: neither the grid nor its recipe names a backbone")
+    backbone = _backbone(entry, where if row.backbone is None else f"{where}, {row.label}")
+    if methods.get(row.name).needs_vlm and not backbone.is_vlm:
+        raise UserError(
+            f"{where}: method {row.name!r} needs a vision-language backbone "
+            f"(glyphclip or open_clip/<model>), not {backbone.name!r}"
+        )
+    return backbone
 
 
 def _datasets(table: dict[str, Any], where: str) -> list[DatasetSpec]:
@@ -301,60 +325,30 @@ def _datasets(table: dict[str, Any], where: str) -> list[DatasetSpec]:
 
 
 def _dataset(entry: str | dict[str, Any], where: str) -> DatasetSpec:
+    wording = Wording(unknown="{where}: a dataset has no key {name!r}{near}")
     table: dict[str, Any] = {"name": entry} if isinstance(entry, str) else dict(entry)
-    defaults = {field.name: field.default for field in dataclasses.fields(DatasetSpec)}
-    for key in table:
-        if key not in defaults:
-            raise UserError(f"{where}: a dataset has no key {key!r}{nearest(key, defaults)}")
-    name = table.get("name", "")
-    if name not in available_datasets():
-        raise UserError(f"{where}: no dataset {name!r}{nearest(str(name), available_datasets())}")
-    values = {
-        key: _dataset_value(key, value, defaults[key], f"{where}: dataset {name!r}")
-        for key, value in table.items()
-    }
+    place = f"{where}: dataset {table.get('name', '')!r}"
     try:
-        return DatasetSpec(**values)
+        return build(DatasetSpec, _expanded(table, DATASET_PATHS, place), place, wording)
     except UserError as error:
-        raise UserError(f"{where}: {error}") from None
+        # What the dataclass itself finds wrong says the dataset and not the file.
+        message = str(error)
+        raise UserError(message if message.startswith(where) else f"{where}: {message}") from None
 
 
-def _dataset_value(key: str, value: Any, default: Any, where: str) -> Any:
-    """A value of a grid as `DatasetSpec` has it; the type of the default says what is expected."""
-    if isinstance(default, bool):
-        if not isinstance(value, bool):
-            raise UserError(f"{where}: {key} is {value!r}; it must be true or false")
-        return value
-    if key == "prompts":
-        texts = value.values() if isinstance(value, dict) else [None]
-        if not all(isinstance(text, str) for text in texts):
-            raise UserError(
-                f'{where}: {key} is {value!r}; it must be a table such as {{ tvmonitor = "television" }}'
-            )
-        return tuple(value.items())
-    if key == "classes":
-        if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
-            raise UserError(f"{where}: {key} is {value!r}; it must be a list of texts")
-        return tuple(value)
-    if not isinstance(value, str):
-        raise UserError(f"{where}: {key} is {value!r}; it must be a text")
-    return expand(value, where) if key in ("root", "train", "test", "images", "split") else value
-
-
-def _backbone(entry: str | dict[str, Any] | None, where: str) -> BackboneSpec:
-    if entry is None:
-        raise UserError(f"{where}: neither the grid nor its recipe names a backbone")
+def _backbone(entry: str | dict[str, Any], where: str) -> BackboneSpec:
+    wording = Wording(unknown="{where}: a backbone has no key {name!r}{near}")
     table: dict[str, Any] = {"name": entry} if isinstance(entry, str) else dict(entry)
-    fields = [field.name for field in dataclasses.fields(BackboneSpec)]
-    for key in table:
-        if key not in fields:
-            raise UserError(f"{where}: a backbone has no key {key!r}{nearest(key, fields)}")
-    for key in ("mean", "std"):
-        if key in table:
-            table[key] = tuple(float(value) for value in table[key])
-    if "weights" in table:
-        table["weights"] = expand(table["weights"], where)
-    return BackboneSpec(**table)
+    place = f"{where}: backbone {table.get('name', '')!r}"
+    return build(BackboneSpec, _expanded(table, ("weights",), place), place, wording)
+
+
+def _expanded(table: dict[str, Any], names: Sequence[str], where: str) -> dict[str, Any]:
+    """The table with variables and ~ replaced in fields that hold paths."""
+    return {
+        name: expand(value, where) if name in names and isinstance(value, str) else value
+        for name, value in table.items()
+    }
 
 
 def _merged(ratio: float, where: str, *tables: dict[str, Any]) -> dict[str, Any]:
@@ -364,7 +358,11 @@ def _merged(ratio: float, where: str, *tables: dict[str, Any]) -> dict[str, Any]
         merged.update(table)
     for name, value in merged.items():
         if isinstance(value, dict):
-            by_ratio = {float(key): entry for key, entry in value.items() if key != "default"}
+            try:
+                by_ratio = {float(key): entry for key, entry in value.items() if key != "default"}
+            except ValueError:
+                keys = ", ".join(map(repr, value))
+                raise UserError(f"{where}: {name} is a table, so its keys are ratios, not {keys}") from None
             if ratio in by_ratio:
                 merged[name] = by_ratio[ratio]
             elif "default" in value:

@@ -41,6 +41,8 @@ class RunSpec:
         hyper: every hyper-parameter, defaults included.
         backbone: what `BackboneSpec.identity` says of it, with the weights' SHA-256.
         recipe: the relevant part of the recipe.
+        code: SHA-256 of the source of a method that is not part of this repository; "" for those that
+            are, whose identity has no such field.
         label: the row in a table; not part of the identity.
     """
 
@@ -54,12 +56,15 @@ class RunSpec:
     hyper: dict[str, Any]
     backbone: dict[str, Any]
     recipe: dict[str, Any]
+    code: str = ""
     label: str = field(default="", compare=False)
 
     def identity(self) -> dict[str, Any]:
         """Everything that can change the number, as plain JSON values."""
         values = dataclasses.asdict(self)
         del values["label"]
+        if not self.code:
+            del values["code"]
         values["dataset"] = {"alias": self.dataset, "digest": values.pop("dataset_digest")}
         return values
 

@@ -20,12 +20,13 @@ from benchmarks.data.splits.files import FOLDER, SplitRecord, keep
 from benchmarks.data.splits.rules import RULES, absent_classes, draw, split_digest
 from benchmarks.plan.grid import Cell, Grid
 from benchmarks.plan.identity import RunSpec, digest
+from benchmarks.plan.user_code import UserCode, code_of
 from benchmarks.progress import silent
 from benchmarks.workspace import Workspace
 from methods.backbones import BackboneSpec
 from methods.backbones.load import weights_digest
-from methods.base import StepMethod
 from methods.errors import UserError
+from methods.fields import identified
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,7 @@ class Job:
         prepared: its images.
         split: its labelled subset.
         stages: what has to be there before it starts.
+        code: source of a method that is not part of this repository; None for those that are.
     """
 
     spec: RunSpec
@@ -97,6 +99,7 @@ class Job:
     prepared: Prepared
     split: Split
     stages: tuple[Stage, ...]
+    code: UserCode | None = None
 
     @property
     def process_kind(self) -> tuple[str, str]:
@@ -166,25 +169,17 @@ def _stages(cell: Cell, prepared: Prepared, split: Split, backbone: dict[str, An
                 "recipe": cell.recipe.warmup_part(),
                 "method": name,
                 "version": methods.get(name).version,
-                "hyper": hyper_identity(hyper),
+                "hyper": identified(hyper),
+                **({"code": code.digest} if (code := code_of(name)) else {}),
             },
         )
     ]
 
 
-def hyper_identity(hyper: Any) -> dict[str, Any]:
-    """The hyper-parameters that a run's identity holds, as plain values.
-
-    Left out are the fields in the dataclass's ``later``, where they have the value named there: they
-    were added after results had been made with that value.
-    """
-    later = getattr(type(hyper), "later", {})
-    values = dataclasses.asdict(hyper)
-    return {name: value for name, value in values.items() if name not in later or value != later[name]}
-
-
 def warmup(cell: Cell) -> tuple[str, Any] | None:
     """The labelled-only training that a run starts from: method and hyper-parameters, or None."""
+    from methods.base import StepMethod  # here, because it imports torch
+
     cls = methods.get(cell.method)
     assert issubclass(cls, StepMethod)  # only these are trained
     hyper = cls.warmup_hyper(cell.hyper)
@@ -273,9 +268,16 @@ def _keep_splits(found: Sequence[Job], opened: dict[DatasetSpec, Dataset], works
 
 
 def jobs(grid: Grid, prepared: dict[tuple[DatasetSpec, int], Prepared]) -> list[Job]:
-    """The runs of a grid over images that are prepared."""
+    """The runs of a grid over images that are prepared.
+
+    Raises:
+        UserError: a method cannot be used on a dataset, with a backbone or at a ratio; or the source
+            of a user's method, or a weights file, cannot be read.
+    """
     splits: dict[tuple[Any, ...], Split] = {}
     backbones: dict[Any, dict[str, Any]] = {}
+    codes = {name: code_of(name) for name in dict.fromkeys(cell.method for cell in grid.cells)}
+    _check_tasks(grid, prepared)
     found = []
     for cell in grid.cells:
         if cell.backbone not in backbones:
@@ -294,7 +296,7 @@ def jobs(grid: Grid, prepared: dict[tuple[DatasetSpec, int], Prepared]) -> list[
                 f"{cell.label} uses unlabelled images and at ratio {cell.ratio:g} there are none; "
                 "leave it out of that grid"
             )
-        cls = methods.get(cell.method)
+        code = codes[cell.method]
         spec = RunSpec(
             dataset=images.dataset.name,
             dataset_digest=images.digest,
@@ -302,15 +304,31 @@ def jobs(grid: Grid, prepared: dict[tuple[DatasetSpec, int], Prepared]) -> list[
             seed=cell.seed,
             split_digest=split.digest,
             method=cell.method,
-            version=cls.version,
-            hyper=hyper_identity(cell.hyper),
+            version=methods.get(cell.method).version,
+            hyper=identified(cell.hyper),
             backbone=backbone,
             recipe=cell.recipe.relevant(cell.kind),
+            code=code.digest if code else "",
             label=cell.label,
         )
         stages = _stages(cell, images, split, backbone)
-        found.append(Job(spec, cell, images, split, tuple(stages)))
+        found.append(Job(spec, cell, images, split, tuple(stages), code))
     return found
+
+
+def _check_tasks(grid: Grid, prepared: dict[tuple[DatasetSpec, int], Prepared]) -> None:
+    """Ask each method whether its hyper-parameters fit the number of classes and the backbone."""
+    seen = set()
+    for cell in grid.cells:
+        dataset = prepared[cell.dataset, cell.recipe.resolution].dataset
+        key = (cell.method, repr(cell.hyper), len(dataset.classes), cell.backbone)
+        if key in seen:
+            continue
+        seen.add(key)
+        try:
+            methods.get(cell.method).check_task(cell.hyper, len(dataset.classes), cell.backbone)
+        except UserError as error:
+            raise UserError(f"grid {grid.name}, {cell.label} on {dataset.name}: {error}") from None
 
 
 def remarks(found: Sequence[Job]) -> list[str]:

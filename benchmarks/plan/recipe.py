@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from methods.errors import UserError, nearest
+from methods.fields import Wording, build, identified
 
 Kind = Literal["fit", "labelled", "semi"]
 STRATEGIES = ("ddp", "zero1", "zero2")
+_WORDING = Wording(
+    wrong="{where}: field {name!r} is {value!r}, a {given}; it must be a {kind}, such as {default!r}",
+    choice="{where}: {name} = {value!r}{near}",
+)
 _REFUSED = {
     "zero0": "stage 0 shares nothing; use 'ddp'",
     "zero3": "stage 3 spreads the weights, and their moving average (EMA) needs them whole; use 'zero2'",
@@ -69,7 +74,12 @@ class Recipe:
             the raw weights to the "oracle" rule, as the CAP family does.
         eval_batch: images of a forward pass without gradients.
         val_share: share of the labelled images held out for the "val" selection rule.
+
+    Class attributes:
+        later: see `methods.fields.later_fields`.
     """
+
+    later: ClassVar[Mapping[str, Any]] = {"strategy": "ddp", "views": "cap"}
 
     resolution: int = 224
     warmup_epochs: int = 12
@@ -119,7 +129,7 @@ class Recipe:
 
     def relevant(self, kind: Kind) -> dict[str, Any]:
         """The fields that can change the number of a method of this kind."""
-        values = _without_defaults(dataclasses.asdict(self))
+        values = identified(self)
         del values["eval_batch"]  # batching of a forward pass without gradients
         if kind == "fit":
             return {name: values[name] for name in ("resolution", "precision", "val_share")}
@@ -149,52 +159,14 @@ class Recipe:
             "precision",
             "val_share",
         )
-        return _without_defaults({name: getattr(self, name) for name in (*names, *LATER_FIELDS)})
+        values = identified(self)
+        return {name: values[name] for name in (*names, *self.later) if name in values}
 
 
-LATER_FIELDS: dict[str, Any] = {"strategy": "ddp", "views": "cap"}
-"""Fields that came after the first results, with the value that those were made with. There they
-are left out of the identity, so that it stays what it was."""
+def recipe_of(values: Mapping[str, Any], where: str) -> Recipe:
+    """The recipe of a table of a file.
 
-
-def _without_defaults(values: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: value
-        for name, value in values.items()
-        if name not in LATER_FIELDS or value != LATER_FIELDS[name]
-    }
-
-
-def checked(cls: type, values: dict[str, Any], where: str) -> Any:
-    """Build a frozen dataclass from a table of a file, naming the nearest field for a typo.
-
-    Integers are accepted where the field is a float; every other change of type is an error.
+    Raises:
+        UserError: a field or a value that a recipe does not have.
     """
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    for name in values:
-        if name not in fields:
-            raise UserError(f"{where}: no field {name!r}{nearest(name, list(fields))}")
-    defaults = cls()
-    clean: dict[str, Any] = {}
-    for name, value in values.items():
-        default = getattr(defaults, name)
-        if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
-        if default is not None and type(value) is not type(default):
-            raise UserError(
-                f"{where}: field {name!r} is {value!r}, a {type(value).__name__}; "
-                f"it must be a {type(default).__name__}, such as {default!r}"
-            )
-        allowed = choices(fields[name].type)
-        if allowed and value not in allowed:
-            raise UserError(f"{where}: {name} = {value!r}{nearest(str(value), allowed)}")
-        clean[name] = value
-    return cls(**clean)
-
-
-def choices(annotation: Any) -> list[str]:
-    """The values of a `Literal[...]` annotation written as a string, or an empty list."""
-    text = str(annotation)
-    if not text.startswith("Literal["):
-        return []
-    return [part.strip().strip("\"'") for part in text[len("Literal[") : -1].split(",")]
+    return build(Recipe, values, where, _WORDING)

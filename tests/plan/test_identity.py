@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from benchmarks.plan.identity import RunSpec, canonical, digest
-from benchmarks.plan.recipe import Recipe, checked
+from benchmarks.plan.recipe import Recipe, recipe_of
 from methods.errors import UserError
 
 
@@ -40,6 +40,7 @@ def test_identity_follows_everything_that_can_change_the_number():
         "hyper": {"temperature": 1.0},
         "backbone": {"name": "open_clip/RN101"},
         "recipe": {"epochs": 4},
+        "code": "c" * 64,
     }
     assert set(changes) == {field.name for field in dataclasses.fields(RunSpec)} - {"label"}
     ids = {spec(**{name: value}).run_id for name, value in changes.items()}
@@ -50,6 +51,11 @@ def test_identity_follows_everything_that_can_change_the_number():
 def test_label_and_key_order_are_not_in_the_identity():
     assert spec(label="another row").run_id == spec().run_id
     assert spec(recipe={"a": 1, "b": 2}).run_id == spec(recipe={"b": 2, "a": 1}).run_id
+
+
+def test_the_methods_of_this_repository_have_no_code_in_their_identity():
+    assert "code" not in spec().identity()
+    assert spec(code="c" * 64).identity()["code"] == "c" * 64
 
 
 def test_identity_is_the_same_in_another_process():
@@ -88,11 +94,11 @@ def test_a_recipe_contributes_only_what_its_kind_reads():
 )
 def test_a_wrong_recipe_is_one_clear_line(table, message):
     with pytest.raises(UserError, match=message) as caught:
-        checked(Recipe, table, "grid.toml")
+        recipe_of(table, "grid.toml")
     assert "\n" not in str(caught.value)
 
 
 def test_integers_are_floats_where_floats_are_wanted():
-    recipe = checked(Recipe, {"clip_norm": 1}, "grid.toml")
+    recipe = recipe_of({"clip_norm": 1}, "grid.toml")
     assert recipe.clip_norm == 1.0
     assert isinstance(recipe.clip_norm, float)

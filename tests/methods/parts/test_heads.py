@@ -7,9 +7,9 @@ import torch
 from torch.nn import functional as F
 
 import methods
-from benchmarks.plan.jobs import hyper_identity
 from methods.backbones import BackboneSpec, load_backbone
 from methods.errors import UserError
+from methods.fields import identified
 from methods.parts.heads import HEADS, MLDecoder
 from methods.parts.linear import LinearHyper
 
@@ -225,9 +225,9 @@ def test_unknown_heads_name_the_nearest():
 
 @pytest.mark.parametrize("name", ["supervised", "fixmatch"])
 def test_the_head_of_earlier_results_is_left_out_of_the_identity(name):
-    assert "head" not in hyper_identity(methods.hyper(name))
-    assert hyper_identity(methods.hyper(name, head="match")) == hyper_identity(methods.hyper(name))
-    assert hyper_identity(methods.hyper(name, head="linear"))["head"] == "linear"
+    assert "head" not in identified(methods.hyper(name))
+    assert identified(methods.hyper(name, head="match")) == identified(methods.hyper(name))
+    assert identified(methods.hyper(name, head="linear"))["head"] == "linear"
 
 
 @pytest.mark.parametrize("name", methods.available())
