@@ -78,6 +78,53 @@ def atomic_write_bytes(path: Path | str, data: bytes) -> None:
         file.write(data)
 
 
+def create_bytes(path: Path, data: bytes) -> bool:
+    """Create a file with its content unless it exists: of several processes exactly one succeeds.
+
+    Args:
+        path: file to create; its directory must exist.
+        data: its content.
+
+    Returns:
+        Whether this call created it.
+
+    Raises:
+        OSError: the disk is full, the directory is missing, and so on.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}{TEMPORARY_SUFFIX}")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+            try:
+                os.link(temporary, path)  # the file appears together with its content
+            except FileExistsError:
+                # A network disk may repeat a request whose answer was lost: two names mean
+                # success. (A winner that sweeps temporary files leaves none.)
+                if os.fstat(file.fileno()).st_nlink != 2:
+                    return False
+            except OSError:
+                return _create_without_links(path, data)
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)
+    fsync_directory(path.parent)
+    return True
+
+
+def _create_without_links(path: Path, data: bytes) -> bool:
+    """As `create_bytes`, but the file is empty for a moment; an empty lease counts as held."""
+    try:
+        with open(path, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except FileExistsError:
+        return False
+    return True
+
+
 def atomic_write_json(path: Path | str, value: Any) -> None:
     """Write a value as canonical JSON, atomically.
 

@@ -27,7 +27,7 @@ from types import TracebackType
 from typing import Any
 
 from results.errors import LeaseLostError
-from results.files import TEMPORARY_SUFFIX, atomic_write_json, canonical_json, fsync_directory
+from results.files import TEMPORARY_SUFFIX, atomic_write_json, canonical_json, create_bytes
 
 DEFAULT_TTL = 60.0  # seconds
 _NAME = re.compile(r"lease\.(\d{6})$")
@@ -179,7 +179,7 @@ def acquire(directory: Path, ttl: float = DEFAULT_TTL) -> Lease | None:
         "pid": os.getpid(),
         "start": stat[1] if stat else None,
     }
-    if not _create(_path(directory, generation), canonical_json(content, indent=1).encode()):
+    if not create_bytes(_path(directory, generation), canonical_json(content, indent=1).encode()):
         return None
     return Lease(directory, content)
 
@@ -261,42 +261,6 @@ class Lease:
                     self._over.set()
                     return
                 os.utime(self._path)
-
-
-def _create(path: Path, data: bytes) -> bool:
-    """Create a file with its content unless it exists; whether this call created it."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}{TEMPORARY_SUFFIX}")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-            try:
-                os.link(temporary, path)  # the lease appears together with its content
-            except FileExistsError:
-                # A network disk may repeat a request whose answer was lost: two names mean
-                # success. (A winner that sweeps temporary files leaves none.)
-                if os.fstat(file.fileno()).st_nlink != 2:
-                    return False
-            except OSError:
-                return _create_without_links(path, data)
-    finally:
-        with suppress(FileNotFoundError):
-            os.unlink(temporary)
-    fsync_directory(path.parent)
-    return True
-
-
-def _create_without_links(path: Path, data: bytes) -> bool:
-    """As `_create`, but the file is empty for a moment, in which a lease counts as held."""
-    try:
-        with open(path, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-    except FileExistsError:
-        return False
-    return True
 
 
 def _path(directory: Path, generation: int) -> Path:

@@ -30,6 +30,7 @@ from results.files import (
     atomic_write_json,
     atomic_writer,
     canonical_json,
+    create_bytes,
     remove_temporaries,
 )
 from results.lease import (
@@ -263,7 +264,10 @@ class RunStore:
             **error,
             "generation": lease.generation,
         }
-        atomic_write_json(directory / "failure.json", record)
+        data, path = canonical_json(record, indent=1).encode(), directory / "failure.json"
+        if first is None:  # the ranks of a group may come at the same moment
+            return create_bytes(path, data)
+        atomic_write_bytes(path, data)
         return True
 
     def append_epoch(self, directory: Path, row: dict[str, Any]) -> None:
