@@ -19,6 +19,15 @@ from typing import Any, BinaryIO
 TEMPORARY_SUFFIX = ".tmp"
 
 
+def folders(parent: Path | str) -> list[str]:
+    """Paths of a directory's sub-directories; empty when there is no such directory."""
+    try:
+        with os.scandir(parent) as entries:
+            return [entry.path for entry in entries if entry.is_dir()]
+    except FileNotFoundError:
+        return []
+
+
 def fsync_directory(directory: Path) -> None:
     """Flush a directory's entries to the disk.
 

@@ -31,6 +31,7 @@ from results.files import (
     atomic_writer,
     canonical_json,
     create_bytes,
+    folders,
     remove_temporaries,
 )
 from results.lease import (
@@ -105,9 +106,9 @@ class RunStore:
     def scan(self) -> list[Path]:
         """All run directories, sorted by path; an absent store has none."""
         found = []
-        for dataset in _folders(str(self.root)):
-            for method in _folders(dataset):
-                found += [run for run in _folders(method) if _RUN.match(os.path.basename(run))]
+        for dataset in folders(str(self.root)):
+            for method in folders(dataset):
+                found += [run for run in folders(method) if _RUN.match(os.path.basename(run))]
         return [Path(run) for run in sorted(found)]
 
     def find(self, prefix: str) -> list[Path]:
@@ -264,10 +265,9 @@ class RunStore:
             **error,
             "generation": lease.generation,
         }
-        data, path = canonical_json(record, indent=1).encode(), directory / "failure.json"
         if first is None:  # the ranks of a group may come at the same moment
-            return create_bytes(path, data)
-        atomic_write_bytes(path, data)
+            return create_bytes(directory / "failure.json", canonical_json(record, indent=1).encode())
+        atomic_write_json(directory / "failure.json", record)
         return True
 
     def append_epoch(self, directory: Path, row: dict[str, Any]) -> None:
@@ -402,14 +402,6 @@ def error_signature(kind: str, message: str) -> str:
 def _safe(name: str) -> str:
     """A name as one path component."""
     return re.sub(r"[^A-Za-z0-9._+-]", "_", name).lstrip(".") or "_"
-
-
-def _folders(parent: str) -> list[str]:
-    try:
-        with os.scandir(parent) as entries:
-            return [entry.path for entry in entries if entry.is_dir()]
-    except FileNotFoundError:
-        return []
 
 
 def _write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import calendar
 import json
-import os
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from benchmarks.status import progress_file as progressfile
 from benchmarks.workspace import Workspace
 from methods.errors import UserError
 from results.errors import StoreError
+from results.files import folders
 from results.store import RunState, RunStore
 from slurm import client
 from slurm.launches import Launch, Launches, assigned
@@ -206,7 +206,7 @@ def overview(
         for run in gone:
             run.why = ended.get(run.job or "", "")
     store = RunStore(workspace.stages)
-    for directory in _folders(workspace.stages) if stages is None else stages:
+    for directory in map(Path, sorted(folders(workspace.stages))) if stages is None else stages:
         if not (directory / "stage.json").exists():
             stage = _look(store, directory.name, directory)
             if stage.kind == "running":
@@ -311,11 +311,3 @@ def _title(directory: Path, run_id: str) -> str:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass  # never begun, or written by a newer version: the name says nearly as much
     return f"{method} · {dataset} p={ratio} seed={seed} [{run_id[:8]}]"
-
-
-def _folders(parent: Path) -> list[Path]:
-    try:
-        with os.scandir(parent) as entries:
-            return sorted(Path(entry.path) for entry in entries if entry.is_dir())
-    except FileNotFoundError:
-        return []
