@@ -1,19 +1,19 @@
-"""Kills a grid's processes at random moments and looks whether anything was lost.
+"""Kills a grid's processes at random moments and checks whether anything was lost.
 
     python -m benchmarks.checks.chaos --kills 100 --json
 
-A small grid is run twice: once undisturbed, and once by two launchers that compete for the same
-store, while every few seconds a launcher, all processes of a worker, or one of them is killed
-(SIGKILL). Launchers that have ended are started again. When every run is finished and kills are
-left, a new store is begun. Asked at the end of each store:
+A small grid is run undisturbed, and then by two launchers that compete for the same store, while every
+few seconds a launcher, all processes of a worker, or one of them is killed (SIGKILL). Launchers that have
+ended are started again. When every run is finished and kills are left, a new store is filled. Counted
+at the end of each store:
 
-* lost: results that were seen and are gone or changed, or runs that are not finished;
+* lost: results that were seen and are gone or changed, and runs that are not finished;
 * torn: results that cannot be read, or whose predictions are not those they were written with;
-* differing: predictions that are not byte for byte those of the undisturbed run;
-* failed: runs that were recorded as failed on the way, as if they were to blame; a group of
-  processes that hangs is one of them.
+* differing: predictions whose bytes are not those of the undisturbed run;
+* failed: runs that were recorded as failed in between, as if they were at fault; a process group that
+  hangs is one of them.
 
-All of them have to be 0. The exit code is 1 otherwise.
+All four have to be 0; otherwise the exit code is 1.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ METHODS = ("linear_probe", "supervised", "fixmatch", "csaa")
 
 @dataclass
 class Seen:
-    """What was found over all stores.
+    """What was counted over all stores.
 
     Attributes:
         kills: kills by kind of victim.
@@ -55,7 +55,7 @@ class Seen:
         torn: see the module.
         differing: see the module.
         failed: see the module.
-        problems: a line for each of them.
+        problems: one line for each problem.
     """
 
     kills: Counter[str] = field(default_factory=Counter)
@@ -68,6 +68,31 @@ class Seen:
     problems: list[str] = field(default_factory=list)
 
 
+class Witness:
+    """Records the results and failures of a store when they appear.
+
+    Args:
+        runs: the folder of runs.
+
+    Attributes:
+        results: SHA-256 of each result as it was first seen, by the run's directory.
+        failures: files of recorded failures.
+    """
+
+    def __init__(self, runs: Path) -> None:
+        self.runs, self.store = runs, RunStore(runs / "store")
+        self.results: dict[Path, str] = {}
+        self.failures: set[Path] = set()
+
+    def look(self) -> None:
+        """Record what is new."""
+        for place in self.store.scan():
+            result = place / "result.json"
+            if place not in self.results and result.exists():
+                self.results[place] = _sha256(result)
+            self.failures.update(place.glob("failure*.json"))
+
+
 class Chaos:
     """One grid, its undisturbed results, and the stores that are disturbed.
 
@@ -76,7 +101,7 @@ class Chaos:
         processes: processes that train each run together.
         seeds: seeds of the grid: four runs each.
         pace: mean seconds between kills.
-        draw: chooses victims and moments.
+        draw: random numbers for victims and moments.
     """
 
     def __init__(self, folder: Path, processes: int, seeds: int, pace: float, draw: random.Random) -> None:
@@ -100,46 +125,37 @@ class Chaos:
         return found
 
     def disturb(self, kills: int) -> None:
-        """Run the grid in a new store, with at most some kills, and check what came of it."""
-        runs = self.folder / f"rough-{self.seen.stores}"
-        store = RunStore(runs / "store")
-        first: dict[Path, str] = {}
-        failures: set[Path] = set()
+        """Run the grid in a new store with at most this many kills, and check the store."""
+        witness = Witness(self.folder / f"rough-{self.seen.stores}")
         launchers: list[subprocess.Popen[bytes]] = []
-        log = open(self.folder / "launchers.log", "ab")  # noqa: SIM115 - given to the launchers
         left, next_kill = kills, time.monotonic() + self._pause()
-        while not self._watch(store, first, failures) or any(p.poll() is None for p in launchers):
-            launchers = [process for process in launchers if process.poll() is None]
-            while len(launchers) < LAUNCHERS and len(first) < len(self.expected):
-                launchers.append(
-                    subprocess.Popen(
-                        self._command(runs),
-                        stdout=log,
-                        stderr=subprocess.STDOUT,
-                        env=self.environment,
+        with open(self.folder / "launchers.log", "ab") as log:
+            while True:
+                witness.look()
+                unfinished = len(witness.results) < len(self.expected)
+                launchers = [process for process in launchers if process.poll() is None]
+                if not unfinished and not launchers:
+                    break
+                while unfinished and len(launchers) < LAUNCHERS:
+                    launchers.append(
+                        subprocess.Popen(
+                            self._command(witness.runs),
+                            stdout=log,
+                            stderr=subprocess.STDOUT,
+                            env=self.environment,
+                        )
                     )
-                )
-            if left and time.monotonic() >= next_kill:
-                left -= self._kill(launchers)
-                next_kill = time.monotonic() + self._pause()
-            time.sleep(0.1)
-        log.close()
-        self._check(runs, store, first, failures)
+                if left and launchers and time.monotonic() >= next_kill:
+                    left -= self._kill(launchers)
+                    next_kill = time.monotonic() + self._pause()
+                time.sleep(0.1)
+        self.check(witness)
 
     def _pause(self) -> float:
         return self.draw.expovariate(1 / self.pace)
 
-    def _watch(self, store: RunStore, first: dict[Path, str], failures: set[Path]) -> bool:
-        """Note results and failures when they appear; True when every run has a result."""
-        for place in store.scan():
-            result = place / "result.json"
-            if place not in first and result.exists():
-                first[place] = _sha256(result)
-            failures.update(place.glob("failure*.json"))
-        return len(first) == len(self.expected)
-
     def _kill(self, launchers: list[subprocess.Popen[bytes]]) -> int:
-        """Kill something; how many kills that was (none when nothing is there to be killed)."""
+        """Kill something; the number of kills, 0 when there was nothing to kill."""
         kind = self.draw.choice(KINDS)
         launcher = self.draw.choice(launchers)
         victims: list[int] = [launcher.pid]
@@ -160,13 +176,14 @@ class Chaos:
             self.seen.kills[kind] += 1
         return int(bool(victims))
 
-    def _check(self, runs: Path, store: RunStore, first: dict[Path, str], failures: set[Path]) -> None:
-        seen = self.seen
-        for place, digest in first.items():
+    def check(self, witness: Witness) -> None:
+        """Compare a store with what the witness has seen of it and with the undisturbed results."""
+        seen, store = self.seen, witness.store
+        for place, digest in witness.results.items():
             if not (place / "result.json").exists() or _sha256(place / "result.json") != digest:
                 self._problem("lost", f"{place}: its result is gone or was written again")
         for name, expected in self.expected.items():
-            place = runs / name
+            place = witness.runs / name
             try:
                 result, scores = store.load(place), store.predictions(place)["scores"]
             except (StoreError, OSError, ValueError, KeyError) as error:
@@ -178,7 +195,7 @@ class Chaos:
                 self._problem("torn", f"{place}: the predictions are not those of the result")
             elif (place / "predictions.npz").read_bytes() != expected:
                 self._problem("differing", f"{place}: other predictions than without kills")
-        for file in sorted(failures):
+        for file in sorted(witness.failures):
             self._problem("failed", f"{file}: {_message(file)}")
         seen.stores += 1
 
@@ -218,20 +235,20 @@ def main() -> int:
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of victims and moments")
     parser.add_argument("--json", action="store_true", help="print one JSON line")
-    chosen = parser.parse_args()
+    args = parser.parse_args()
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="ssmll-chaos-") as folder:
-        chaos = Chaos(Path(folder), chosen.processes, chosen.seeds, chosen.pace, random.Random(chosen.seed))
+        chaos = Chaos(Path(folder), args.processes, args.seeds, args.pace, random.Random(args.seed))
         seen = chaos.seen
         while True:
-            chaos.disturb(chosen.kills - seen.kills.total())
+            chaos.disturb(args.kills - seen.kills.total())
             print(
                 f"store {seen.stores}: {seen.kills.total()} kills, {seen.runs} runs checked, "
                 f"{len(seen.problems)} problems",
                 file=sys.stderr,
                 flush=True,
             )
-            if seen.kills.total() >= chosen.kills or seen.problems:
+            if seen.kills.total() >= args.kills or seen.problems:
                 break
     for line in seen.problems:
         print(line, file=sys.stderr)
@@ -244,10 +261,10 @@ def main() -> int:
         "runs": seen.runs,
         "stores": seen.stores,
         "by": dict(sorted(seen.kills.items())),
-        "processes": chosen.processes,
+        "processes": args.processes,
         "seconds": round(time.monotonic() - started),
     }
-    print(json.dumps(report) if chosen.json else "\n".join(f"{k}: {v}" for k, v in report.items()))
+    print(json.dumps(report) if args.json else "\n".join(f"{k}: {v}" for k, v in report.items()))
     return 1 if seen.problems else 0
 
 

@@ -1,4 +1,4 @@
-"""The small grid on which the harness examines itself (`benchmarks.checks.chaos`, `.invariance`)."""
+"""The small grid of the harness's self-checks (`benchmarks.checks.chaos`, `.invariance`)."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ eval_every = 1
 
 
 def write_scenes(folder: Path) -> Path:
-    """Render the 240 training and 60 test images of the grid; their directory."""
+    """Render the 240 training and 60 test images of the grid, and return their directory."""
     from benchmarks.data.glyphscenes import scenes as glyphscenes
 
     return glyphscenes.write(folder, sizes={"train": 240, "test": 60}, workers=1)
@@ -46,7 +46,16 @@ def write_grid(
     precision: str = "fp32",
     modules: Sequence[str] = (),
 ) -> Path:
-    """Write the grid of seeds 1 to `seeds`, with modules where methods are found; its path."""
+    """Write the grid, and return its path.
+
+    Args:
+        path: file to write.
+        scenes: from `write_scenes`.
+        seeds: the grid has the seeds 1 to this.
+        methods: names of the methods.
+        precision: precision of the recipe.
+        modules: Python files or modules that register further methods.
+    """
     values = {
         "root": str(scenes),
         "seeds": list(range(1, seeds + 1)),
@@ -59,7 +68,7 @@ def write_grid(
 
 
 def command(grid: Path, data: Path, runs: Path, processes: int) -> list[str]:
-    """The command line that runs it, one run at a time."""
+    """The command that runs the grid, one run at a time."""
     return [
         sys.executable,
         str(RUN),

@@ -71,7 +71,7 @@ def as_json(view: Overview) -> dict[str, Any]:
                 "titles": [run.title for run in runs],
                 "at": _at(runs[0]),
                 "log": _log(runs[0], view.root),
-                "tail": _last_lines(runs[0], view.root),
+                "tail": last_lines(runs[0], view.root),
             }
             for signature, runs in failures(view)
         ],
@@ -239,7 +239,7 @@ def _failed(view: Overview, most: int) -> list[str]:
         at = _at(runs[0])
         lines += [f"      at    {at}"] if at else []
         lines.append(f"      log   {_log(runs[0], view.root) or 'not readable here'}")
-        lines += [f"      | {line}" for line in _last_lines(runs[0], view.root)]
+        lines += [f"      | {line}" for line in last_lines(runs[0], view.root)]
     hidden = len(groups) - max(most, LISTED)
     return lines + ([f"  ... and {hidden} more reasons (--all)"] if hidden > 0 else [])
 
@@ -267,7 +267,7 @@ def _log(run: Run, root: Path) -> str | None:
     return str(path) if path else None
 
 
-def _last_lines(run: Run, root: Path) -> list[str]:
+def last_lines(run: Run, root: Path) -> list[str]:
     """The end of the log up to the failure (a job goes on with other runs), or of the traceback."""
     path, _ = log_of(run, root)
     try:

@@ -40,23 +40,21 @@ def test_what_chaos_looks_for_is_found(tmp_path):
     """Results that are gone, changed, torn or of other numbers are each reported."""
     import random
 
-    from benchmarks.checks.chaos import Chaos
-    from results.store import RunStore
+    from benchmarks.checks.chaos import Chaos, Witness
 
     made = Chaos(tmp_path, processes=1, seeds=1, pace=1e9, draw=random.Random(0))
     made.disturb(0)
     assert not made.seen.problems
-    runs = tmp_path / "rough-0"
-    store = RunStore(runs / "store")
-    first: dict = {}
-    assert made._watch(store, first, set())
-    gone, torn, other, again = store.scan()
+    witness = Witness(tmp_path / "rough-0")
+    witness.look()
+    gone, torn, other, again = witness.results
     (gone / "result.json").unlink()
     result = torn / "result.json"
     result.write_bytes(result.read_bytes()[:-40])
     (other / "predictions.npz").write_bytes((other / "predictions.npz").read_bytes() + b" ")
     (again / "result.json").write_text((again / "result.json").read_text() + "\n")
-    made._check(runs, store, first, {again / "failure.json"})
+    witness.failures.add(again / "failure.json")
+    made.check(witness)
     seen = made.seen
     assert seen.lost == 4  # gone (as seen and as unfinished), and two written again
     assert (seen.torn, seen.differing, seen.failed) == (1, 1, 1)

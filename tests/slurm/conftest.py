@@ -12,6 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import grid_text
+from tests.slurm.on_cluster import calm_run
+from tests.slurm.site import Site
+
+METHODS = '["zero_shot", "linear_probe", "supervised", "fixmatch", "csaa"]'
 CLUSTER = Path(__file__).resolve().parents[2] / "slurm" / "cluster"
 
 
@@ -90,3 +95,37 @@ def _empty_queue(request) -> Iterator[None]:
         cluster.node("start", name)
     cluster.wait(lambda: not cluster.run("squeue", "-h"), "an empty queue")
     cluster.wait(lambda: set(cluster.run("sinfo", "-h", "-o", "%T").split()) == {"idle"}, "idle nodes")
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory, voc_root) -> Path:
+    folder = tmp_path_factory.mktemp("grids")
+    path = folder / "small.toml"
+    path.write_text(grid_text(voc_root, METHODS).replace("seeds = [1]", "seeds = [1, 2]"))
+    return path
+
+
+@pytest.fixture(scope="session")
+def long(tmp_path_factory, voc_root) -> Path:
+    """Two runs that last long enough to be interrupted."""
+    path = tmp_path_factory.mktemp("grids") / "long.toml"
+    text = grid_text(voc_root, '["csaa"]', epochs=30, eval_every=30)
+    path.write_text(text.replace("seeds = [1]", "seeds = [1, 2]"))
+    return path
+
+
+@pytest.fixture(scope="session")
+def calm(tmp_path_factory, small) -> Path:
+    return calm_run(tmp_path_factory.mktemp("calm"), small)
+
+
+@pytest.fixture(scope="session")
+def calm_long(tmp_path_factory, long) -> Path:
+    return calm_run(tmp_path_factory.mktemp("calm-long"), long)
+
+
+@pytest.fixture
+def site(tmp_path, monkeypatch) -> Site:
+    made = Site(tmp_path / "bin")
+    made.use(monkeypatch)
+    return made

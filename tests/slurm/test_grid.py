@@ -1,4 +1,4 @@
-"""Grids on a real Slurm: the same table as here, whatever happens to jobs and nodes."""
+"""Grids on a real Slurm: the same table as here."""
 
 from __future__ import annotations
 
@@ -14,120 +14,16 @@ import numpy as np
 import pytest
 
 from tests.conftest import ROOT, CommandLine, grid_text
+from tests.slurm.on_cluster import (
+    PROFILE,
+    OnCluster,
+    attempts,
+    predictions,
+    results,
+    table_of,
+)
 
 pytestmark = pytest.mark.slurm
-METHODS = '["zero_shot", "linear_probe", "supervised", "fixmatch", "csaa"]'
-PROFILE = """
-gpus = 1
-cpus = 1
-minutes = 30
-signal_seconds = 20
-bundle_minutes = {minutes}
-partition = "low"
-"""
-
-
-class OnCluster(CommandLine):
-    """The command line on the login node of a cluster, with a profile of its own."""
-
-    def __init__(self, folder: Path, slurm, grid: Path, minutes: int = 1, more: str = "") -> None:
-        super().__init__(folder)
-        self.slurm, self.grid = slurm, grid
-        self.profile = folder / "profile.toml"
-        self.profile.write_text(PROFILE.format(minutes=minutes) + more)
-
-    def launch(self, *words: str, code: int = 0, verb: str = "run") -> tuple[str, str]:
-        """Call a verb that launches; its output."""
-        return self.call(
-            verb,
-            "--grid",
-            str(self.grid),
-            "--launcher",
-            "slurm",
-            "--profile",
-            str(self.profile),
-            *words,
-            code=code,
-        )
-
-    def call(self, *words: str, code: int = 0) -> tuple[str, str]:
-        done = subprocess.run(
-            self.arguments(*words),
-            capture_output=True,
-            text=True,
-            cwd=self.folder,
-            env={**self.slurm.env, "OMP_NUM_THREADS": "1"},
-            timeout=500,
-            check=False,
-        )
-        assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
-        return done.stdout, done.stderr
-
-    def queue(self) -> list[list[str]]:
-        out = self.slurm.run("squeue", "-h", "-r", "-o", "%i %T %N %j")
-        return [line.split() for line in out.splitlines() if "ssmll" in line]
-
-    def predictions(self) -> dict[str, bytes]:
-        return predictions(self.runs)
-
-
-def predictions(runs: Path) -> dict[str, bytes]:
-    """Scores of every finished run, by its directory's name."""
-    return {
-        f"{path.parent.parent.name}/{path.parent.name}": np.load(path)["scores"].tobytes()
-        for path in (runs / "store").glob("*/*/*/predictions.npz")
-        if (path.parent / "result.json").exists()
-    }
-
-
-def table_of(runs: Path, grid: Path) -> str:
-    """All of the table but the hash of the result files, which hold times."""
-    folder = runs / "tables" / grid.stem
-    text = "".join((folder / f"mAP-last.{kind}").read_text() for kind in ("md", "tex", "csv"))
-    return re.sub(r"sha256:[0-9a-f]+", "sha256", text)
-
-
-def results(runs: Path) -> list[dict]:
-    return [json.loads(path.read_text()) for path in (runs / "store").glob("*/*/*/result.json")]
-
-
-def attempts(runs: Path) -> dict[str, int]:
-    """How often each run was begun."""
-    return {place.name: len(list(place.glob("lease.*"))) for place in (runs / "store").glob("*/*/*")}
-
-
-@pytest.fixture(scope="session")
-def small(tmp_path_factory, voc_root) -> Path:
-    folder = tmp_path_factory.mktemp("grids")
-    path = folder / "small.toml"
-    path.write_text(grid_text(voc_root, METHODS).replace("seeds = [1]", "seeds = [1, 2]"))
-    return path
-
-
-@pytest.fixture(scope="session")
-def long(tmp_path_factory, voc_root) -> Path:
-    """Two runs that last long enough to be interrupted."""
-    path = tmp_path_factory.mktemp("grids") / "long.toml"
-    text = grid_text(voc_root, '["csaa"]', epochs=30, eval_every=30)
-    path.write_text(text.replace("seeds = [1]", "seeds = [1, 2]"))
-    return path
-
-
-def calm_run(folder: Path, grid: Path) -> Path:
-    """The folder of runs of an undisturbed execution without a cluster."""
-    command = CommandLine(folder)
-    command("--grid", str(grid), "--workers", "1", "--no-plots")
-    return command.runs
-
-
-@pytest.fixture(scope="session")
-def calm(tmp_path_factory, small) -> Path:
-    return calm_run(tmp_path_factory.mktemp("calm"), small)
-
-
-@pytest.fixture(scope="session")
-def calm_long(tmp_path_factory, long) -> Path:
-    return calm_run(tmp_path_factory.mktemp("calm-long"), long)
 
 
 def test_a_grid_fans_out_and_its_table_is_that_of_this_machine(slurm, tmp_path):
@@ -161,65 +57,6 @@ def test_a_grid_fans_out_and_its_table_is_that_of_this_machine(slurm, tmp_path):
     assert "nothing to submit" in told
     assert "csaa" in out
     assert not command.queue()
-
-
-def test_preempted_array_elements_are_requeued_and_go_on(slurm, tmp_path, long, calm_long):
-    command = OnCluster(tmp_path, slurm, long)
-    command.launch("--yes", "--checkpoint-seconds", "3600")
-    runs = wait_for_training(slurm, command, 2)
-    assert all("_" in job for job, *_ in command.queue())
-    nodes = slurm.run("sinfo", "-h", "-p", "high", "-o", "%D").strip()
-    slurm.run(
-        "sbatch", "-p", "high", "--exclusive", f"--nodes={nodes}", "--wrap", "sleep 10", "-o", "/dev/null"
-    )
-    slurm.wait(lambda: [entry[1] for entry in command.queue()] == ["PENDING"] * 2, "requeues", 90)
-    # Checkpoints are an hour apart: these were made because of the signal.
-    assert all(list((run / "checkpoints").glob("*/COMPLETE.json")) for run in runs)
-    out, _ = command.call("status", "--grid", str(long))
-    assert "2 preempted" in out
-    slurm.wait(lambda: not command.queue(), "the end of the runs", 240)
-    assert command.predictions() == predictions(calm_long)
-    assert list(attempts(command.runs).values()) == [2, 2]
-    for run in runs:
-        rows = [json.loads(line) for line in (run / "epochs.jsonl").read_text().splitlines()]
-        assert [row["epoch"] for row in rows] == list(range(30))
-
-
-def wait_for_training(slurm, command: OnCluster, count: int) -> list[Path]:
-    """Until some runs have finished an epoch; the directories of such runs."""
-
-    def begun() -> list[Path]:
-        return [path.parent for path in (command.runs / "store").glob("*/*/*/epochs.jsonl")]
-
-    slurm.wait(lambda: len(begun()) >= count, "runs in training", 180)
-    return begun()
-
-
-def test_lost_jobs_and_nodes_end_in_a_complete_table(slurm, tmp_path, small, calm):
-    command = OnCluster(tmp_path, slurm, small)
-    command.launch("--yes")
-
-    def working() -> dict[str, str]:
-        return {
-            job: node
-            for job, state, *node, name in command.queue()
-            if state == "RUNNING" and node
-            for node in node
-        }
-
-    slurm.wait(lambda: len(set(working().values())) >= 3, "jobs on three nodes", 180)
-    (job, first), *others = working().items()
-    slurm.run("scancel", job)
-    second, third = list(dict.fromkeys(node for _, node in others if node != first))[:2]
-    slurm.run("scontrol", "update", f"node={second}", "state=down", "reason=test")
-    slurm.node("kill", third)
-    slurm.wait(lambda: second not in working().values(), "the end of a node's jobs")
-    slurm.attempt("scontrol", "update", f"node={second}", "state=resume")  # it may be back already
-    slurm.node("start", third)
-    slurm.wait(lambda: not command.queue(), "the end of the jobs", 400)
-    command.launch("--yes", "--wait", "--no-plots")
-    assert table_of(command.runs, small) == table_of(calm, small)
-    assert command.predictions() == predictions(calm)
 
 
 def test_two_nodes_train_one_run_together(slurm, tmp_path, small, calm):
@@ -352,23 +189,6 @@ def test_two_launches_at_once_submit_each_run_once(slurm, tmp_path, small, calm)
     ]
     assert len(scripts) > 3
     assert all("--array" not in script or "--array=0-1%" in script for script in scripts)
-
-
-def test_cancel_ends_a_grid_and_the_next_call_goes_on(slurm, tmp_path, long, calm_long):
-    command = OnCluster(tmp_path, slurm, long)
-    command.launch("--yes", "--checkpoint-seconds", "3600", "--seeds", "1")
-    (run,) = wait_for_training(slurm, command, 1)
-    out, _ = command.call("cancel", "--yes")
-    assert "cancelled 1 jobs" in out
-    slurm.wait(lambda: not command.queue(), "the end of the job")
-    assert not (run / "result.json").exists()
-    out, _ = command.call("status", "--grid", str(long), "--seeds", "1")
-    assert "1 dead" in out
-    command.launch("--yes", "--wait", "--no-plots", "--seeds", "1")
-    expected = predictions(calm_long)
-    ((name, scores),) = command.predictions().items()
-    assert expected[name] == scores
-    assert attempts(command.runs) == {run.name: 2}
 
 
 BOOM = """
