@@ -15,8 +15,7 @@ from pathlib import Path
 
 from benchmarks.data.archives.download import fetch, have
 from benchmarks.data.archives.unpack import need, unpack
-from benchmarks.data.locks import exclusive
-from benchmarks.data.space import amount
+from benchmarks.data.disk import amount, exclusive
 from methods.errors import UserError, nearest
 from results.files import atomic_write_bytes
 

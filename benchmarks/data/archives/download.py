@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from benchmarks.data.space import amount
+from benchmarks.data.disk import amount
 from methods.errors import UserError
 from results.files import atomic_write_json, fsync_directory
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from benchmarks.data.space import amount
+from benchmarks.data.disk import amount
 from methods.errors import UserError
 
 MIB = 2**20

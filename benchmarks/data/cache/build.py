@@ -1,4 +1,4 @@
-"""Filling one cache folder; `benchmarks.data.cache.prepared` says what lies there and why."""
+"""Fill one cache folder; `benchmarks.data.cache.prepared` describes its files."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ import PIL
 from benchmarks.data.cache.decode import RESIZE, Chunk, chunks_of
 from benchmarks.data.cache.pool import decode
 from benchmarks.data.dataset import Dataset
-from benchmarks.data.space import FULL, DiskFullError, amount, reserve, unallocated
+from benchmarks.data.disk import FULL, DiskFullError, amount, reserve, unallocated
 from methods.errors import UserError
 from results.files import atomic_write_bytes, atomic_write_json, fsync_directory, remove_temporaries
 
 FORMAT = 1
 SPLITS = ("train", "test")
 NAMED = 50
-"""Unreadable images that an error names; all of them are written to a file beside the cache."""
+"""Unreadable images that an error names; all of them are listed in a file in the cache folder."""
 
 Progress = Callable[[int, int], None]
 
@@ -31,7 +31,7 @@ class UnreadableError(UserError):
     """Images of a dataset cannot be read.
 
     Attributes:
-        builder: what found them; its finished chunks are kept.
+        builder: the builder that found them; its finished chunks are kept.
         found: (file, reason) of each.
     """
 
@@ -49,8 +49,8 @@ class Builder:
         directory: the folder.
         images_per_chunk: images that are decoded, hashed and marked as finished together.
         progress: called with (images done, images in total).
-        announce: gets the disk need before anything is decoded.
-        donor: an unfinished cache of the same size whose finished images are copied.
+        announce: called with a line about the disk space needed before anything is decoded.
+        donor: an unfinished cache of the same size, whose finished images are copied.
     """
 
     def __init__(
@@ -84,14 +84,14 @@ class Builder:
         self.done = 0
 
     def build(self, workers: int) -> None:
-        """Decode what is not finished, then write `meta.json`.
+        """Decode the unfinished chunks, then write `meta.json`.
 
         Args:
-            workers: decoding processes; 1 decodes in this one.
+            workers: decoding processes; 1 decodes in this process.
 
         Raises:
-            UnreadableError: images that cannot be read; everything else is kept.
-            DiskFullError: no room; what there was of the cache is removed.
+            UnreadableError: images cannot be read; the finished chunks are kept.
+            DiskFullError: too little disk space; the unfinished cache is removed.
             UserError: the folder cannot be written; finished parts are kept.
         """
         try:
@@ -105,7 +105,7 @@ class Builder:
             ) from None
 
     def finished(self) -> dict[tuple[str, str], tuple[Path, int]]:
-        """Where the pixels of finished images lie: (split, id) to (file, first byte)."""
+        """Where the pixels of finished images are: (split, id) to (file, first byte)."""
         found = {}
         for split, chunks in self.chunks.items():
             ids = getattr(self.dataset, split).ids
@@ -116,7 +116,7 @@ class Builder:
         return found
 
     def discard(self) -> None:
-        """Remove the folder; the caller holds its lock, which goes with it."""
+        """Remove the folder, with the lock that the caller holds."""
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def _build(self, workers: int) -> None:
@@ -133,7 +133,7 @@ class Builder:
         self._make_room(pending)
         self._report()
         unreadable: list[tuple[Path, str]] = []
-        # Closed at once where something fails: no process may write into a folder that is removed.
+        # Closed at once on an error: no process may write into a folder that is removed.
         with closing(decode(pending, workers)) as results:
             for decoded in results:
                 unreadable += decoded.unreadable
@@ -148,7 +148,7 @@ class Builder:
         self._finish(hashes)
 
     def _layout(self) -> None:
-        """Make the files in full length; markers count only while the files are the same."""
+        """Create the files in full length; markers are valid only for the same files."""
         self.markers.mkdir(exist_ok=True)
         for split, file in self.files.items():
             length = len(getattr(self.dataset, split)) * 3 * self.size**2
@@ -161,7 +161,7 @@ class Builder:
         fsync_directory(self.directory)
 
     def _marker(self, chunk: Chunk) -> Path:
-        # The number of images is in the name: with another chunk length no marker fits.
+        # The name has the number of images: with another chunk length no marker matches.
         return self.markers / f"{chunk.split}-{chunk.number:06d}-{self.images_per_chunk}"
 
     def _marked(self, chunk: Chunk) -> str:
@@ -172,7 +172,7 @@ class Builder:
         return text if len(text) == 64 else ""
 
     def _make_room(self, pending: Sequence[Chunk]) -> None:
-        """Say what is needed, and take it before the first image is decoded."""
+        """Announce the disk space needed, and reserve it before the first image is decoded."""
         per_image = 3 * self.size**2
         missing = sum(len(chunk.paths) for chunk in pending) * per_image
         pixels = min(missing, sum(map(unallocated, self.files.values())))
@@ -237,6 +237,6 @@ class Builder:
 
 
 def named(found: Sequence[tuple[object, str]], most: int) -> str:
-    """Images with their reasons, the first `most` of them, for a message."""
+    """The first `most` images with their reasons, for a message."""
     text = ", ".join(f"{image} ({reason})" for image, reason in found[:most])
     return text + (f" and {len(found) - most} more" if len(found) > most else "")

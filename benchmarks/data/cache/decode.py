@@ -1,6 +1,6 @@
-"""From image files to bytes of the cache; what a decoding process runs.
+"""Decode image files into the cache; the code of a decoding process.
 
-It imports NumPy and Pillow only, so that starting a process costs little.
+It imports only NumPy and Pillow, so that a process starts fast.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import hashlib
 import os
 import pickle
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,17 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from benchmarks.signals import STOP_SIGNALS
-
 RESIZE = "PIL bilinear, antialiased"
 
 Place = tuple[Path, int]
-"""A cache file and the byte at which an image starts in it."""
+"""A cache file and the first byte of an image in it."""
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Consecutive images of a split and where their pixels belong.
+    """Consecutive images of a split, and where their pixels go.
 
     Attributes:
         split: "train" or "test".
@@ -37,7 +35,7 @@ class Chunk:
         size: side S of the resized images.
         file: the cache file.
         offset: byte at which the first image starts.
-        known: for each image, the (file, byte) where its pixels lie already, or None.
+        known: for each image, the (file, byte) of pixels that are decoded already, or None.
     """
 
     split: str
@@ -51,7 +49,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Decoded:
-    """What came of a chunk.
+    """The result of a chunk.
 
     Attributes:
         chunk: the chunk.
@@ -67,33 +65,32 @@ class Decoded:
 def load_image(path: Path, size: int) -> NDArray[np.uint8]:
     """Read one image.
 
-    The picture is turned as its EXIF orientation says and converted to RGB (grey, palette, CMYK;
-    of 16-bit grey the upper byte is taken; transparency is dropped), then resized to a square
-    without keeping the aspect ratio, as `torchvision.transforms.Resize((S, S))` does on a Pillow
-    image: bilinear, antialiased.
+    The image is rotated by its EXIF orientation and converted to RGB (from grey, palette, CMYK; 16-bit grey
+    keeps the upper byte; transparency is dropped). It is then resized to a square without keeping the aspect
+    ratio, as `torchvision.transforms.Resize((S, S))` does on a Pillow image: bilinear, antialiased.
 
     Args:
-        path: any file Pillow reads.
+        path: any file that Pillow reads.
         size: side S in pixels.
 
     Returns:
         (3, S, S) uint8, RGB.
 
     Raises:
-        OSError, SyntaxError, ValueError: what Pillow raises on a damaged file.
+        OSError, SyntaxError, ValueError: Pillow's errors on a damaged file.
     """
     with Image.open(path) as opened:
         image: Image.Image = ImageOps.exif_transpose(opened)
         if image.mode.startswith("I"):
             grey = np.clip(np.asarray(image), 0, 65535).astype(np.uint16) >> 8
             image = Image.fromarray(grey.astype(np.uint8))
-        image.info.pop("transparency", None)  # dropped in any case; Pillow would warn of it
+        image.info.pop("transparency", None)  # it is dropped; with it Pillow would warn
         image = image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
     return np.asarray(image).transpose(2, 0, 1)
 
 
 def reason_unreadable(path: Path, error: Exception) -> str:
-    """What is wrong with an image that `load_image` failed on, in a few words."""
+    """Why `load_image` failed on an image, in a few words."""
     if isinstance(error, UnidentifiedImageError):
         with suppress(OSError):
             if not path.stat().st_size:
@@ -105,9 +102,9 @@ def reason_unreadable(path: Path, error: Exception) -> str:
 
 
 def decode_chunk(chunk: Chunk) -> Decoded:
-    """Read a chunk's images and write them to the cache file, flushed to the disk.
+    """Read a chunk's images, write them to the cache file and flush it to the disk.
 
-    Nothing is written when an image of the chunk cannot be read.
+    If an image of the chunk cannot be read, nothing is written.
 
     Raises:
         OSError: the cache file cannot be written, for instance because the disk is full.
@@ -122,7 +119,7 @@ def decode_chunk(chunk: Chunk) -> Decoded:
             continue
         try:
             pixels[k] = load_image(path, chunk.size)
-        # Pillow's plugins raise what their formats happen to run into (struct.error, SyntaxError).
+        # Pillow's plugins raise many kinds, such as struct.error and SyntaxError.
         except Exception as error:
             unreadable.append((path, reason_unreadable(path, error)))
     if unreadable:
@@ -144,7 +141,16 @@ def chunks_of(
     images_per_chunk: int,
     known: Sequence[Place | None],
 ) -> list[Chunk]:
-    """Cut a split into chunks."""
+    """Divide a split into chunks.
+
+    Args:
+        split: "train" or "test".
+        paths: N image files.
+        size: side of the resized images in pixels.
+        file: the cache file.
+        images_per_chunk: images of each chunk but the last.
+        known: N entries, see `Chunk.known`.
+    """
     bytes_per_image = 3 * size * size
     chunks = []
     for start in range(0, len(paths), images_per_chunk):
@@ -163,16 +169,19 @@ def chunks_of(
     return chunks
 
 
-def serve() -> None:
-    """Decode chunks that come pickled on standard input until it ends; what `pool.decode` starts.
+def serve(ignored: Iterable[int]) -> None:
+    """Decode pickled chunks from standard input until it is closed; `pool.decode` starts this.
 
-    It ends when the parent ends, however that happens: the pipe is then closed. Being
-    asked to stop is the parent's business.
+    The pipe is closed whenever the parent process ends, which ends this process too.
+
+    Args:
+        ignored: numbers of the signals to ignore. The parent handles stop signals; SLURM sends them to every
+            process of a step.
     """
-    for number in STOP_SIGNALS:  # SLURM sends them to every process of a step
+    for number in ignored:
         signal.signal(number, signal.SIG_IGN)
     orders, answers = os.fdopen(0, "rb"), os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # nothing that a library prints may get between the answers
+    os.dup2(2, 1)  # output of a library must not mix with the answers
     while True:
         try:
             chunk = pickle.load(orders)

@@ -1,8 +1,8 @@
 """Decoding in several processes.
 
-They are plain child processes that run `benchmarks.data.cache.decode`, not `multiprocessing`'s: those
-would import the caller's main module again, torch and all, and fail where it cannot be imported (a
-notebook, a script on standard input) or lacks its `__main__` guard.
+They are plain child processes that run `benchmarks.data.cache.decode`. Processes of `multiprocessing` would
+import the caller's main module again, with torch, and fail where it cannot be imported (a notebook, a script
+on standard input) or has no `__main__` guard.
 """
 
 from __future__ import annotations
@@ -16,20 +16,24 @@ from queue import SimpleQueue
 from typing import IO, cast
 
 from benchmarks.data.cache.decode import Chunk, Decoded, decode_chunk
+from benchmarks.signals import STOP_SIGNALS
 from methods.errors import UserError
 
-_START = "import sys; sys.path[:] = sys.argv[1:]; from benchmarks.data.cache.decode import serve; serve()"
+_START = (
+    "import sys; sys.path[:] = sys.argv[2:]; from benchmarks.data.cache.decode import serve; "
+    "serve(map(int, sys.argv[1].split(',')))"
+)
 
 
 def decode(chunks: Sequence[Chunk], workers: int) -> Generator[Decoded, None, None]:
     """Decode chunks, in any order.
 
     Args:
-        chunks: what to do.
-        workers: number of processes; with 1 the work is done in this one.
+        chunks: images and where their pixels go.
+        workers: number of processes; 1 decodes in this process.
 
     Yields:
-        What came of each chunk, as it is finished.
+        The result of each chunk when it is finished.
 
     Raises:
         OSError: a cache file cannot be written.
@@ -56,7 +60,7 @@ def decode(chunks: Sequence[Chunk], workers: int) -> Generator[Decoded, None, No
         for job in as_completed([threads.submit(work, chunk) for chunk in chunks]):
             yield job.result()
     finally:
-        threads.shutdown(cancel_futures=True)  # chunks that were begun are finished
+        threads.shutdown(cancel_futures=True)  # chunks that have started are finished
         for process in processes:
             process.end()
 
@@ -66,7 +70,7 @@ class _Process:
 
     def __init__(self) -> None:
         self.child = subprocess.Popen(
-            [sys.executable, "-c", _START, *sys.path],
+            [sys.executable, "-c", _START, ",".join(str(int(n)) for n in STOP_SIGNALS), *sys.path],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
@@ -88,4 +92,4 @@ class _Process:
         return answer
 
     def end(self) -> None:
-        self.child.communicate()  # closes its input, on which it ends
+        self.child.communicate()  # closing its input ends it

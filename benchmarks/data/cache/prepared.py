@@ -1,9 +1,9 @@
 """The cache of resized images: decoded once, then read through a memory map.
 
-`<cache root>/<name>-<first 12 digits of the dataset's digest>-<size>/` holds `train.u8` and
-`test.u8`, (N, 3, S, S) uint8 RGB, and `meta.json`, which is written last: where it is, the cache is
-complete. Until then `chunks/` holds one marker per finished chunk, written after the chunk's pixels
-are on the disk, so that a call killed at any instant is continued by the next one.
+`<cache root>/<name>-<first 12 digits of the dataset's digest>-<size>/` holds `train.u8` and `test.u8`,
+(N, 3, S, S) uint8 RGB, and `meta.json`, which is written last: a cache with it is complete. Until then
+`chunks/` holds one marker for each finished chunk, written after the chunk's pixels are on the disk: when a
+call is killed at any moment, the next call continues its work.
 """
 
 from __future__ import annotations
@@ -25,15 +25,14 @@ from numpy.typing import ArrayLike, NDArray
 from benchmarks.data.cache.build import FORMAT, SPLITS, Builder, Progress, UnreadableError, named
 from benchmarks.data.cache.skipped import Skipped
 from benchmarks.data.dataset import Dataset
-from benchmarks.data.locks import exclusive
-from benchmarks.data.space import DiskFullError
+from benchmarks.data.disk import DiskFullError, exclusive
 from methods.errors import UserError
 
 if TYPE_CHECKING:
     import torch
 
 CHUNK = 256
-"""Images per chunk; a constant, because the digest is built from the chunks' hashes."""
+"""Images per chunk. It must not change: the digest is computed from the chunks' hashes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,17 +76,17 @@ class Prepared:
         Raises:
             IndexError: a position outside the split.
         """
-        import torch  # preparing a cache does without it
+        import torch  # planning and preparing do not need it
 
         pixels: NDArray[np.uint8] = np.asarray(self.train if split == "train" else self.test)
         positions = np.asarray(indices, dtype=np.int64)
         return torch.from_numpy(pixels[positions])
 
     def verify(self, progress: Progress | None = None) -> None:
-        """Read every pixel and compare with the hashes taken when it was written.
+        """Read every pixel and compare it with the hashes of the time of writing.
 
         Raises:
-            UserError: a chunk differs; the message names the file and what to do.
+            UserError: a chunk differs; the message names the file and says what to do.
         """
         meta = _read_meta(self.directory)
         total = len(self.train) + len(self.test)
@@ -103,7 +102,7 @@ class Prepared:
                     progress(done, total)
 
     def __getstate__(self) -> dict[str, Any]:
-        # A pickled memory map would carry all its pixels along; the receiver opens its own.
+        # A pickled memory map would contain all pixels; the receiver opens its own map.
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
     def _map(self, split: str) -> np.memmap:
@@ -122,53 +121,40 @@ def prepare(
     skip_bad: bool = False,
     announce: Callable[[str], None] = lambda line: None,
 ) -> Prepared:
-    """Decode and resize a dataset's images into the cache, or find them there.
+    """Decode and resize a dataset's images into the cache, or open the finished cache.
 
-    Several processes may call this at once: one works, the others wait for it. A call that was
-    killed is continued by the next one; a full disk is told before anything is decoded where the
-    file system can reserve room, and leaves nothing of the cache behind.
+    Several processes may call this at once: one works, the others wait for it. After a killed call the next
+    one continues. Where the file system can reserve disk space, a full disk is reported before anything is
+    decoded, and nothing of the cache is left behind.
 
     Args:
         dataset: the images.
         size: side of the square images in pixels.
         cache_root: folder of all caches.
-        workers: decoding processes; None is one for each core of this process, at most 16; 1
-            decodes in this process.
+        workers: decoding processes; None is one for each core of this process, at most 16; 1 decodes in this
+            process.
         progress: called with (images done, images in total).
-        skip_bad: leave unreadable images out instead of failing. They are recorded beside the
-            caches (`benchmarks.data.cache.skipped`) and the dataset without them gets a cache, and a
-            digest, of its own.
-        announce: gets one-line remarks: the disk need before anything is decoded, and what is left
-            out.
+        skip_bad: leave unreadable images out instead of failing. They are recorded beside the caches
+            (`benchmarks.data.cache.skipped`), and the dataset without them gets a cache and a digest of its
+            own.
+        announce: called with one-line remarks: the disk space needed, before anything is decoded, and the
+            images that are left out.
 
     Raises:
         UserError: images that cannot be read (all named), too little disk space, a damaged cache.
     """
     if size < 1:
         raise UserError(f"image size is {size}; it must be at least 1 pixel")
-
-    def whole(images: Dataset, donor: Builder | None = None) -> Prepared:
-        directory = _directory(images, size, cache_root)
-        if not (directory / "meta.json").is_file():
-            with exclusive(directory / "lock"):
-                if not (directory / "meta.json").is_file():
-                    Builder(images, size, directory, CHUNK, progress, announce, donor).build(
-                        workers or _cores()
-                    )
-        elif (directory / "chunks").exists():  # killed between the last file and the clean-up
-            with exclusive(directory / "lock"):
-                shutil.rmtree(directory / "chunks", ignore_errors=True)
-        return _open(images, size, directory)
-
+    caches = _Caches(size, cache_root, workers or _cores(), progress, announce)
     if not skip_bad:
-        return whole(dataset)
+        return caches.prepare(dataset)
     skipped = Skipped(dataset, cache_root)
-    # A finished cache is used without a lock: the folder may be one that is only read here.
-    if skipped.is_current() and (_directory(skipped.rest, size, cache_root) / "meta.json").is_file():
-        ready = whole(skipped.rest)
+    # A finished cache is used without a lock: the folder may be read-only here.
+    if skipped.is_current() and caches.is_complete(skipped.rest):
+        ready = caches.prepare(skipped.rest)
     else:
         with exclusive(skipped.lock):
-            ready = _without_bad(skipped, whole)
+            ready = caches.prepare_without_bad(skipped)
             skipped.lock.unlink(missing_ok=True)
     if skipped.images:
         announce(
@@ -180,45 +166,79 @@ def prepare(
 
 
 def is_prepared(dataset: Dataset, size: int, cache_root: Path, *, skip_bad: bool = False) -> bool:
-    """Whether `prepare` would find everything done."""
+    """Whether `prepare` would find a finished cache."""
     images = dataset
     if skip_bad:
         skipped = Skipped(dataset, cache_root)
         images = skipped.rest if skipped.is_current() else dataset
-    return (_directory(images, size, cache_root) / "meta.json").is_file()
+    return _is_complete(_directory(images, size, cache_root))
 
 
-def _without_bad(skipped: Skipped, whole: Callable[..., Prepared]) -> Prepared:
-    """Prepare what can be read; what cannot is found on the way and recorded."""
-    skipped.read()  # another process may have written it in the meantime
-    skipped.refresh()
-    unfinished: list[Builder] = []
-    while True:
-        try:
-            ready = whole(skipped.rest, unfinished[-1] if unfinished else None)
-            break
-        except UnreadableError as error:
-            skipped.add(error.found)
-            unfinished.append(error.builder)
-        except DiskFullError:
-            # What was decoded for the whole dataset takes room too: decode again without it.
-            if not unfinished:
-                raise
-            _discard(unfinished)
-    _discard(unfinished)
-    return ready
+@dataclass(frozen=True)
+class _Caches:
+    """The caches of one size, and how to fill them; see `prepare` for the fields."""
+
+    size: int
+    root: Path
+    workers: int
+    progress: Progress | None
+    announce: Callable[[str], None]
+
+    def directory(self, dataset: Dataset) -> Path:
+        return _directory(dataset, self.size, self.root)
+
+    def is_complete(self, dataset: Dataset) -> bool:
+        return _is_complete(self.directory(dataset))
+
+    def prepare(self, dataset: Dataset, donor: Builder | None = None) -> Prepared:
+        """Prepare all images of a dataset; `donor` is an unfinished cache to copy images from."""
+        directory = self.directory(dataset)
+        if not self.is_complete(dataset):
+            with exclusive(directory / "lock"):
+                if not self.is_complete(dataset):
+                    Builder(dataset, self.size, directory, CHUNK, self.progress, self.announce, donor).build(
+                        self.workers
+                    )
+        elif (directory / "chunks").exists():  # killed between the last file and the clean-up
+            with exclusive(directory / "lock"):
+                shutil.rmtree(directory / "chunks", ignore_errors=True)
+        return _open(dataset, self.size, directory)
+
+    def prepare_without_bad(self, skipped: Skipped) -> Prepared:
+        """Prepare the readable images, and record the unreadable ones found on the way."""
+        skipped.read()  # another process may have written it in the meantime
+        skipped.refresh()
+        unfinished: list[Builder] = []
+        while True:
+            try:
+                ready = self.prepare(skipped.rest, unfinished[-1] if unfinished else None)
+                break
+            except UnreadableError as error:
+                skipped.add(error.found)
+                unfinished.append(error.builder)
+            except DiskFullError:
+                # The images decoded for the whole dataset take space too: decode again without them.
+                if not unfinished:
+                    raise
+                _discard(unfinished)
+        _discard(unfinished)
+        return ready
 
 
 def _discard(builders: list[Builder]) -> None:
     while builders:
         builder = builders.pop()
         with exclusive(builder.directory / "lock"):
-            if not (builder.directory / "meta.json").is_file():
+            if not _is_complete(builder.directory):
                 builder.discard()
 
 
 def _directory(dataset: Dataset, size: int, cache_root: Path) -> Path:
     return cache_root / f"{dataset.name}-{dataset.digest[:12]}-{size}"
+
+
+def _is_complete(directory: Path) -> bool:
+    return (directory / "meta.json").is_file()
 
 
 def _open(dataset: Dataset, size: int, directory: Path) -> Prepared:

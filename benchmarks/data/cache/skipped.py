@@ -1,8 +1,8 @@
-"""The record of a dataset's unreadable images, which caches without them are built from.
+"""The record of a dataset's unreadable images, which `skip_bad` leaves out of the cache.
 
-`<cache root>/<name>-<first 12 digits of the dataset's digest>-skipped.json` holds split, id, file
-and reason of each, whatever the size of the cache, and the file's length and time of change: a file
-that has been replaced since is looked at again.
+`<cache root>/<name>-<first 12 digits of the dataset's digest>-skipped.json` serves caches of all sizes. It
+holds split, id, file and reason of each image, and the file's length and modification time: a file that was
+replaced is read again.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ SPLITS = ("train", "test")
 
 @dataclass(frozen=True)
 class Unreadable:
-    """One image.
+    """One unreadable image.
 
     Attributes:
         split: "train" or "test".
         id: its name there.
         path: its file.
         reason: why it cannot be read.
-        stamp: length in bytes and time of change in ns of the file; None where the system refused
-            to read it at all, which may pass without the file being changed.
+        stamp: the file's length in bytes and modification time in ns; None where the system refused to read
+            it, which may change without a change of the file.
     """
 
     split: str
@@ -44,7 +44,7 @@ class Unreadable:
 
 
 class Skipped:
-    """The unreadable images of a dataset, as they are recorded.
+    """The recorded unreadable images of a dataset.
 
     Args:
         dataset: the whole dataset.
@@ -63,7 +63,7 @@ class Skipped:
         self.read()
 
     def read(self) -> None:
-        """Read the record; without a file nothing is left out."""
+        """Read the record; without a file no image is left out."""
         self._rest = None
         try:
             found = json.loads(self.file.read_text(encoding="utf-8"))
@@ -83,12 +83,12 @@ class Skipped:
 
     @property
     def rest(self) -> Dataset:
-        """The dataset without them.
+        """The dataset without the unreadable images.
 
         Raises:
-            UserError: nothing would be left of a split.
+            UserError: a split would be empty.
         """
-        if self._rest is None:  # kept, because its digest is asked for more than once
+        if self._rest is None:  # cached with its digest, which is needed several times
             rest = self.dataset
             for split in SPLITS:
                 rest = rest.without([i.id for i in self.images if i.split == split], split=split)
@@ -97,7 +97,7 @@ class Skipped:
 
     @property
     def reasons(self) -> tuple[tuple[str, str], ...]:
-        """(id, reason) of each, in the order of the dataset."""
+        """(id, reason) of each unreadable image, in the order of the dataset."""
         return tuple((image.id, image.reason) for image in self.images)
 
     def is_current(self) -> bool:
@@ -105,7 +105,7 @@ class Skipped:
         return all(self._current(image) for image in self.images)
 
     def refresh(self) -> None:
-        """Look again at the files that have changed, and keep what is still unreadable."""
+        """Read the changed files again, and keep those that are still unreadable."""
         found = []
         for image in self.images:
             path = self._paths[image.split, image.id]
@@ -162,7 +162,7 @@ class Skipped:
 
 def _stamp(path: Path) -> tuple[int, int] | None:
     try:
-        with open(path, "rb") as file:  # permission and a disk's fault show only here
+        with open(path, "rb") as file:  # only reading shows a missing permission or a faulty disk
             file.read(1)
             found = os.fstat(file.fileno())
     except OSError:
@@ -171,10 +171,10 @@ def _stamp(path: Path) -> tuple[int, int] | None:
 
 
 def _reason(path: Path) -> str:
-    """Why an image cannot be read; empty where it can."""
+    """Why an image cannot be read; empty if it can."""
     try:
         load_image(path, 8)
-    # Whatever a format's plugin raises, as in `decode_chunk`.
+    # Plugins raise many kinds, as in `decode_chunk`.
     except Exception as error:
         return reason_unreadable(path, error)
     return ""

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.data import space
+from benchmarks.data import disk
 from benchmarks.data.cache import build
 from benchmarks.data.cache import prepared as cache
 from benchmarks.data.cache.prepared import prepare
-from benchmarks.data.space import DiskFullError
+from benchmarks.data.disk import DiskFullError
 from methods.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -77,11 +77,11 @@ def test_files_are_reserved_in_full(tmp_path):
     file = tmp_path / "a"
     with open(file, "wb") as stream:
         stream.truncate(300_000)
-    if not space.unallocated(file):
+    if not disk.unallocated(file):
         pytest.skip("this file system has no sparse files: run where $TMPDIR is on ext4, xfs, tmpfs")
-    assert space.unallocated(file) == 300_000
-    space.reserve(file)
-    if space.unallocated(file):
+    assert disk.unallocated(file) == 300_000
+    disk.reserve(file)
+    if disk.unallocated(file):
         pytest.skip("this file system cannot reserve: try ext4, xfs or tmpfs")
     assert file.read_bytes() == bytes(300_000)
 
