@@ -1,4 +1,4 @@
-"""What a dataset is: images with labels, split into training and test."""
+"""A dataset: images with labels, split into training and test."""
 
 from __future__ import annotations
 
@@ -19,12 +19,15 @@ from methods.errors import UserError, nearest
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """Images and their labels, in the order that splits and batches index.
+    """Images and their labels, in the order that the positions of splits and batches refer to.
 
     Attributes:
         ids: N names, unique.
         paths: N files.
         labels: (N, K) uint8, 1 where the class is present; read-only.
+
+    Raises:
+        ValueError: lengths, dtype or shape do not match.
     """
 
     ids: tuple[str, ...]
@@ -47,7 +50,7 @@ class ImageSet:
         return self.take(np.flatnonzero(self.labels.any(axis=1)))
 
     def take(self, positions: ArrayLike) -> ImageSet:
-        """The images at some positions, in the order of the positions."""
+        """The images at (n,) positions, in the order of the positions."""
         where = np.asarray(positions, dtype=np.int64)
         return ImageSet(
             tuple(self.ids[k] for k in where),
@@ -58,15 +61,19 @@ class ImageSet:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A dataset as a run sees it.
+    """A dataset as runs use it.
 
     Attributes:
         name: the name shown in tables (the alias of its `DatasetSpec`).
         classes: K class names, in the order of the label columns.
-        prompts: K names as they are written in prompts, such as "dining table".
+        prompts: K names as prompts write them, such as "dining table".
         train: training images; the labelled subset is drawn from them.
         test: test images.
         notes: remarks for the user, such as accepted counts; not part of the digest.
+
+    Raises:
+        UserError: a class is listed twice, a split is empty, or the splits share an image.
+        ValueError: the shapes do not match.
     """
 
     name: str
@@ -108,14 +115,14 @@ class Dataset:
         return sha.hexdigest()
 
     def restrict(self, classes: Iterable[str], *, keep_empty: bool = False) -> Dataset:
-        """The dataset with some classes only, in their original order.
+        """The dataset with only some classes, in their original order.
 
         Args:
             classes: names of classes.
             keep_empty: keep images that are left without a label; by default they are dropped.
 
         Raises:
-            UserError: a class that the dataset does not have, or one listed twice.
+            UserError: an unknown class, or one listed twice.
         """
         wanted = list(classes)
         for name in wanted:
@@ -139,15 +146,15 @@ class Dataset:
         )
 
     def without(self, ids: Iterable[str], *, split: str | None = None) -> Dataset:
-        """The dataset without some images, the rest in the same order.
+        """The dataset without some images, the others in the same order.
 
         Args:
             ids: names of images.
-            split: "train" or "test" leaves the other split as it is, which matters where both use
-                the same names; None drops a name from either.
+            split: "train" or "test" drops images of this split only, which matters where both splits use the
+                same names; None drops a name from both.
 
         Raises:
-            UserError: an image that the dataset does not have, or a split would be empty.
+            UserError: an unknown image, or a split would be empty.
         """
         splits = ("train", "test") if split is None else (split,)
         wanted = set(ids)

@@ -1,12 +1,12 @@
-"""Hands batches of cached images to the device, reading ahead.
+"""Batches of cached images on a device, read ahead.
 
-On the CPU there is no thread: the cores are busy with views and training, and the kernel can read
-ahead by itself when it is told what comes next. Measured with weak and strong views of 64 images
-at 224 pixels, one core of two: from a cold page cache 2,800 pairs a second with the hint, 1,600
-with a reading thread, 1,700 with neither; from a warm one 3,400, 2,800 and 3,500.
+On the CPU there is no thread: the cores are busy with views and training, and the kernel reads ahead by
+itself after a hint of what comes next. Measured with weak and strong views of 64 images at 224 pixels, one
+core of two: from a cold page cache 2,800 pairs a second with the hint, 1,600 with a reading thread, 1,700
+with neither; from a warm one 3,400, 2,800 and 3,500.
 
-On a CUDA device a thread gathers into pinned buffers, from where a stream of its own copies while
-the device computes.
+On a CUDA device a thread gathers into pinned buffers, which a separate stream copies while the device
+computes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torch import Tensor
 from benchmarks.data.cache.prepared import Prepared
 
 AHEAD = 2
-"""Batches that are on their way to a CUDA device before they are asked for."""
+"""Batches that are being copied to a CUDA device before the consumer asks for them."""
 
 Positions = NDArray[np.int64]
 
@@ -35,7 +35,7 @@ class Loader:
 
     Args:
         prepared: the cached images.
-        device: where batches are wanted.
+        device: the device of the batches.
     """
 
     def __init__(self, prepared: Prepared, device: torch.device | str) -> None:
@@ -46,47 +46,47 @@ class Loader:
 
         Args:
             split: "train" or "test".
-            batches: (B,) int64 positions in the split, on the CPU; B may change. For a CUDA device
-                they are drawn in a thread. They are drawn one to three batches early.
+            batches: (B,) int64 positions in the split, on the CPU; B may vary. They are drawn one to three
+                batches early, and for a CUDA device in a thread.
 
         Yields:
             (B, 3, S, S) uint8 on the device, one for each of `batches`; not written to again.
 
         Raises:
-            IndexError: a position outside the split. This and what `batches` raises comes after
-                the batches before it have been handed over.
+            IndexError: a position outside the split. This, and errors of `batches`, are raised after the
+                earlier batches have been yielded.
         """
         if split not in ("train", "test"):
             raise ValueError(f"no split {split!r}; there are 'train' and 'test'")
         pixels = self.prepared.train if split == "train" else self.prepared.test
-        announced = _announced(pixels, batches)
+        positions = announced(pixels, batches)
         if self.device.type == "cuda":
-            return carried(pixels, announced, CudaLane(self.device))
-        return (torch.from_numpy(_gather(pixels, some)).to(self.device) for some in announced)
+            return carried(pixels, positions, CudaLane(self.device))
+        return (torch.from_numpy(_gather(pixels, some)).to(self.device) for some in positions)
 
 
 class Lane(Protocol):
-    """A way for batches from the CPU to a device that works beside both."""
+    """Copies batches from the CPU to a device, concurrently with both."""
 
     def buffer(self, shape: tuple[int, ...]) -> Tensor:
-        """Memory of the CPU that the lane can copy from, uint8."""
+        """Uint8 memory on the CPU that the lane can copy from."""
 
     def start(self, host: Tensor) -> tuple[Tensor, Any]:
-        """Begin to copy; gives the copy and an event with `synchronize` that ends it."""
+        """Start a copy; returns it and an event whose `synchronize` waits for its end."""
 
     def arrive(self, there: Tensor, done: Any) -> None:
         """Let the calling thread's work on the device wait for the copy."""
 
 
 class CudaLane:
-    """Pinned memory and a stream of its own for the copies to a CUDA device."""
+    """Copies to a CUDA device, with pinned memory and a separate stream."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.stream = torch.cuda.Stream(device)
 
     def buffer(self, shape: tuple[int, ...]) -> Tensor:
-        """Pinned memory, without which a copy would block."""
+        """Pinned memory; a copy from other memory would block."""
         return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
 
     def start(self, host: Tensor) -> tuple[Tensor, torch.cuda.Event]:
@@ -101,15 +101,23 @@ class CudaLane:
         """Wait on the consumer's stream, not on the CPU."""
         current = torch.cuda.current_stream(self.device)
         current.wait_event(done)
-        # The memory belongs to the lane's stream: without this it could be given to the next copy
+        # The allocator knows the memory as the lane's: without this it could reuse it for the next copy
         # while the consumer's kernels still read it.
         there.record_stream(current)
 
 
 def carried(pixels: NDArray[np.uint8], batches: Iterable[Positions], lane: Lane) -> Iterator[Tensor]:
-    """Gather batches in a thread and carry them over a lane, `AHEAD` of the consumer.
+    """Gather batches in a thread and copy them over a lane, up to `AHEAD` batches before they are consumed.
 
-    Closing the iterator ends the thread; what is raised in the thread is raised here.
+    Closing the iterator ends the thread; errors in the thread are raised here.
+
+    Args:
+        pixels: (N, 3, S, S) uint8 images.
+        batches: (B,) int64 positions, checked (see `announced`).
+        lane: copies to the device.
+
+    Yields:
+        (B, 3, S, S) uint8 on the device.
     """
     ready: queue.SimpleQueue[tuple[Tensor, Any] | Exception | None] = queue.SimpleQueue()
     room = threading.Semaphore(AHEAD)
@@ -125,7 +133,7 @@ def carried(pixels: NDArray[np.uint8], batches: Iterable[Positions], lane: Lane)
                 last, host = buffers[number % AHEAD], None
                 if last:
                     host, done = last
-                    done.synchronize()  # its copy must have ended before it is filled again
+                    done.synchronize()  # the copy from it must end before it is filled again
                 if host is None or len(host) < len(positions):
                     host = lane.buffer((len(positions), *pixels.shape[1:]))
                 filled = host[: len(positions)]
@@ -134,7 +142,7 @@ def carried(pixels: NDArray[np.uint8], batches: Iterable[Positions], lane: Lane)
                 buffers[number % AHEAD] = host, done
                 ready.put((there, done))
             ready.put(None)
-        except Exception as error:  # whatever it is, it belongs to the consumer
+        except Exception as error:  # every error is raised in the consumer's thread
             ready.put(error)
 
     thread = threading.Thread(target=work, name="loader", daemon=True)
@@ -152,8 +160,17 @@ def carried(pixels: NDArray[np.uint8], batches: Iterable[Positions], lane: Lane)
         thread.join()
 
 
-def _announced(pixels: np.memmap, batches: Iterable[Tensor | Positions]) -> Iterator[Positions]:
-    """The batches as arrays, each after the kernel has been told to read the one that follows."""
+def announced(pixels: np.memmap, batches: Iterable[Tensor | Positions]) -> Iterator[Positions]:
+    """The batches as checked arrays; before each is yielded, the kernel starts to read the next one.
+
+    Args:
+        pixels: memory map of the images.
+        batches: (B,) positions.
+
+    Raises:
+        IndexError: a position outside the images. This, and errors of `batches`, are raised after the earlier
+            batches have been yielded.
+    """
     image, waiting, failure = pixels[:1].nbytes, None, None
     upcoming = iter(batches)
     with open(str(pixels.filename), "rb") as file:
@@ -162,7 +179,7 @@ def _announced(pixels: np.memmap, batches: Iterable[Tensor | Positions]) -> Iter
                 positions = _checked(next(upcoming), len(pixels))
             except StopIteration:
                 break
-            except Exception as error:  # raised below, once the batch before it is out
+            except Exception as error:  # raised below, after the batch before it
                 failure = error
                 break
             _will_need(file.fileno(), positions, image)
@@ -186,7 +203,7 @@ def _checked(batch: Tensor | Positions, count: int) -> Positions:
 def _will_need(descriptor: int, positions: Positions, image: int) -> None:
     """Ask the kernel to read images into the page cache, one call for each run of neighbours.
 
-    Four to seven microseconds an image of 224 pixels when they are there already.
+    It takes four to seven microseconds an image of 224 pixels when they are in the cache already.
     """
     if not hasattr(os, "posix_fadvise"):  # macOS and Windows: nothing is read ahead
         return
@@ -201,5 +218,5 @@ def _will_need(descriptor: int, positions: Positions, image: int) -> None:
 def _gather(
     pixels: NDArray[np.uint8], positions: Positions, out: NDArray[np.uint8] | None = None
 ) -> NDArray[np.uint8]:
-    # Positions have been checked; "clip" spares a second check and, with `out`, a copy.
+    # Positions have been checked; "clip" avoids a second check and, with `out`, a copy.
     return np.asarray(pixels).take(positions, axis=0, out=out, mode="clip")

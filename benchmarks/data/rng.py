@@ -1,8 +1,8 @@
-"""Counter-based random numbers: pure functions of what they are for.
+"""Counter-based random numbers: pure functions of seed, epoch, index and stream.
 
-No generator is advanced anywhere: a draw depends on (seed, epoch, index, stream) and its own number
-only. It is therefore the same for any world size, batch composition or point of resumption.
-The mixing function is the finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014).
+No generator has state: a draw depends only on (seed, epoch, index, stream) and its own number. It is
+therefore the same for any world size, batch composition or point of resumption. The mixing function is the
+finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014).
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ def uniforms(seed: int, epoch: int, indices: ArrayLike, stream: str, count: int)
     """Uniform numbers for each index.
 
     Args:
-        seed: any integer; it is taken modulo 2^64.
-        epoch: any integer, likewise.
+        seed: any integer, modulo 2^64.
+        epoch: any integer, modulo 2^64.
         indices: (B,) integers, such as positions of images.
-        stream: what the numbers are for; different names give independent numbers.
+        stream: purpose of the numbers; different names give independent numbers.
         count: numbers per index.
 
     Returns:
@@ -55,7 +55,7 @@ def _key(seed: int, epoch: int, stream: str) -> np.uint64:
 
 
 def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """SplitMix64's finaliser; unsigned overflow is meant."""
+    """SplitMix64's finaliser; unsigned overflow is intended."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))

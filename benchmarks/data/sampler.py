@@ -13,10 +13,10 @@ Positions = NDArray[np.int64]
 class SemiSampler:
     """Global batches of labelled and unlabelled positions.
 
-    With a pool, an epoch is one pass over the unlabelled images in an order of its own; the last
-    batch is smaller, never dropped. The labelled images come from one endless stream, the
-    concatenation of their permutations, which goes on across epochs: each image has come up n or
-    n + 1 times at any moment. Without a pool, an epoch is one pass over the labelled images.
+    With a pool, an epoch is one pass over the unlabelled images in a new random order; the last batch is
+    smaller, never dropped. The labelled images come from one endless stream, the concatenation of their
+    permutations, which continues across epochs: at any moment each image has been drawn n or n + 1 times.
+    Without a pool, an epoch is one pass over the labelled images.
 
     Args:
         num_labelled: labelled images.
@@ -66,8 +66,8 @@ class SemiSampler:
         passes, places = self._labelled(epoch, step)
         labelled = np.empty(len(places), dtype=np.int64)
         for one in np.unique(passes):
-            chosen = passes == one
-            labelled[chosen] = self._order("labelled", int(one))[places[chosen]]
+            here = passes == one
+            labelled[here] = self._order("labelled", int(one))[places[here]]
         if not self._has_pool:
             return labelled, np.empty(0, dtype=np.int64)
         start = step * self.batch_unlabelled
@@ -75,20 +75,21 @@ class SemiSampler:
         return labelled, pool.copy()
 
     def passes(self, epoch: int, step: int) -> Positions:
-        """Which pass over the labelled images each labelled position of a step belongs to.
+        """The number of the pass over the labelled images for each labelled position of a step.
 
-        (b_l,) int64, beside the first array of `batch`. An image comes up once in a pass, so
-        (pass, image) numbers its views without repetition, also twice within an epoch.
+        Returns:
+            (b_l,) int64, aligned with the first array of `batch`. An image occurs once in a pass, so
+            (pass, image) is unique for each of its views, also when it occurs twice in an epoch.
         """
         return self._labelled(epoch, step)[0]
 
     @staticmethod
     def shard(positions: Positions, rank: int, world: int) -> Positions:
-        """The part of a global batch that one of `world` processes works on."""
+        """The part of a global batch that process `rank` of `world` processes."""
         return positions[rank::world]
 
     def _labelled(self, epoch: int, step: int) -> tuple[Positions, Positions]:
-        """Pass and place within the pass of each labelled sample of a step."""
+        """Pass, and position in the pass, of each labelled sample of a step."""
         if not self._has_pool:
             start = step * self.batch_labelled
             places = np.arange(start, min(start + self.batch_labelled, self.num_labelled))
@@ -98,7 +99,7 @@ class SemiSampler:
         return stream // self.num_labelled, stream % self.num_labelled
 
     def _order(self, stream: str, number: int) -> Positions:
-        """One permutation of a stream; the latest is kept, so that a batch costs O(batch)."""
+        """One permutation of a stream; the latest is cached, so that a batch costs O(batch)."""
         kept = self._orders.get(stream)
         if kept is None or kept[0] != number:
             size = self.num_labelled if stream == "labelled" else self.num_unlabelled

@@ -72,7 +72,7 @@ def on_cpu(prepared, split, batches):
 
 def over_a_lane(prepared, split, batches):
     pixels = prepared.train if split == "train" else prepared.test
-    return carried(pixels, loader._announced(pixels, batches), SlowLane())
+    return carried(pixels, loader.announced(pixels, batches), SlowLane())
 
 
 WAYS = pytest.mark.parametrize("stream", [on_cpu, over_a_lane])
@@ -168,7 +168,7 @@ def test_a_lanes_buffers_are_few_and_filled_only_after_their_copy(prepared):
 
     batches = random_batches(TRAIN, [6] * 20)
     lane = Later()
-    stream = carried(prepared.train, loader._announced(prepared.train, batches), lane)
+    stream = carried(prepared.train, loader.announced(prepared.train, batches), lane)
     for images, positions in zip(stream, batches, strict=True):
         latest = lane.latest
         time.sleep(0.003)  # the thread gets as far ahead as it may
@@ -185,7 +185,7 @@ def test_a_lane_that_breaks_is_reported(prepared):
                 raise RuntimeError("out of memory")
             return super().start(host)
 
-    batches = loader._announced(prepared.train, random_batches(TRAIN, [2] * 9))
+    batches = loader.announced(prepared.train, random_batches(TRAIN, [2] * 9))
     iterator = carried(prepared.train, batches, Broken())
     next(iterator), next(iterator)
     with pytest.raises(RuntimeError, match="out of memory"):

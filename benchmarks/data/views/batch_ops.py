@@ -1,25 +1,23 @@
 """The operations of the CAP protocol's RandAugment and of SCPNet's, on batches, for accelerators.
 
-Every operation takes uint8 images (n, 3, H, W) and one row of parameters per image, and gives what
-Pillow gives for each image alone, computed for the whole group at once on the images' device. The
-CPU does the same image by image (`imageops`), with equal results.
+Every operation takes uint8 images (n, 3, H, W) and one row of parameters per image, and returns Pillow's
+result for each image, computed for the whole group at once on the images' device. The CPU does the same image
+by image (`image_ops`), with equal results.
 
 Reference: xiemk/SSMLL-CAP; the PyPI package `randaugment` 1.0.2 and ASL's `CutoutPIL`, whose
 behaviour (not code) is reproduced here:
 
-* shear is a bicubic affine map, translation and rotation take the nearest pixel; what comes from
-  outside the image is grey 128;
+* shear is a bicubic affine map, translation and rotation take the nearest pixel; pixels from outside the
+  image are grey 128;
 * colour, contrast, brightness and sharpness are `PIL.ImageEnhance` with factors 1 ± magnitude;
 * the package's own cutout fills with (125, 122, 113), not with 128.
 
-jameslahm/SCPNet (`randaugment.py`) shares the operations on levels; its shear takes the nearest
-pixel, what comes from outside is black, and its cutout is up to half as wide as the image and
-(125, 123, 114).
+jameslahm/SCPNet (`randaugment.py`) shares the operations on levels; its shear takes the nearest pixel, pixels
+from outside are black, and its cutout is up to half as wide as the image and (125, 123, 114).
 
-All equal Pillow's result on every pixel, except shear: where the interpolated value is an integer,
-rounding errors in the last digit decide whether truncation keeps it, and ours (float32, one
-fraction per row) differ from Pillow's (float64, per pixel); about 0.25 % of the pixels are one grey
-level off.
+All equal Pillow's result on every pixel, except shear: where the interpolated value is an integer, rounding
+errors in the last digit decide whether truncation keeps it, and ours (float32, one fraction per row) differ
+from Pillow's (float64, per pixel); about 0.25 % of the pixels differ by one grey level.
 """
 
 from __future__ import annotations
@@ -46,7 +44,7 @@ def fill_rectangle_(images: Tensor, box: Tensor, colour: Tensor) -> Tensor:
 
     Args:
         images: (n, 3, H, W) uint8, changed.
-        box: (n, 4) rows (top, bottom, left, right), the ends exclusive, clipped to the image here.
+        box: (n, 4) rows (top, bottom, left, right), the ends exclusive; clipped to the image.
         colour: (n, 3) or (1, 3) uint8.
 
     Returns:
@@ -64,7 +62,7 @@ def fill_rectangle_(images: Tensor, box: Tensor, colour: Tensor) -> Tensor:
 
 
 def invert(images: Tensor, params: Tensor) -> Tensor:
-    """`PIL.ImageOps.invert`; `params` is not read."""
+    """`PIL.ImageOps.invert`; `params` is ignored."""
     return ~images
 
 
@@ -84,7 +82,7 @@ def cutout(images: Tensor, params: Tensor) -> Tensor:
 
 
 def wide_cutout(images: Tensor, params: Tensor) -> Tensor:
-    """SCPNet's cutout: a square cut off at the upper and left edges before its side is laid out.
+    """SCPNet's cutout: a square that is moved inside at the upper and left edges, not clipped there.
 
     Args:
         images: (n, 3, H, W) uint8.
@@ -111,7 +109,7 @@ def solarize(images: Tensor, params: Tensor) -> Tensor:
 
 
 def autocontrast(images: Tensor, params: Tensor) -> Tensor:
-    """`PIL.ImageOps.autocontrast` without cut-off; `params` is not read."""
+    """`PIL.ImageOps.autocontrast` without cut-off; `params` is ignored."""
     flat = images.flatten(2)
     low, high = flat.amin(2, keepdim=True).double(), flat.amax(2, keepdim=True).double()
     # A number divided by a tensor is computed through the reciprocal, which rounds differently.
@@ -122,12 +120,12 @@ def autocontrast(images: Tensor, params: Tensor) -> Tensor:
 
 
 def equalize(images: Tensor, params: Tensor) -> Tensor:
-    """`PIL.ImageOps.equalize`; `params` is not read."""
+    """`PIL.ImageOps.equalize`; `params` is ignored."""
     n, channels, height, width = images.shape
     rows = torch.arange(n * channels, dtype=torch.int32, device=images.device)[:, None] * 256
     keys = images.reshape(n * channels, height * width) + rows
     counts = torch.bincount(keys.flatten(), minlength=n * channels * 256).view(n, channels, 256)
-    # The brightest level in use is left out of the step, as Pillow does.
+    # As in Pillow, the brightest level in use does not count for the step.
     brightest = images.flatten(2).amax(2, keepdim=True).long()
     step = (height * width - counts.gather(2, brightest)) // 255
     below = counts.cumsum(2) - counts
@@ -165,7 +163,7 @@ def sharpness(images: Tensor, params: Tensor) -> Tensor:
     total.add_(inner, alpha=4)
     # A sum over 13 is never halfway between two integers, so float32 rounds it as Pillow does.
     smooth = total.float().mul_(1 / 13).add_(0.5).floor_()
-    result = images.clone()  # the outermost pixels stay as they are
+    result = images.clone()  # the outermost pixels are unchanged
     result[..., 1:-1, 1:-1] = _blend(smooth, inner.float(), params)
     return result
 
@@ -201,8 +199,8 @@ def shear_x(images: Tensor, params: Tensor) -> Tensor:
     taps = torch.arange(-1, width + 2, device=images.device)
     source = (whole.long()[:, :, None] + taps).clamp_(0, width - 1)  # (n, H, W + 3)
     values = images.gather(3, source[:, None].expand(n, 3, height, width + 3)).float()
-    # Pillow's cubic (a = -1). The weights add up to one only to 1e-7: the small constant keeps flat
-    # areas from being truncated to the level below.
+    # Pillow's cubic (a = -1). The weights add up to one only within 1e-7: the small constant prevents that
+    # flat areas are truncated to the next lower level.
     square, cube = fraction**2, fraction**3
     result = values[..., :width] * (2 * square - fraction - cube)
     result += values[..., 1 : width + 1] * (1 - 2 * square + cube)
@@ -253,7 +251,7 @@ def _nearest(images: Tensor, matrix: Tensor, fill: int) -> Tensor:
         images: (n, 3, H, W) uint8.
         matrix: (n, 6) float64 source x and then y, each as (per column, per row, at pixel (0, 0));
             pixels are sampled at their centres.
-        fill: level of what comes from outside.
+        fill: level of pixels from outside.
     """
     n, _, height, width = images.shape
     fixed = torch.floor(matrix * 65536.0 + 0.5).to(torch.int32)[:, :, None, None]
@@ -261,7 +259,7 @@ def _nearest(images: Tensor, matrix: Tensor, fill: int) -> Tensor:
     columns = torch.arange(width, dtype=torch.int32, device=images.device)
     x = (fixed[:, 2] + fixed[:, 1] * rows) + fixed[:, 0] * columns
     y = (fixed[:, 5] + fixed[:, 4] * rows) + fixed[:, 3] * columns
-    # A frame of one pixel takes everything that comes from outside.
+    # All coordinates outside are mapped to a frame of one pixel.
     x = (x >> 16).clamp_(-1, width).add_(1)
     y = (y >> 16).clamp_(-1, height).add_(1)
     source = y.mul_(width + 2).add_(x).long().view(n, 1, height * width)
@@ -292,7 +290,7 @@ OPERATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "BlackRotate": partial(rotate, fill=0),
     "WideCutout": wide_cutout,
 }
-"""Operation by name: the fifteen of the package in its order, then those only SCPNet has."""
+"""Operation by name: the fifteen of the package in its order, then those of SCPNet only."""
 
 
 def _bits(condition: Tensor) -> Tensor:

@@ -1,10 +1,10 @@
 """Random crops resized to the whole image (torchvision's `RandomResizedCrop`), on batches.
 
-The crop is taken from the cached square, not from the file: the protocol's resize to a square has
-gone before. Two things differ from cropping the original: the ratio drawn is one of the square, so
-the picture's own ratio multiplies it, and a small crop is enlarged from the cached resolution
-instead of the file's. Bilinear resampling as in Pillow, to the byte: a crop is never larger than
-the result, so each result pixel mixes two source pixels a side.
+The crop is taken from the cached square, not from the file: the protocol's resize to a square comes first.
+Two things differ from cropping the original: the drawn aspect ratio is relative to the square, so that of the
+original image multiplies it, and a small crop is enlarged from the cached resolution instead of the file's.
+Resampling is bilinear and equal to Pillow's in every byte: a crop is never larger than the result, so each
+result pixel mixes two source pixels a side.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from benchmarks.data.rng import uniforms
 SCALE = (0.08, 1.0)
 """Share of the area, uniform; torchvision's default, which SCPNet uses."""
 RATIO = (3 / 4, 4 / 3)
-"""Width over height, log-uniform; likewise."""
+"""Width over height, log-uniform; also torchvision's default."""
 ATTEMPTS = 10
-"""Draws until one fits into the image; after that the largest centred crop of allowed ratio."""
+"""Draws until one fits into the image; after these the largest centred crop of allowed ratio."""
 
 _BITS = 22
 """Pillow's resampling weights for 8-bit images have this many fractional bits."""
 
 
 class Taps(NamedTuple):
-    """What each pixel of a resized side is mixed from; arrays (n, size), or (size,) for one image.
+    """The source pixels of each pixel of a resized side; arrays (n, size), or (size,) for one image.
 
     Attributes:
         low: int64, source pixel before it.
-        high: int64, source pixel after it; the same where there is nothing to mix with.
+        high: int64, source pixel after it; equal to `low` where only one pixel contributes.
         low_weight: int32, fixed-point.
         high_weight: int32, fixed-point.
     """
@@ -84,7 +84,7 @@ def _largest(height: int, width: int) -> tuple[int, int]:
 
 
 def resized_crop(images: Tensor, crop: NDArray[np.int64]) -> Tensor:
-    """Cut one rectangle out of each image and resize it to the image's own size.
+    """Crop one rectangle of each image and resize it to the image's size.
 
     Args:
         images: (n, 3, H, W) uint8, on any device.
@@ -110,10 +110,10 @@ def resized_crop(images: Tensor, crop: NDArray[np.int64]) -> Tensor:
 
 
 def resized_crop_of_one(image: NDArray[np.uint8], rows: Taps, columns: Taps) -> NDArray[np.uint8]:
-    """The same for one image (3, H, W) on the CPU, with its row of the plan's arrays.
+    """The same for one image (3, H, W) on the CPU, with its taps of `plan`.
 
-    Rows of pixels are copied in one piece, columns byte by byte: the image is transposed in between
-    and only the rows that the crop reads are mixed.
+    Rows of pixels can be copied in one piece, columns only byte by byte: the image is therefore transposed in
+    between, and only the rows that the crop reads are mixed.
     """
     top, bottom = int(rows.low[0]), int(rows.high[-1]) + 1
     part = np.ascontiguousarray(image[:, top:bottom].transpose(0, 2, 1))
@@ -122,7 +122,13 @@ def resized_crop_of_one(image: NDArray[np.uint8], rows: Taps, columns: Taps) -> 
 
 
 def plan(crop: NDArray[np.int64], height: int, width: int) -> tuple[Taps, Taps]:
-    """Which source rows and which source columns make up each result row and column."""
+    """The source rows of each result row, and the source columns of each result column.
+
+    Args:
+        crop: (n, 4) int64 (top, left, height, width).
+        height: pixels of the images.
+        width: pixels of the images.
+    """
     return _taps(crop[:, 0], crop[:, 2], height), _taps(crop[:, 1], crop[:, 3], width)
 
 
@@ -131,7 +137,7 @@ def _taps(first: NDArray[np.int64], size: NDArray[np.int64], out: int) -> Taps:
     low = np.trunc(np.maximum(centre - 0.5, 0.0))
     weight = np.maximum(1.0 - np.abs(low + 0.5 - centre), 0.0)
     other = np.maximum(1.0 - np.abs(low + 1.5 - centre), 0.0)
-    other[low + 1 >= size[:, None]] = 0.0  # the last pixel has nothing to be mixed with
+    other[low + 1 >= size[:, None]] = 0.0  # the last pixel has no neighbour
     total = weight + other
     fixed = [np.floor(w / total * (1 << _BITS) + 0.5).astype(np.int32) for w in (weight, other)]
     start = first[:, None] + low.astype(np.int64)

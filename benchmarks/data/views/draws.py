@@ -1,4 +1,4 @@
-"""What is random in a view: pure functions of (seed, epoch, index, stream).
+"""The random draws of views: pure functions of (seed, epoch, index, stream).
 
 Sources: CAP's transforms (xiemk/SSMLL-CAP) with the PyPI package `randaugment` 1.0.2;
 sunxm2357/DualCoOp, which uses the same without mirroring; jameslahm/SCPNet with its own
@@ -22,7 +22,7 @@ CAP_OPERATIONS = OPERATION_NAMES[:15]
 SLOTS = 2
 """RandAugment operations per strong view of CAP, in order, with replacement."""
 APPLY = 0.5
-"""Probability that a drawn operation is applied: a quarter of CAP's strong views get none."""
+"""Probability that a drawn operation is applied: a quarter of CAP's strong views have none."""
 CUTOUT = 0.5
 """Side of the cutout rectangle as a share of the image's side."""
 
@@ -43,7 +43,7 @@ SCPNET_OPERATIONS = (
     "BlackTranslateY",
 )
 SCPNET_SLOTS = 3
-"""RandAugment operations per strong view of SCPNet, each of them applied; then its cutout."""
+"""RandAugment operations per strong view of SCPNet, all applied; the cutout follows."""
 
 _GRID = np.linspace(0.0, 1.0, 10)
 _SHIFT = 150 / 331
@@ -81,18 +81,18 @@ def magnitudes(name: str) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class Draws:
-    """What is random in a view of B images of H × W pixels; the steps are taken in this order.
+    """The random draws for views of B images of H × W pixels, in the order in which they are applied.
 
     Attributes:
-        flip: (B,) bool, mirror; taken after the operations where there is a crop.
+        flip: (B,) bool, mirror; applied after the operations where there is a crop.
         box: (B, 4) float64 (top, bottom, left, right) of the cutout, ends exclusive, not clipped;
             None: no cutout before the operations.
-        colour: (B, 3) uint8 of the cutout; None likewise.
+        colour: (B, 3) uint8 of the cutout; None: no cutout.
         operation: (B, slots) int64, number in `OPERATION_NAMES`; no slots in a weak view.
         applied: (B, slots) bool.
         level: (B, slots) int64 in 1 … 9; 0 where magnitudes are not on a grid.
-        params: (B, slots, 3) float64, what the operation is given: its magnitude with sign (pixels
-            for translations, a factor for the enhancements), then a random pixel (row, column).
+        params: (B, slots, 3) float64, arguments of the operation: its magnitude with sign (pixels for
+            translations, a factor for the enhancements), then a random pixel (row, column).
         crop: (B, 4) int64 (top, left, height, width), resized to the whole image; None: no crop.
     """
 
@@ -134,8 +134,8 @@ def draw_strong(
         width: pixels of the images.
         seed: seed of the run.
         epoch: epoch.
-        mirrored: False: none is mirrored, all else is drawn alike (DualCoOp).
-        cutout: False: no cutout, all else is drawn alike (warm-up).
+        mirrored: False: no view is mirrored, the other draws are the same (DualCoOp).
+        cutout: False: no cutout, the other draws are the same (warm-up).
     """
     u = uniforms(seed, epoch, indices, "strong", 6 + 6 * SLOTS)
     slots = u[:, 6:].reshape(-1, SLOTS, 6)
@@ -171,28 +171,28 @@ def draw_scpnet_weak(indices: ArrayLike, height: int, width: int, *, seed: int, 
 
 
 def draw_scpnet_strong(indices: ArrayLike, height: int, width: int, *, seed: int, epoch: int) -> Draws:
-    """Draw SCPNet's strong views: three operations, its cutout, then as the weak ones.
+    """Draw SCPNet's strong views: three operations, its cutout, then mirror and crop as in the weak ones.
 
-    The "5" of its `RandAugment(3, 5)` is not read there: magnitudes are uniform in their ranges.
-    The cutout's side is uniform up to half the width; its centre is uniform in 1 … side of the
-    image, because the code hands the side to NumPy as the lower bound of the range.
+    SCPNet's code ignores the "5" of its `RandAugment(3, 5)`: magnitudes are uniform in their ranges. The
+    cutout's side is uniform up to half the width; its centre is uniform in 1 … side of the image, because the
+    code passes the side to NumPy as the lower bound of the range.
     """
     slots = SCPNET_SLOTS
     u = uniforms(seed, epoch, indices, "scpnet-strong", 4 + 2 * slots)
     crop = draw_crop(indices, height, width, seed=seed, epoch=epoch, stream="scpnet-strong/crop")
-    chosen = (u[:, 4 : 4 + slots] * len(SCPNET_OPERATIONS)).astype(np.int64)
-    low, high = _SCPNET_LOW[chosen], _SCPNET_HIGH[chosen]
+    picked = (u[:, 4 : 4 + slots] * len(SCPNET_OPERATIONS)).astype(np.int64)
+    low, high = _SCPNET_LOW[picked], _SCPNET_HIGH[picked]
     params = np.zeros((len(u), slots + 1, 3))
     params[:, :slots, 0] = low + (high - low) * u[:, 4 + slots :]
-    whole = chosen == SCPNET_OPERATIONS.index("Posterize")
+    whole = picked == SCPNET_OPERATIONS.index("Posterize")
     params[:, :slots, 0][whole] = np.floor(params[:, :slots, 0][whole])
-    params[:, :slots, 0][chosen == SCPNET_OPERATIONS.index("BlackTranslateX")] *= width
-    params[:, :slots, 0][chosen == SCPNET_OPERATIONS.index("BlackTranslateY")] *= height
+    params[:, :slots, 0][picked == SCPNET_OPERATIONS.index("BlackTranslateX")] *= width
+    params[:, :slots, 0][picked == SCPNET_OPERATIONS.index("BlackTranslateY")] *= height
     params[:, slots, 0] = 0.5 * width * u[:, 1]
     params[:, slots, 1] = height + (1 - height) * u[:, 2]
     params[:, slots, 2] = width + (1 - width) * u[:, 3]
     cutout = np.full((len(u), 1), OPERATION_NAMES.index("WideCutout"))
-    operation = np.concatenate((_SCPNET_NUMBERS[chosen], cutout), axis=1)
+    operation = np.concatenate((_SCPNET_NUMBERS[picked], cutout), axis=1)
     return Draws(
         flip=u[:, 0] < 0.5,
         box=None,
@@ -206,7 +206,7 @@ def draw_scpnet_strong(indices: ArrayLike, height: int, width: int, *, seed: int
 
 
 def draw_nothing(indices: ArrayLike, height: int, width: int, *, seed: int, epoch: int) -> Draws:
-    """The test view: the image as it is."""
+    """The test view: the unchanged image."""
     return _plain(np.zeros(np.shape(indices), dtype=np.bool_))
 
 

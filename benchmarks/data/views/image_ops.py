@@ -1,13 +1,12 @@
-"""The operations of `ops`, one image at a time, for the CPU.
+"""The operations of `batch_ops`, one image at a time, for the CPU.
 
-A batch of 64 images at 224 pixels fills 38 MB in float32 and leaves every cache of a core on each
-pass over it; one image stays in its second-level cache from the first operation to the last. So the
-CPU walks image by image, with NumPy where that is quicker than torch on a few hundred kilobytes:
-comparisons (17 times), float to byte (6 times), slices, row windows. Results equal those of `ops`
-byte for byte.
+A batch of 64 images at 224 pixels has 38 MB in float32 and does not fit into a core's caches; one image stays
+in the second-level cache from the first operation to the last. The CPU therefore works image by image, with
+NumPy where that is faster than torch on a few hundred kilobytes: comparisons (17 times), float to byte (6
+times), slices, row windows. Results equal those of `batch_ops` byte for byte.
 
-Every operation takes an image (3, H, W) uint8, which it leaves alone, and its three parameters, and
-gives a new image.
+Every operation takes an image (3, H, W) uint8, which it does not change, and its three parameters, and
+returns a new image.
 """
 
 from __future__ import annotations
@@ -36,14 +35,14 @@ def hflip(image: Image) -> Image:
 
 
 def fill_rectangle_(image: Image, box: Sequence[float], colour: Sequence[int]) -> None:
-    """Fill (top, bottom, left, right), the ends exclusive and clipped here, in place."""
+    """Fill (top, bottom, left, right), the ends exclusive, clipped to the image; in place."""
     top, bottom, left, right = (max(0, math.ceil(edge)) for edge in box)
     for channel, shade in zip(image, colour, strict=True):
         channel[top:bottom, left:right] = shade
 
 
 def invert(image: Image, params: Parameters) -> Image:
-    """`PIL.ImageOps.invert`; `params` is not read."""
+    """`PIL.ImageOps.invert`; `params` is ignored."""
     return np.invert(image)
 
 
@@ -82,7 +81,7 @@ def solarize(image: Image, params: Parameters) -> Image:
 
 
 def autocontrast(image: Image, params: Parameters) -> Image:
-    """`PIL.ImageOps.autocontrast` without cut-off; `params` is not read."""
+    """`PIL.ImageOps.autocontrast` without cut-off; `params` is ignored."""
     flat = image.reshape(3, -1)
     tables = []
     for low, high in zip(flat.min(1).tolist(), flat.max(1).tolist(), strict=True):
@@ -93,11 +92,11 @@ def autocontrast(image: Image, params: Parameters) -> Image:
 
 
 def equalize(image: Image, params: Parameters) -> Image:
-    """`PIL.ImageOps.equalize`; `params` is not read."""
+    """`PIL.ImageOps.equalize`; `params` is ignored."""
     tables = []
     for channel in image.reshape(3, -1):
         counts = torch.bincount(torch.from_numpy(channel), minlength=256).numpy()
-        # The brightest level in use is left out of the step, as Pillow does.
+        # As in Pillow, the brightest level in use does not count for the step.
         step = (len(channel) - int(counts[channel.max()])) // 255
         if step:
             below = counts.cumsum() - counts
@@ -134,8 +133,8 @@ def sharpness(image: Image, params: Parameters) -> Image:
     result = image.copy()
     if min(height, width) < 3:
         return result
-    # The image as one long row, so that each sum is one pass; what wraps around from one row to
-    # the next lands on the outermost pixels, which stay as they are.
+    # The image is one long row, so that each sum is one pass; sums across the ends of two rows fall on the
+    # outermost pixels, which are not changed.
     values = image.reshape(-1).astype(np.uint16)
     across = values[:-2] + values[1:-1]
     across += values[2:]
@@ -167,8 +166,8 @@ def shear_x(image: Image, params: Parameters) -> Image:
     """Bicubic shear about the upper left corner; params: source columns per row."""
     _, height, width = image.shape
     starts, weights, first, end = _shear_geometry(params[0], height, width)
-    # The rows are prolonged by their outermost pixels on both sides; each row of the result sees
-    # a window of its own, with one column before and two after the pixels it falls on.
+    # The rows are extended by their outermost pixels on both sides; each row of the result reads a window of
+    # its own, with one column before and two after its pixels.
     before, after = max(0, -int(starts.min())), max(0, int(starts.max()) + 3)
     wide = np.empty((3, height, before + width + after), np.uint8)
     wide[..., :before] = image[..., :1]
@@ -243,7 +242,7 @@ IMAGE_OPERATIONS: dict[str, Callable[[Image, Parameters], Image]] = {
     "BlackRotate": partial(rotate, fill=0),
     "WideCutout": wide_cutout,
 }
-"""Operation by name, in the order of `ops.OPERATIONS`."""
+"""Operation by name, in the order of `batch_ops.OPERATIONS`."""
 
 
 def _look_up(image: Image, tables: Sequence[Image]) -> Image:
@@ -259,7 +258,7 @@ def _look_up(image: Image, tables: Sequence[Image]) -> Image:
 
 
 def _grey(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Pillow's grey level of a float image, (H, W), of integer value; see `ops`."""
+    """Pillow's grey level of a float image, (H, W), of integer value; see `batch_ops`."""
     total = values[0] * np.float32(19595)
     total += values[1] * np.float32(38470)
     total += values[2] * np.float32(7471)
@@ -269,7 +268,7 @@ def _grey(values: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _blend(base: NDArray[np.float32] | np.float32, values: NDArray[np.float32], params: Parameters) -> Image:
-    """`PIL.Image.blend(base, values, factor)`, truncated; the values are changed."""
+    """`PIL.Image.blend(base, values, factor)`, truncated; changes `values`."""
     values -= base
     values *= np.float32(params[0])
     values += base
@@ -277,7 +276,7 @@ def _blend(base: NDArray[np.float32] | np.float32, values: NDArray[np.float32], 
 
 
 def _bytes(values: NDArray[np.float32]) -> Image:
-    """Cut off at 0 and 255 and truncated; the values are changed."""
+    """Clamp to 0 … 255 and truncate; changes `values`."""
     torch.from_numpy(values).clamp_(0, 255)
     return values.astype(np.uint8)
 
@@ -296,7 +295,7 @@ def _shift(image: Image, shift: int, axis: int, fill: int) -> Image:
 def _shear_geometry(
     slope: float, height: int, width: int
 ) -> tuple[NDArray[np.int64], Tensor, NDArray[np.int32], NDArray[np.int32]]:
-    """What a shear does to each row; kept, as a protocol has few slopes.
+    """The windows and weights of a shear for each row; cached, because a protocol has few slopes.
 
     Returns:
         (H,) first source column of the row's window, (4, H, 1) float32 weights of its taps,
@@ -305,7 +304,7 @@ def _shear_geometry(
     shift = slope * (np.arange(height) + 0.5)
     whole = np.floor(shift)
     fraction = torch.from_numpy((shift - whole).astype(np.float32))
-    # Pillow's cubic (a = -1), as in `ops`.
+    # Pillow's cubic (a = -1), as in `batch_ops`.
     square, cube = fraction**2, fraction**3
     weights = torch.stack(
         (2 * square - fraction - cube, 1 - 2 * square + cube, fraction + square - cube, cube - square)
@@ -321,7 +320,7 @@ def _nearest(image: Image, matrix: Sequence[float], fill: int) -> Image:
     Args:
         image: (3, H, W) uint8.
         matrix: source x and then y, each as (per column, per row, at pixel (0, 0)).
-        fill: level of what comes from outside.
+        fill: level of pixels from outside.
     """
     _, height, width = image.shape
     fixed = [math.floor(value * 65536.0 + 0.5) for value in matrix]
@@ -330,7 +329,7 @@ def _nearest(image: Image, matrix: Sequence[float], fill: int) -> Image:
     y = (fixed[5] + fixed[4] * rows) + fixed[3] * columns
     x >>= 16
     y >>= 16
-    # A frame of one pixel takes everything that comes from outside.
+    # All coordinates outside are mapped to a frame of one pixel.
     x.clip(-1, width, out=x)
     y.clip(-1, height, out=y)
     y *= width + 2
@@ -340,7 +339,7 @@ def _nearest(image: Image, matrix: Sequence[float], fill: int) -> Image:
     framed[:, 1:-1, 1:-1] = image
     result = np.empty_like(image)
     for plane, target in zip(framed.reshape(3, -1), result, strict=True):
-        plane.take(source, mode="clip", out=target)  # "clip" only spares a check
+        plane.take(source, mode="clip", out=target)  # "clip" only avoids a check
     return result
 
 

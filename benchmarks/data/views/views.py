@@ -1,13 +1,13 @@
 """Weak, strong and test views of a batch of images, on the device the images are on.
 
-A view's draws are a pure function of (seed, epoch, index, stream), so an image looks the same
-whatever batch, process or resumed run it comes up in. Accelerators work on groups: samples with the
-same operation go through it together. The CPU works image by image unless images are tiny, because
-an image fits into a core's cache and a batch does not; both give the same bytes.
+A view's draws are a pure function of (seed, epoch, index, stream), so the view of an image is the same in any
+batch, process or resumed run. Accelerators work on groups: samples with the same operation are processed
+together. The CPU works image by image unless images are tiny, because an image fits into a core's cache and a
+batch does not; both give the same bytes.
 
-Images come in already resized; mirroring before or after the resize is the same up to rounding.
-Views are in [0, 1] without mean and deviation: the CAP family feeds them so, and a backbone that
-was trained on normalised images normalises them itself (`methods.backbones.base`).
+Images are already resized; mirroring before or after the resize is the same up to rounding. Views are not
+normalised by mean and deviation, they are in [0, 1] as in the CAP family; a backbone that was trained on
+normalised images normalises them itself (`methods.backbones.base`).
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ _POLICIES: dict[str, Callable[..., Draws]] = {
 POLICIES: tuple[str, ...] = tuple(_POLICIES)
 
 ONE_BY_ONE = 80 * 80
-"""Pixels of an image from which the CPU takes images one by one. Strong views of 224 pixels a side
-are then made in 56 % of the time; at 64 pixels the calls outweigh the gain."""
+"""Pixels of an image from which the CPU processes images one by one. Strong views of 224 pixels a side then
+take 56 % of the time; at 64 pixels the overhead of the calls is larger than the gain."""
 
 
 @dataclass(frozen=True)
@@ -60,10 +60,10 @@ class Views:
     """The views of a protocol, by the names of their policies.
 
     Attributes:
-        weak: view that is scored for pseudo-labels.
-        strong: view of unlabelled images that is trained on.
-        labelled: view of labelled images that is trained on beside unlabelled ones.
-        warmup: view of labelled images where nothing else is trained on.
+        weak: view of unlabelled images for the scores of pseudo-labels.
+        strong: view of unlabelled images for training.
+        labelled: view of labelled images for training together with unlabelled ones.
+        warmup: view of labelled images for training without unlabelled ones.
     """
 
     weak: str
@@ -77,23 +77,23 @@ FAMILIES: dict[str, Views] = {
     "dualcoop": Views("test", "dualcoop", "dualcoop", "dualcoop"),
     "scpnet": Views("scpnet-weak", "scpnet-strong", "scpnet-weak", "scpnet-weak"),
 }
-"""Views by protocol. DualCoOp has one view, and is scored on the image as it is; SCPNet takes the
-loss of labelled images on the weak view."""
+"""Views by protocol. DualCoOp has one view and scores the unchanged image; SCPNet computes the loss of
+labelled images on the weak view."""
 
 
 def make_view(images: Tensor, indices: ArrayLike, *, policy: str, seed: int, epoch: int) -> Tensor:
     """Make one view of every image.
 
     Args:
-        images: (B, 3, H, W) uint8, on any device. They are not changed.
+        images: (B, 3, H, W) uint8, on any device; not changed.
         indices: (B,) integers that number the draws, such as positions in the training set.
-        policy: "test": as it is. "weak": mirrored with probability 0.5. "strong": mirrored,
+        policy: "test": unchanged. "weak": mirrored with probability 0.5. "strong": mirrored,
             cutout, RandAugment. "strong-no-cutout": the same draws without the cutout (warm-up).
             "dualcoop": the draws of "strong", never mirrored. "scpnet-weak": mirrored, random
             resized crop. "scpnet-strong": three operations, cutout, then as "scpnet-weak".
             The weak and the strong view of an image are drawn independently.
         seed: seed of the run.
-        epoch: epoch, so that every epoch sees another view.
+        epoch: number of the epoch; each epoch has other views.
 
     Returns:
         (B, 3, H, W) float32 in [0, 1] on the device of the images, contiguous.
@@ -142,14 +142,14 @@ def apply_one_by_one(images: Tensor, draws: Draws) -> Tensor:
         if crops:
             pixels = hflip_of_one(pixels) if mirrored else pixels
             pixels = resized_crop_of_one(pixels, crops[0].of(k), crops[1].of(k))
-        view.copy_(torch.from_numpy(pixels)).mul_(1 / 255)  # the second pass finds it in the cache
+        view.copy_(torch.from_numpy(pixels)).mul_(1 / 255)  # the second pass reads from the core's cache
     return views
 
 
 def apply_in_groups(images: Tensor, draws: Draws) -> Tensor:
     """Apply draws to uint8 images (B, 3, H, W) on any device; float32 in [0, 1].
 
-    The batch is sorted so that each operation meets a contiguous slice of it.
+    The batch is sorted so that each operation is applied to a contiguous slice.
     """
     device = images.device
     params = torch.from_numpy(draws.params).to(device)
@@ -178,32 +178,36 @@ def apply_in_groups(images: Tensor, draws: Draws) -> Tensor:
 
 
 def _on_one_core(apply: Callable[[Tensor, Draws], Tensor], images: Tensor, draws: Draws) -> Tensor:
-    """Call something in a thread in which torch does not split operations.
+    """Apply draws in a thread in which torch does not parallelise operations.
 
-    One on an image takes some ten microseconds, less than handing out its parts; and where other
-    processes want the cores too, all wait for the part that has none, and views take 15 times as
-    long. Threads that share the images do not help either, since most of them wait for Python's
-    lock: with two, 1.07 times the rate of one at 224 pixels and 0.66 times at 128. Processes side
-    by side scale.
+    An operation on one image takes some ten microseconds, less than distributing its parts to threads; and
+    when other processes use the cores, every operation waits for the part without a core, and views take 15
+    times as long. Threads that share the images do not help either, because most of them wait for Python's
+    lock: two threads have 1.07 times the rate of one at 224 pixels and 0.66 times at 128. Separate processes
+    scale.
     """
     if torch.get_num_threads() == 1:
         return apply(images, draws)
-    return _lone_thread(os.getpid()).submit(apply, images, draws).result()
+    return single_thread(os.getpid()).submit(apply, images, draws).result()
 
 
 @cache
-def _lone_thread(process: int) -> ThreadPoolExecutor:
-    """The thread; one for each process, because a fork leaves threads behind."""
+def single_thread(process: int) -> ThreadPoolExecutor:
+    """An executor of one thread in which torch uses one thread.
+
+    Args:
+        process: id of the calling process. Each has its own executor, because threads do not survive a fork.
+    """
     before = torch.get_num_threads()
     pool = ThreadPoolExecutor(1, "views")
     pool.submit(torch.set_num_threads, 1).result()
-    pool.submit(torch.get_num_threads).result()  # a thread's number is fixed when it is first read
-    torch.set_num_threads(before)  # what the first call has set is for threads yet to come as well
+    pool.submit(torch.get_num_threads).result()  # the first read fixes a thread's number
+    torch.set_num_threads(before)  # the first call has set it for future threads as well
     return pool
 
 
 def _flip(images: Tensor, flip: NDArray[np.bool_]) -> tuple[Tensor, NDArray[np.int64]]:
-    """A copy of the images, the mirrored ones first, and which image each of its rows holds."""
+    """A copy of the images with the mirrored ones first, and the image number of each row."""
     order = np.argsort(~flip, kind="stable")
     views = _rows(images, order)
     count = int(flip.sum())
@@ -212,7 +216,7 @@ def _flip(images: Tensor, flip: NDArray[np.bool_]) -> tuple[Tensor, NDArray[np.i
 
 
 def _rows(values: Tensor, order: NDArray[np.int64]) -> Tensor:
-    """A copy with the rows in another order."""
+    """A copy with the rows in the given order."""
     return values.index_select(0, torch.from_numpy(order).to(values.device))
 
 

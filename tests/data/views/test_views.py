@@ -252,13 +252,13 @@ def test_views_do_not_depend_on_the_number_of_threads(side):
     try:
         found = []
         for threads in (3, 2, 1):
-            views._lone_thread.cache_clear()
+            views.single_thread.cache_clear()
             torch.set_num_threads(threads)
             found.append(make_view(images, np.arange(24), policy="scpnet-strong", seed=1, epoch=0))
             assert torch.get_num_threads() == threads  # the caller's setting is left alone
             with ThreadPoolExecutor(1) as fresh:  # and so is that of threads yet to come
                 assert fresh.submit(torch.get_num_threads).result() == threads
-            lone = views._lone_thread(os.getpid())
+            lone = views.single_thread(os.getpid())
             assert lone.submit(torch.get_num_threads).result() == 1
     finally:
         torch.set_num_threads(before)
