@@ -108,7 +108,7 @@ def write_splits(args: argparse.Namespace) -> int:
         drawn = draw(dataset, spec.split, ratio, seed)
         for note in drawn.notes:
             progress.line(note)
-        record = SplitRecord.of(dataset, spec, ratio, seed, drawn.labelled)
+        record = SplitRecord.of(dataset, spec.table(), spec.split, ratio, seed, drawn.labelled)
         if not is_file(spec.split):  # a user's list is a file already
             outcome = keep(folder, record)
             if outcome not in ("written", "present"):
@@ -179,13 +179,16 @@ def verify_splits(args: argparse.Namespace) -> int:
     Raises:
         UserError: no file is found, or a dataset is absent.
     """
-    from benchmarks.data.registry import open_dataset
-    from benchmarks.data.splits.files import FOLDER, Verifier
+    from benchmarks.data.registry import DatasetSpec, open_dataset
+    from benchmarks.data.splits.files import FOLDER, SplitRecord, Verifier
 
     progress = Progress()
-    verifier = Verifier(
-        lambda spec: open_dataset(spec, args.data, progress=progress.counter(f"render {spec.name}"))
-    )
+
+    def opened(record: SplitRecord) -> Dataset:
+        spec = DatasetSpec.from_table(record.reader, record.rule)
+        return open_dataset(spec, args.data, progress=progress.counter(f"render {spec.name}"))
+
+    verifier = Verifier(opened)
     files = _files(args.paths or [args.data / FOLDER])
     different = 0
     for file in files:

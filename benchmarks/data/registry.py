@@ -1,18 +1,56 @@
-"""Datasets by name: which images and labels, looked at how, and where their files belong."""
+"""Dataset specifications, the table of readers, and how to open a dataset by name."""
 
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from benchmarks.data.archives import catalogue as archives
 from benchmarks.data.dataset import Dataset
-from benchmarks.data.readers.base import READERS, Contents, Progress, Request
+from benchmarks.data.readers import coco, csv_table, glyphscenes, npy, nuswide, voc
+from benchmarks.data.readers.base import Contents, Progress, Reader, Request
 from benchmarks.data.readers.class_names import prompt_names
 from benchmarks.data.splits.rules import check_rule
 from methods.errors import UserError, check_choice, nearest
+
+READERS: dict[str, Reader] = {
+    "glyphscenes": Reader(glyphscenes.reader(0)),
+    # Other scenes of the same kind: hyper-parameters are chosen here, never on the test images.
+    "glyphscenes-dev": Reader(glyphscenes.reader(99)),
+    "voc2007": Reader(
+        voc.reader("2007", "trainval", "test", (5011, 4952)), ("difficult", "empty", "labels", "order")
+    ),
+    "voc2012": Reader(
+        voc.reader("2012", "train", "val", (5717, 5823)), ("difficult", "empty", "labels", "order")
+    ),
+    "coco2014": Reader(coco.read_coco2014, ("empty", "order")),
+    "nuswide": Reader(nuswide.read, ("empty", "images")),
+    "coco": Reader(
+        coco.read,
+        ("empty", "order", "train", "test", "images"),
+        "annotations/instances_train.json and annotations/instances_test.json, or the files named "
+        "by train and test, and the images in images/train and images/test, in images/, or in the "
+        "folder named by images",
+    ),
+    "csv": Reader(
+        csv_table.read,
+        ("empty", "train", "test", "images"),
+        "train.csv and test.csv, or labels.csv with a column split, or the files named by train "
+        "and test, with the header path,labels (classes separated by ;) or path,<class>,<class>,…",
+    ),
+    "npy": Reader(
+        npy.read,
+        ("empty", "images"),
+        "formatted_{train,val}_{images,labels}.npy and classes.txt (one class a line), and the "
+        "images in images/ or in the folder named by images",
+    ),
+}
+"""The reader of each dataset. To add one, write a module in `readers/` and a row here."""
 
 CHOICES = {
     "difficult": ("ignore", "positive"),
@@ -21,33 +59,36 @@ CHOICES = {
     "order": ("published", "file"),
 }
 OPTIONS = (*CHOICES, "train", "test", "images")
-"""Fields of `DatasetSpec` that only some readers have."""
+"""Options of `DatasetSpec` and of `Request` that only some readers support."""
 
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """Which dataset, and how it is looked at. The defaults are the published protocol.
+    """A dataset and its options. The defaults are the published protocol.
 
     Attributes:
         name: one of `available()`; `coco`, `csv` and `npy` read a user's own files.
-        root: folder that holds it; None is `<data root>/<name>`. For glyphscenes: the folder in
-            which `glyphscenes/` lies or is rendered.
+        root: its folder; None is `<data root>/<name>`. For glyphscenes: the folder in which `glyphscenes/`
+            is, or will be rendered.
         allow_counts: accept a copy whose numbers of images are not the classic ones.
-        classes: restrict the label set to these classes; empty for all. Images that are left
-            without a label are dropped, unless `empty` keeps them.
+        classes: restrict the label set to these classes; empty for all. Images left without a label are
+            dropped, unless `empty` keeps them.
         alias: the name shown in tables and kept in the run identity; by default the name.
-        skip_bad: leave images out that cannot be decoded, instead of ending with an error.
+        skip_bad: leave out images that cannot be decoded, instead of ending with an error.
         split: how labelled images are drawn: "published", "stratified", or the file of a list.
         difficult: VOC: "ignore" objects marked difficult, or count them as "positive".
         empty: "drop" or "keep" images without a label.
         labels: VOC: "lists" (`ImageSets/Main/<class>_<split>.txt`) or "xml" (`Annotations`).
         order: VOC and COCO: "published" sorts images as the published splits expect it, "file"
             keeps them as the files list them.
-        prompts: (class, how it is written in prompts) where that is not the class's name.
+        prompts: (class, its text in prompts) where that is not the class's name.
         train: coco and csv: file of the training images, relative to the root.
-        test: the same of the test images.
-        images: coco, csv, npy and nuswide: folder that paths of images are relative to, itself
-            relative to the root.
+        test: coco and csv: file of the test images, relative to the root.
+        images: coco, csv, npy and nuswide: folder of the images, relative to the root.
+
+    Raises:
+        UserError: an unknown name, an alias that is no folder name, a value that is not among the choices, or
+            an option that the dataset's reader does not support.
     """
 
     name: str
@@ -82,6 +123,55 @@ class DatasetSpec:
                 have = [name for name in available() if field in READERS[name].options]
                 raise UserError(f"dataset {self.name!r} has no option {field!r}; {', '.join(have)} have it")
 
+    def folder(self, data_root: Path) -> Path:
+        """The folder that the reader gets."""
+        if self.root:
+            return Path(self.root).expanduser()
+        return data_root if self.name == "glyphscenes" else data_root / self.name
+
+    def table(self) -> dict[str, Any]:
+        """The fields that differ from their defaults, except `split`, for a split file.
+
+        `root` is made absolute, because `splits verify` may run in another folder.
+        """
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        values = {name: getattr(self, name) for name in defaults if name != "split"}
+        if self.root is not None:
+            values["root"] = os.path.abspath(os.path.expanduser(self.root))
+        return {name: value for name, value in values.items() if value != defaults[name]}
+
+    @classmethod
+    def from_table(cls, table: Mapping[str, Any], split: str) -> DatasetSpec:
+        """The dataset of `table`, with lists or tuples, as `table()` wrote it.
+
+        Args:
+            table: the value `reader` of a split file.
+            split: the rule of the split file.
+
+        Raises:
+            UserError: an unknown field, or a value that the field refuses.
+        """
+        kinds = {field.name: type(field.default) for field in dataclasses.fields(cls)}
+        kinds |= {"name": str, "root": str}
+        values = {key: _tuples(value) for key, value in table.items()}
+        for key, value in values.items():
+            if not isinstance(value, kinds.get(key, ())) or not _is_text(value) or key == "split":
+                raise UserError(f"'reader' has {key!r} = {value!r}, which no dataset has here")
+        if "name" not in values:
+            raise UserError("'reader' has no 'name'")
+        return cls(**values, split=split)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(entry) for entry in value) if isinstance(value, list | tuple) else value
+
+
+def _is_text(value: Any) -> bool:
+    """Whether a field is a text or a flag, or holds only texts."""
+    if isinstance(value, tuple):
+        return all(_is_text(entry) and not isinstance(entry, bool) for entry in value)
+    return isinstance(value, str | bool)
+
 
 def available() -> list[str]:
     """Names of the datasets, sorted."""
@@ -97,21 +187,22 @@ def open_dataset(
 ) -> Dataset:
     """Read a dataset's lists and labels; no image is decoded.
 
-    What a large annotation file says is kept in `<data root>/cache/index/`.
+    The content of a large annotation file is kept in `<data root>/cache/index/`.
 
     Args:
-        spec: which one.
-        data_root: folder in which datasets lie, one folder each.
+        spec: the dataset.
+        data_root: folder of the datasets, one folder each.
         progress: called with (done, total) while the embedded dataset is rendered.
         workers: processes that render the embedded dataset; None is one for each core.
 
     Raises:
-        UserError: it is absent (the message holds the commands that bring it), its files are
-            wrong, its counts are not the classic ones, or a class of `spec.classes` or
-            `spec.prompts` is unknown.
+        UserError: it is absent (the message has the commands to download it), its files are wrong, its
+            counts are not the classic ones, or a class of `spec.classes` or `spec.prompts` is unknown.
     """
-    reader, root = READERS[spec.name], _root(spec, data_root)
-    found = reader.read(Request(spec, root, data_root / "cache" / "index", progress, workers))
+    reader, root = READERS[spec.name], spec.folder(data_root)
+    options = {option: getattr(spec, option) for option in OPTIONS}
+    index = data_root / "cache" / "index"
+    found = reader.read(Request(root, index, **options, progress=progress, workers=workers))
     if found is None:
         how = (
             f"expected there: {reader.expects}"
@@ -128,17 +219,11 @@ def open_dataset(
 
 
 def renders(spec: DatasetSpec, data_root: Path) -> bool:
-    """Whether to open it is to render it first: the embedded dataset, before its first use."""
-    annotations = _root(spec, data_root) / "glyphscenes" / "annotations"
+    """Whether opening the dataset renders it first: the embedded one, before its first use."""
+    annotations = spec.folder(data_root) / "glyphscenes" / "annotations"
     return spec.name.startswith("glyphscenes") and not all(
         (annotations / f"instances_{split}.json").is_file() for split in ("train", "test")
     )
-
-
-def _root(spec: DatasetSpec, data_root: Path) -> Path:
-    if spec.root:
-        return Path(spec.root).expanduser()
-    return data_root if spec.name == "glyphscenes" else data_root / spec.name
 
 
 def _check_counts(spec: DatasetSpec, found: Contents, root: Path) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from benchmarks.data.cache.prepared import Prepared, is_prepared, prepare
 from benchmarks.data.dataset import Dataset
 from benchmarks.data.registry import DatasetSpec, open_dataset, renders
 from benchmarks.data.splits.files import FOLDER, SplitRecord, keep
-from benchmarks.data.splits.rules import RULES, absent_classes, draw, split_digest
+from benchmarks.data.splits.rules import SPLIT_RULES, absent_classes, draw, split_digest
 from benchmarks.plan.grid import Cell, Grid
 from benchmarks.plan.identity import RunSpec, digest
 from benchmarks.plan.user_code import UserCode, code_of
@@ -259,11 +259,13 @@ def _keep_splits(found: Sequence[Job], opened: dict[DatasetSpec, Dataset], works
         spec, ratio, seed = job.cell.dataset, job.cell.ratio, job.cell.seed
         dataset = job.prepared.dataset
         key = (dataset.digest, spec.split, ratio, seed)
-        if key not in seen and spec.split in RULES:  # a user's list is a file already
+        if key not in seen and spec.split in SPLIT_RULES:  # a user's list is a file already
             seen.add(key)
             keep(
                 workspace.data / FOLDER,
-                SplitRecord.of(dataset, spec, ratio, seed, job.split.subset, opened[spec]),
+                SplitRecord.of(
+                    dataset, spec.table(), spec.split, ratio, seed, job.split.subset, opened[spec]
+                ),
             )
 
 

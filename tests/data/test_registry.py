@@ -218,7 +218,7 @@ COUNTED = {
 
 def accept_every_file(monkeypatch):
     for module in ("coco", "npy", "voc"):
-        monkeypatch.setattr(f"benchmarks.data.{module}.check_files", lambda paths, where: paths)
+        monkeypatch.setattr(f"benchmarks.data.readers.{module}.check_files", lambda paths, where: paths)
 
 
 @pytest.mark.parametrize("name", COUNTED)

@@ -200,14 +200,14 @@ _WRITTEN = {"diningtable": "dining table", "pottedplant": "potted plant", "tvmon
 
 
 def prompt_names(classes: tuple[str, ...], written: Iterable[tuple[str, str]] = ()) -> tuple[str, ...]:
-    """The names as they are written in prompts: VOC's joined words are taken apart.
+    """The names as prompts write them: VOC's joined words are separated.
 
     Args:
         classes: names of classes.
-        written: (class, how the user writes it), which goes before the usual form.
+        written: (class, the user's text), which replaces the usual text.
 
     Raises:
-        UserError: a class that is not there or is written in two ways, or an empty text.
+        UserError: an unknown class, two texts for one class, or an empty text.
     """
     own: dict[str, str] = {}
     for name, text in written:

@@ -10,24 +10,101 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.data.dataset import ImageSet
+from benchmarks.data.readers import npy
+from benchmarks.data.readers.base import Contents, Counts, Request, labelled_counts
+from benchmarks.data.readers.class_names import COCO
 from benchmarks.data.readers.files import check_files, holder, is_name, relative, unreadable
 from benchmarks.data.readers.index import Parsed, parsed
 from methods.errors import UserError
 
 READER = "coco-1"
-"""Name and version of what `_parse` does, for its indexes: raise it when the outcome changes."""
+"""Name and version of `_parse`, for its indexes: raise the number when its result changes."""
+
+Images = Path | Sequence[Path]
+"""The folder of the images of a file, or several in order of preference."""
+
+
+def read_coco2014(request: Request) -> Contents | None:
+    """COCO 2014, from the four arrays or the official instances files; None where both are absent.
+
+    Raises:
+        UserError: as `read_pair` or `npy.read_arrays`.
+    """
+    root, classic = request.root, (82081, 40137)
+    if npy.present(root):
+        return npy.read_arrays(request, COCO, ["."], classic, _coco_id)
+    train, test = (
+        (root / "annotations" / f"instances_{split}.json", root / split) for split in ("train2014", "val2014")
+    )
+    if not (train[0].is_file() and test[0].is_file()):
+        return None
+    return read_files(request, train, test, classic)
+
+
+def read(request: Request) -> Contents | None:
+    """A user's own instances files; None where none is named and none has the usual name.
+
+    Raises:
+        UserError: as `read_pair`.
+    """
+    train, test = (
+        request.root / (name or f"annotations/instances_{split}.json")
+        for split, name in (("train", request.train), ("test", request.test))
+    )
+    if not (request.train or request.test or train.is_file() or test.is_file()):
+        return None
+    return read_files(request, (train, _folders(request, train)), (test, _folders(request, test)))
+
+
+def read_files(
+    request: Request, train: tuple[Path, Images], test: tuple[Path, Images], classic: Counts | None = None
+) -> Contents:
+    """Two instances files with the options of a request.
+
+    Args:
+        request: options, and folder of the indexes.
+        train: instances file and images of the training split.
+        test: the same of the test split.
+        classic: numbers of images of the published copy.
+
+    Raises:
+        UserError: as `read_pair`.
+    """
+    classes, train_images, test_images = read_pair(
+        train, test, empty=request.empty, order=request.order, index=request.index
+    )
+    return Contents(classes, train_images, test_images, labelled_counts(train_images, test_images), classic)
+
+
+def _coco_id(path: PurePosixPath) -> str:
+    """COCO's image id from `train2014/COCO_train2014_000000000009.jpg`: "9"."""
+    digits = path.stem.rsplit("_", 1)[-1]
+    if not digits.isdecimal():
+        raise UserError(f"{str(path)!r} does not end in COCO's image number")
+    return str(int(digits))
+
+
+def _folders(request: Request, file: Path) -> list[Path]:
+    """Where the images of `instances_<split>.json` may be, in order of preference."""
+    if request.images:
+        return [request.root / request.images]
+    split = file.stem.removeprefix("instances_")
+    return [request.root / name for name in (f"images/{split}", split, "images", ".")]
+
+
+# -- instances files ----------------------------------------------------------------------------
 
 
 def read_instances(
     file: Path,
-    images: Path | Sequence[Path],
+    images: Images,
     *,
     empty: str = "drop",
     order: str = "published",
@@ -37,8 +114,8 @@ def read_instances(
 
     Args:
         file: the instances JSON.
-        images: folder that the `file_name` fields are relative to; of several, the first that
-            holds the first image of the file.
+        images: folder that the `file_name` fields are relative to; of several, the first that holds the
+            first image of the file.
         empty: "drop" or "keep" images without an annotation.
         order: "published" sorts by id as a string, "file" keeps the order of `images`.
         index: folder of indexes, see `benchmarks.data.readers.index`; None always parses the file.
@@ -53,25 +130,25 @@ def read_instances(
     content = parsed(file, READER, index, _parse)
     folders = [images] if isinstance(images, Path) else images
     folder = holder(folders, content.names[0] if content.names else None)
-    chosen = (
+    kept = (
         np.arange(len(content.ids)) if empty == "keep" else np.flatnonzero(content.labels.any(axis=1))
     ).tolist()
     if order == "published":
-        chosen.sort(key=content.ids.__getitem__)
-    paths = check_files([folder / content.names[k] for k in chosen], str(file))
-    ids = tuple(content.ids[k] for k in chosen)
-    return content.classes, ImageSet(ids, paths, content.labels[chosen])
+        kept.sort(key=content.ids.__getitem__)
+    paths = check_files([folder / content.names[k] for k in kept], str(file))
+    ids = tuple(content.ids[k] for k in kept)
+    return content.classes, ImageSet(ids, paths, content.labels[kept])
 
 
 def read_pair(
-    train: tuple[Path, Path | Sequence[Path]],
-    test: tuple[Path, Path | Sequence[Path]],
+    train: tuple[Path, Images],
+    test: tuple[Path, Images],
     *,
     empty: str = "drop",
     order: str = "published",
     index: Path | None = None,
 ) -> tuple[tuple[str, ...], ImageSet, ImageSet]:
-    """Read training and test split, each an instances file and its folder (or folders) of images.
+    """Read the training and the test split, each an instances file and its folder (or folders) of images.
 
     Raises:
         UserError: as `read_instances`, or the two files have different categories.
@@ -126,7 +203,7 @@ def _labels(
     for k, annotation in enumerate(annotations):
         try:
             labels[rows[annotation["image_id"]], columns[annotation["category_id"]]] = 1
-        except (KeyError, TypeError, IndexError):  # say what of it, which costs time, only now
+        except (KeyError, TypeError, IndexError):  # find the field that is wrong, which is slow, only now
             where = f"{file}: annotations[{k}]"
             image_id = _field(where, annotation, "image_id")
             category_id = _field(where, annotation, "category_id")

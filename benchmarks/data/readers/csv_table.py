@@ -7,11 +7,11 @@ The header says which of two forms a file has:
 * `path,<class>,<class>,…`: 1 where the class is present, 0 where not. Classes are in the order of
   the columns.
 
-A column `split` says `train` or `test`; it is needed where one file holds both. A `classes.txt`
-beside the training file, one class a line, gives the order instead; every class must then be in it.
-Without one, every class of a test image must be a class of some training image. Files are UTF-8
-with or without byte-order mark, with commas and double quotes as Python's `csv` module reads them.
-The order of the lines is kept; an image's name is its path.
+A column `split` says `train` or `test`; it is needed where one file holds both. A `classes.txt` beside
+the training file, one class a line, gives the order instead; it must then list every class. Without one,
+every class of a test image must be a class of some training image. Files are UTF-8 with or without a
+byte-order mark, with commas and double quotes as Python's `csv` module reads them. The order of the lines
+is kept; an image's name is its path.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from benchmarks.data.dataset import ImageSet
+from benchmarks.data.readers.base import Contents, Request
 from benchmarks.data.readers.files import (
     check_files,
     composed,
@@ -46,7 +47,7 @@ class Row:
 
     Attributes:
         file: the CSV file.
-        line: where in it.
+        line: number of its line, from 1.
         split: "train" or "test".
         path: relative to the folder of images.
         classes: names of its classes.
@@ -66,11 +67,24 @@ class Row:
 
 @dataclass(frozen=True)
 class _Table:
-    """The rows of a file, and the classes of its columns, if it has such."""
+    """The rows of a file, and the classes of its columns; None where it has no such columns."""
 
     file: Path
     columns: tuple[str, ...] | None
     rows: list[Row] = field(default_factory=list)
+
+
+def read(request: Request) -> Contents | None:
+    """A user's own CSV files; None where none is named and none has the usual name.
+
+    Raises:
+        UserError: as `find_files` and `read_files`.
+    """
+    files = find_files(request.root, request.train, request.test)
+    if files is None:
+        return None
+    folders = [request.root / request.images] if request.images else []
+    return Contents(*read_files(files, folders, empty=request.empty))
 
 
 def find_files(root: Path, train: str, test: str) -> tuple[Path, Path | None] | None:
@@ -78,12 +92,12 @@ def find_files(root: Path, train: str, test: str) -> tuple[Path, Path | None] | 
 
     Args:
         root: folder that the names are relative to.
-        train: file of the training images, or of all where `test` is empty. Empty looks for
-            `train.csv` and `test.csv` and then for `labels.csv`.
+        train: file of the training images, or of all images where `test` is empty. If empty, `train.csv`
+            and `test.csv` are tried, then `labels.csv`.
         test: file of the test images.
 
     Returns:
-        One file and None, or both; None if nothing is there.
+        One file and None, or both; None if no file is there.
 
     Raises:
         UserError: `test` without `train`, or `train.csv` without `test.csv`.
@@ -106,7 +120,7 @@ def find_files(root: Path, train: str, test: str) -> tuple[Path, Path | None] | 
     return None
 
 
-def read(
+def read_files(
     files: tuple[Path, Path | None],
     folders: Sequence[Path] = (),
     *,
@@ -116,8 +130,8 @@ def read(
 
     Args:
         files: the two files, or one with a column `split` and None.
-        folders: folders that the paths may be relative to, the first that holds the first image is
-            taken; none is the folder of the training file.
+        folders: folders that the paths may be relative to; the first that holds the first image is used.
+            Without any it is the folder of the training file.
         empty: "drop" or "keep" images without a label.
 
     Returns:
@@ -194,7 +208,7 @@ def _classes(order: Path, tables: Sequence[_Table], rows: Sequence[Row]) -> tupl
 
 
 def _read_table(file: Path, split: str | None) -> _Table:
-    """Read a file whose images all belong to `split`; None takes the column of that name."""
+    """Read a file whose images all belong to `split`; with None its column `split` says where to."""
     lines = _records(file)
     line, header = next(lines, (1, None))
     if header is None:
@@ -202,7 +216,7 @@ def _read_table(file: Path, split: str | None) -> _Table:
     where = f"{file}:{line}"
     names = [composed(name.strip()) for name in header]
     kinds = [name.casefold() for name in names]
-    # "path" and its like are words of the format; a class keeps its capitals.
+    # "path", "split" and "labels" are read in any case; the names of classes keep theirs.
     special = {kind: k for k, kind in enumerate(kinds) if kind in ("path", "split")}
     lists = [k for k, kind in enumerate(kinds) if kind in ("label", "labels")]
     for k, name in enumerate(names):
@@ -266,7 +280,7 @@ def _records(file: Path) -> Iterator[tuple[int, list[str]]]:
 def _split(where: str, cell: str, expected: str | None) -> str:
     value = cell.strip().casefold()
     if value in ("val", "valid", "validation", "dev"):
-        # Calling them test images, as the published arrays do, is for the user to decide.
+        # Only the user can decide to use them as test images, as the published arrays do.
         raise UserError(
             f"{where}: split is {cell.strip()!r}; it must be train or test. Validation "
             "images are drawn from the labelled ones (val_share in a recipe): call "

@@ -1,4 +1,4 @@
-"""What the readers share: text files, names of images, and the check that images are on disk."""
+"""Shared by the readers: text files, names of images, and the check that images are on disk."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _NO_NAME = re.compile("[\0\n\r\ud800-\udfff]")
 
 
 def read_lines(file: Path, hint: str = "") -> list[str]:
-    """The lines of a UTF-8 text file, without their ends; a byte-order mark is left out.
+    """The lines of a UTF-8 text file without line ends and byte-order mark.
 
-    Only line feeds and carriage returns end a line, so that the numbers in messages are those of
-    the user's editor.
+    Only line feeds and carriage returns end a line, so that line numbers in messages match those of an
+    editor.
 
     Raises:
-        UserError: it is missing, unreadable or not UTF-8; `hint` says what to do when missing.
+        UserError: the file is missing, unreadable or not UTF-8; `hint` says what to do when it is missing.
     """
     try:
         text = file.read_text(encoding="utf-8-sig")
@@ -33,7 +33,7 @@ def read_lines(file: Path, hint: str = "") -> list[str]:
 
 
 def unreadable(file: Path, error: OSError, hint: str = "") -> UserError:
-    """The error of a file that cannot be opened; `hint` says what to do when it is missing."""
+    """The error for a file that cannot be opened; `hint` says what to do when it is missing."""
     if isinstance(error, FileNotFoundError | NotADirectoryError):
         return UserError(f"{file}: no such file{hint}")
     return UserError(f"{file}: cannot be read: {error.strerror or error}")
@@ -59,16 +59,16 @@ def read_classes(file: Path) -> tuple[str, ...]:
 
 
 def composed(text: str) -> str:
-    """The text in Unicode's composed form (NFC), so that "é" is one name however it was typed."""
+    """The text in Unicode's composed form (NFC): both ways to write "é" give the same name."""
     return unicodedata.normalize("NFC", text)
 
 
 def relative(where: str, name: object, folder: object = "the folder of images") -> PurePosixPath:
-    r"""An image's path as an annotation gives it, `/` or `\` between folders.
+    r"""An image's path in an annotation, with `/` or `\` between folders.
 
     Raises:
-        UserError: it is empty, absolute, climbs out of its folder, or cannot be a file's name;
-            the message starts with `where` and names `folder`.
+        UserError: the path is empty, absolute, leaves its folder, or cannot be a file's name; the message
+            starts with `where` and names `folder`.
     """
     path = PurePosixPath(str(name).replace("\\", "/"))
     if not path.name or path.is_absolute() or ".." in path.parts or not is_name(str(path)):
@@ -77,18 +77,18 @@ def relative(where: str, name: object, folder: object = "the folder of images") 
 
 
 def is_name(text: str) -> bool:
-    """Whether a text can be printed in one line, hashed as UTF-8 and used as a file's name."""
+    """Whether a text can be printed on one line, hashed as UTF-8 and used as a file's name."""
     return _NO_NAME.search(text) is None
 
 
 def holder(folders: Sequence[Path], first: PurePosixPath | str | None) -> Path:
-    """The first of some folders that holds an image, or the first of all where none does."""
+    """The first folder that holds an image; without one, the first folder."""
     found = (folder for folder in folders if first is not None and (folder / first).is_file())
     return next(found, folders[0])
 
 
 def check_unique(names: Sequence[str], message: Callable[[int, int], str]) -> None:
-    """Raise `UserError` with `message(position, earlier position)` for a name that comes twice."""
+    """Raise `UserError` with `message(position, earlier position)` for a repeated name."""
     if len(set(names)) == len(names):
         return
     seen: dict[str, int] = {}
@@ -101,14 +101,14 @@ def check_unique(names: Sequence[str], message: Callable[[int, int], str]) -> No
 def check_files(paths: Iterable[Path], where: str) -> tuple[Path, ...]:
     """Check that every image is on disk, by listing each folder once.
 
-    A name that was decomposed on its way (NFD, as macOS archives have it) or composed is found in
-    its other form.
+    A name that was decomposed (NFD, as in archives made on macOS) or composed on its way is found in its
+    other form.
 
     Returns:
         The paths as they are on disk, in the same order.
 
     Raises:
-        UserError: some are not there; the message counts them and names the first.
+        UserError: images are missing; the message counts them and names the first.
     """
     listed: dict[str, set[str]] = {}
     forms: dict[str, dict[str, str]] = {}
@@ -142,9 +142,9 @@ def _names(folder: str) -> set[str]:
 
 
 def _on_disk(path: Path, forms: dict[str, dict[str, str]]) -> Path | None:
-    """A missing path with each part in the form of Unicode that the disk has; None if absent.
+    """A missing path with each part in the Unicode form on the disk; None if it is absent.
 
-    `forms` keeps, for each folder that was looked at, its names by themselves and composed.
+    `forms` keeps the names in each folder that was listed, under the name itself and its composed form.
     """
     if str(path).isascii():
         return None

@@ -1,9 +1,9 @@
-"""A small copy of what a large annotation file says, so that it is parsed once and not by everyone.
+"""A small index of a large annotation file, so that only the first process parses the file.
 
-COCO's instances take ten seconds and gigabytes to parse; the names and labels in them are a few
-megabytes. They are kept as plain arrays in `<data root>/cache/index/`, one file for each annotation
-file and reader. An index counts only while its annotation file has the size and the time of change
-that it had, and while it reads back whole; otherwise the file is parsed and the index rewritten.
+Parsing COCO's instances takes ten seconds and gigabytes; their names and labels are a few megabytes, which
+are kept as plain arrays in `<data root>/cache/index/`, one file for each annotation file and reader. An
+index is valid while its annotation file has the same size and modification time and while the index can be
+read in full; otherwise the file is parsed and the index rewritten.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from results.files import atomic_write_bytes
 
 VERSION = 1
 YOUNG = 2.0
-"""Seconds: a file that changed so recently may change again without its time of change showing."""
+"""Seconds: a file modified more recently may change again within the resolution of its time stamp."""
 
 
 @dataclass(frozen=True, eq=False)
 class Parsed:
-    """What an annotation file says, every image of it, in the file's order.
+    """The content of an annotation file: all its images, in the file's order.
 
     Attributes:
         classes: K names.
@@ -47,33 +47,36 @@ class Parsed:
 
 
 def parsed(file: Path, reader: str, folder: Path | None, parse: Callable[[Path], Parsed]) -> Parsed:
-    """What a file says, from its index where there is one that holds.
+    """The content of a file, from its index if that is valid.
 
     Args:
         file: the annotation file.
-        reader: name and version of what `parse` does; another one has its own index.
-        folder: folder of the indexes; None works without. One that cannot be written is no error.
+        reader: name and version of `parse`; each has an index of its own.
+        folder: folder of the indexes; None uses none. A folder that cannot be written to is no error.
         parse: reads the file itself.
     """
-    state = _state(file, reader)
+    state = state_of(file, reader)
     if folder is None or state is None:
         return parse(file)
-    # One place for each file: an index that is out of date is replaced, not left behind.
+    # One path for each file: an outdated index is replaced, not left behind.
     place = hashlib.sha256(f"{reader}\0{os.path.abspath(file)}".encode(errors="surrogateescape"))
     index = folder / f"{place.hexdigest()[:32]}.npz"
-    found = _load(index, state)
+    found = unpack(index, state)
     if found is not None:
         return found
     content = parse(file)
-    if _state(file, reader) == state and time.time() - file.stat().st_mtime > YOUNG:
-        with suppress(OSError):  # a full or read-only disk costs time, not the result
+    if state_of(file, reader) == state and time.time() - file.stat().st_mtime > YOUNG:
+        with suppress(OSError):  # on a full or read-only disk the file is parsed again next time
             folder.mkdir(parents=True, exist_ok=True)
-            atomic_write_bytes(index, _packed(content, state))
+            atomic_write_bytes(index, pack(content, state))
     return content
 
 
-def _state(file: Path, reader: str) -> str | None:
-    """What an index stands for; None if there is no such file, which `parse` then says."""
+def state_of(file: Path, reader: str) -> str | None:
+    """Digest of reader, path, size and modification time, which an index must match.
+
+    None if the file is missing: `parse` then raises the error.
+    """
     try:
         found = os.stat(file)
     except OSError:
@@ -83,7 +86,13 @@ def _state(file: Path, reader: str) -> str | None:
     return hashlib.sha256(key.encode()).hexdigest()
 
 
-def _packed(content: Parsed, state: str) -> bytes:
+def pack(content: Parsed, state: str) -> bytes:
+    """The bytes of an index file (NumPy's npz).
+
+    Args:
+        content: the content of the annotation file.
+        state: see `state_of`.
+    """
     buffer = io.BytesIO()
     np.savez(
         buffer,
@@ -96,17 +105,17 @@ def _packed(content: Parsed, state: str) -> bytes:
     return buffer.getvalue()
 
 
-def _load(index: Path, state: str) -> Parsed | None:
-    """The content of an index; None if it is missing, damaged or of another state."""
+def unpack(index: Path, state: str) -> Parsed | None:
+    """The content of an index file; None if it is missing, damaged or of another state."""
     try:
-        # The archive's checksums are verified while its arrays are read.
+        # Reading the arrays verifies the archive's checksums.
         with np.load(index, allow_pickle=False) as arrays:
             if _texts(arrays["state"]) != state:
                 return None
             classes, ids, names = (tuple(_texts(arrays[k])) for k in ("classes", "ids", "names"))
             packed = arrays["labels"]
         labels = np.unpackbits(packed, axis=1, count=len(classes))
-    except Exception:  # whatever a damaged file makes zipfile and NumPy raise: parse again
+    except Exception:  # zipfile and NumPy raise many kinds on a damaged file: parse again
         return None
     if len(ids) != len(names) or packed.shape != (len(ids), -(-len(classes) // 8)):
         return None
@@ -114,7 +123,7 @@ def _load(index: Path, state: str) -> Parsed | None:
 
 
 def _bytes(texts: str | Sequence[str]) -> NDArray[np.uint8]:
-    """Texts as UTF-8 JSON in an array: NumPy's own texts take four bytes for each character."""
+    """Texts as UTF-8 JSON in an array: NumPy's own texts take four bytes a character."""
     return np.frombuffer(json.dumps(texts).encode(), dtype=np.uint8)
 
 

@@ -2,8 +2,8 @@
 
 `formatted_{train,val}_images.npy` (N texts) and `formatted_{train,val}_labels.npy` (N x K, 0 or 1),
 used by CAP and its relatives; "val" is the test set. The order of the arrays is kept, because the
-published split indexes it. The layout says nothing of classes: their names come from the dataset,
-or from a `classes.txt` beside the arrays.
+published split indexes it. The layout does not name the classes: their names come from the dataset, or
+from a `classes.txt` beside the arrays.
 """
 
 from __future__ import annotations
@@ -16,13 +16,56 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.data.dataset import ImageSet
-from benchmarks.data.readers.files import check_files, check_unique, holder, relative
+from benchmarks.data.readers.base import Contents, Counts, Request, labelled_counts
+from benchmarks.data.readers.files import check_files, check_unique, holder, read_classes, relative
 from methods.errors import UserError
 
 
 def present(root: Path) -> bool:
-    """Whether a folder holds the layout: its first array is enough, the rest is then required."""
+    """Whether a folder holds the layout: its first array decides, the others are then required."""
     return (root / "formatted_train_images.npy").is_file()
+
+
+def read(request: Request) -> Contents | None:
+    """A user's own arrays with `classes.txt`; None where they are absent.
+
+    Raises:
+        UserError: as `read_arrays`, or `classes.txt` is missing or wrong.
+    """
+    if not present(request.root):
+        return None
+    folders = [request.images] if request.images else ["images", "."]
+    return read_arrays(request, read_classes(request.root / "classes.txt"), folders, None)
+
+
+def read_arrays(
+    request: Request,
+    classes: tuple[str, ...],
+    folders: Sequence[str],
+    classic: Counts | None,
+    name_of: Callable[[PurePosixPath], str] = str,
+    *,
+    count_all: bool = False,
+) -> Contents:
+    """Both splits.
+
+    Args:
+        request: folder and options.
+        classes: K class names, in the order of the columns.
+        folders: see `read_split`.
+        classic: numbers of images of the published copy.
+        name_of: makes an image's id from its path.
+        count_all: compare the number of all rows with `classic`; by default that of the labelled images.
+
+    Raises:
+        UserError: as `read_split`.
+    """
+    (train, listed), (test, test_listed) = (
+        read_split(request.root, split, classes, folders, name_of, empty=request.empty)
+        for split in ("train", "val")
+    )
+    counts = (listed, test_listed) if count_all else labelled_counts(train, test)
+    return Contents(classes, train, test, counts, classic)
 
 
 def read_split(
@@ -40,8 +83,8 @@ def read_split(
         root: folder of the arrays.
         split: "train" or "val".
         classes: K class names, for the number of columns.
-        folders: folders that the paths may be relative to, themselves relative to `root`, in order
-            of preference; the one that holds the first image is taken for all.
+        folders: folders that the paths may be relative to, themselves relative to `root`, in order of
+            preference; the first that holds the first image is used for all.
         name_of: makes an image's id from its path.
         empty: "drop" or "keep" images without a label.
 

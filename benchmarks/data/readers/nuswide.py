@@ -20,6 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.data.dataset import ImageSet
+from benchmarks.data.readers import npy
+from benchmarks.data.readers.base import Contents, Request
 from benchmarks.data.readers.class_names import NUS
 from benchmarks.data.readers.files import (
     check_files,
@@ -34,6 +36,29 @@ from methods.errors import UserError, nearest
 
 TREES = (".", "NUS-WIDE", "nus-wide", "NUSWIDE")
 IMAGES = ("Flickr", "images")
+
+
+def read(request: Request) -> Contents | None:
+    """NUS-WIDE, from the four arrays (the re-crawl of the CAP family) or the official files.
+
+    Returns:
+        None where both are absent.
+
+    Raises:
+        UserError: as `read_split` or `npy.read_arrays`.
+    """
+    root, images = request.root, request.images
+    if npy.present(root):
+        folders = [images] if images else ["Flickr", "."]
+        return npy.read_arrays(request, NUS, folders, (150000, 60260))
+    tree = find_tree(root)
+    if tree is None:
+        return None
+    places = [root / images] if images else image_folders(root, tree)
+    (train, listed), (test, test_listed) = (
+        read_split(tree, split, places, empty=request.empty) for split in ("Train", "Test")
+    )
+    return Contents(NUS, train, test, (listed, test_listed), (161789, 107859))
 
 
 def find_tree(root: Path) -> Path | None:
@@ -52,8 +77,8 @@ def read_split(
     Args:
         tree: folder of the text files.
         split: "Train" or "Test".
-        folders: folders that the paths may be relative to; the one that holds the first image is
-            taken for all.
+        folders: folders that the paths may be relative to; the first that holds the first image is used
+            for all.
         empty: "drop" or "keep" images without a label.
 
     Returns:
@@ -91,15 +116,15 @@ def read_split(
 
 
 def image_folders(root: Path, tree: Path) -> list[Path]:
-    """Where the images may lie, in order of preference."""
+    """Where the images may be, in order of preference."""
     places = [base / name for base, name in itertools.product((root, tree), IMAGES)]
     return [*places, root, tree]
 
 
 def _place(tree: Path, *parts: str) -> Path:
-    """A file of the official layout, also where its outer folders were left out in unpacking.
+    """A file of the official layout, also where it was unpacked without its outer folders.
 
-    The official place is returned where there is none.
+    Without such a file the official path is returned.
     """
     for start in range(len(parts)):
         file = tree.joinpath(*parts[start:])
@@ -109,7 +134,7 @@ def _place(tree: Path, *parts: str) -> Path:
 
 
 def _check_concepts(tree: Path) -> None:
-    """Hold the copy's concepts against the official ones: another list has other label files."""
+    """Compare the copy's concepts with the official ones: another list has other label files."""
     file = _place(tree, "ConceptsList", "Concepts81.txt")
     if not file.is_file():
         return
@@ -124,13 +149,13 @@ def _check_concepts(tree: Path) -> None:
 
 def _image(where: str, text: str) -> PurePosixPath:
     parts = text.replace("\\", "/").split("/")
-    if "Flickr" in parts:  # the absolute path of the machine that the lists were made on
+    if "Flickr" in parts:  # an absolute path on the machine where the lists were made
         text = "/".join(parts[parts.index("Flickr") + 1 :])
     return relative(where, text)
 
 
 def _read_labels(file: Path) -> NDArray[np.uint8]:
-    """The labels of a file; from bytes where it is as it should be, because there are 22 million.
+    """The labels of a file; read as bytes where the file is well-formed, because there are 22 million.
 
     Raises:
         UserError: the file is missing, or a line is not 0 or 1.

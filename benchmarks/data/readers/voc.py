@@ -3,11 +3,12 @@
 `ImageSets/Main/<class>_<split>.txt` holds one image per line with 1 (present), -1 (absent) or
 0 (only difficult objects). `Annotations/<image>.xml` says the same object by object. The published
 protocol reads the lists, ignores difficult objects, drops images without a positive and sorts the
-rest by name; classes are in alphabetical order. Where labels come from lists, no XML is opened.
+others by name; classes are in alphabetical order. No XML file is opened where labels come from lists.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from xml.parsers import expat
 
@@ -15,12 +16,64 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.data.dataset import ImageSet
+from benchmarks.data.readers import npy
+from benchmarks.data.readers.base import Contents, Counts, Request
 from benchmarks.data.readers.class_names import VOC
 from benchmarks.data.readers.files import check_files, read_lines, unreadable
 from methods.errors import UserError, nearest
 
 OBJECT = ("annotation", "object")
 """Where an object is in the XML; deeper ones, such as the parts of a person, are not labels."""
+
+
+def reader(year: str, train: str, test: str, classic: Counts) -> Callable[[Request], Contents | None]:
+    """The reader of one year.
+
+    It returns None where neither the tree nor the four arrays are there, and raises `UserError` as
+    `read_split` and `npy.read_arrays` do, or when the options need the tree and only the arrays are there.
+
+    Args:
+        year: "2007" or "2012".
+        train: name of the training split.
+        test: name of the test split.
+        classic: numbers of images that the two splits list.
+    """
+
+    def read(request: Request) -> Contents | None:
+        root = request.root
+        needs_tree = [
+            f"{field} = {value!r}"
+            for field, value, usual in (
+                ("labels", request.labels, "lists"),
+                ("difficult", request.difficult, "ignore"),
+            )
+            if value != usual
+        ]
+        if npy.present(root) and not needs_tree:
+            folders = [f"VOCdevkit/VOC{year}/JPEGImages", "."]
+            return npy.read_arrays(request, VOC, folders, classic, lambda path: path.stem, count_all=True)
+        tree = find_tree(root, year)
+        if tree is None and npy.present(root):
+            raise UserError(
+                f"{root}: {needs_tree[0]} needs the official tree (VOCdevkit/VOC{year}), "
+                "and there are only the arrays formatted_*.npy"
+            )
+        if tree is None:
+            return None
+        (train_images, listed), (test_images, test_listed) = (
+            read_split(
+                tree,
+                split,
+                labels=request.labels,
+                difficult=request.difficult,
+                empty=request.empty,
+                order=request.order,
+            )
+            for split in (train, test)
+        )
+        return Contents(VOC, train_images, test_images, (listed, test_listed), classic)
+
+    return read
 
 
 def find_tree(root: Path, year: str) -> Path | None:
@@ -47,7 +100,7 @@ def read_split(
         split: "train", "val", "trainval" or "test".
         labels: "lists" reads the lists of the classes; "xml" reads `<split>.txt` for the images
             and their XML for the classes.
-        difficult: "ignore" or "positive": whether a class with difficult objects only is present.
+        difficult: "ignore" or "positive": a class that has only difficult objects is absent or present.
         empty: "drop" or "keep" images with none of the 20 classes.
         order: "published" sorts by name, "file" keeps the order of the list.
 
@@ -114,7 +167,7 @@ def _check_image(file: Path, number: int, name: str, earlier: dict[str, int]) ->
 
 
 def _from_xml(tree: Path, split: str) -> tuple[list[str], NDArray[np.int8]]:
-    """As `_from_lists`, from the list of images and one XML file for each."""
+    """The same as `_from_lists`, from the list of images and one XML file for each."""
     file = tree / "ImageSets" / "Main" / f"{split}.txt"
     lines: dict[str, int] = {}
     for number, line in enumerate(read_lines(file, "; unpack the archive completely"), 1):
@@ -157,7 +210,7 @@ def read_objects(file: Path) -> list[tuple[str, bool]]:
 
 
 class _Objects:
-    """Collects objects while the parser reads; the parser knows the line, a finished tree not."""
+    """Collects objects during parsing: the parser knows the line, a finished tree does not."""
 
     def __init__(self, file: Path) -> None:
         self.file = file

@@ -1,17 +1,17 @@
-"""Splits as files: what was labelled, by name, with its hash and the rule that drew it.
+"""Splits as files: the labelled images by position and name, with their hash and rule.
 
-`<data root>/splits/<alias>-<first 12 digits of the dataset's digest>/<rule>-p0.05-seed1.json`, one
-for each dataset, rule, ratio and seed. A run compares what it draws with the file that an earlier
-one left, so that no change of NumPy or of this code labels other images unnoticed.
+There is one file for each dataset, rule, ratio and seed:
+`<data root>/splits/<alias>-<first 12 digits of the dataset's digest>/<rule>-p0.05-seed1.json`. A run
+compares its split with the file of an earlier run, so that no change of NumPy or of this code labels other
+images unnoticed.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.data.dataset import Dataset
-from benchmarks.data.registry import DatasetSpec
 from benchmarks.data.splits.rules import (
-    RULES,
+    SPLIT_RULES,
     draw,
     known_digest,
     labelled_count,
@@ -45,15 +44,14 @@ class SplitRecord:
     Attributes:
         dataset: the dataset's alias.
         dataset_digest: SHA-256 of names and labels (`Dataset.digest`).
-        reader: the fields of the `DatasetSpec` that are not the default, to open it again.
-        skipped: ids of the images that were left out because they cannot be read, by "train" and
-            "test".
+        reader: how to open the dataset again, see `DatasetSpec.table`.
+        skipped: ids of the images that were left out because they cannot be read, by "train" and "test".
         n_train: number of training images.
         rule: "published" or "stratified".
         ratio: labelled share p.
         seed: seed of the split.
-        numpy: version that drew it.
-        labelled: (n_l,) int64 positions in their order.
+        numpy: version of NumPy that drew it.
+        labelled: (n_l,) int64 positions in the training images, in the order drawn.
         ids: n_l names of these images.
         sha256: `split_digest` of the positions.
     """
@@ -75,29 +73,31 @@ class SplitRecord:
     def of(
         cls,
         dataset: Dataset,
-        spec: DatasetSpec,
+        reader: Mapping[str, Any],
+        rule: str,
         ratio: float,
         seed: int,
         labelled: NDArray[np.int64],
         whole: Dataset | None = None,
     ) -> SplitRecord:
-        """The record of a subset that `spec.split` has drawn.
+        """The record of a labelled subset.
 
         Args:
-            dataset: what it was drawn from.
-            spec: how the dataset was opened.
+            dataset: the dataset that it was drawn from.
+            reader: how the dataset was opened, see `DatasetSpec.table`.
+            rule: the rule that drew it.
             ratio: labelled share.
             seed: seed of the split.
             labelled: (n_l,) positions in the training images.
-            whole: the dataset as it was opened, if images were left out since.
+            whole: the dataset as it was opened, if unreadable images were left out afterwards.
         """
         return cls(
             dataset.name,
             dataset.digest,
-            _reader(spec),
+            dict(reader),
             _skipped(dataset, whole or dataset),
             len(dataset.train),
-            spec.split,
+            rule,
             float(ratio),
             int(seed),
             np.__version__,
@@ -108,48 +108,23 @@ class SplitRecord:
 
     @property
     def name(self) -> str:
-        """The file's name. A ratio is written in full: two ratios never share a file."""
+        """The file's name. The ratio has all its digits: two ratios never share a file."""
         return f"{self.rule}-p{self.ratio!r}-seed{self.seed}.json"
 
     def path(self, folder: Path) -> Path:
-        """Where the file lies under the folder of all split files."""
+        """The file's path, given the folder of all split files."""
         return folder / f"{self.dataset}-{self.dataset_digest[:12]}" / self.name
 
     def write(self, path: Path) -> None:
-        """Write the file atomically, with the folders it needs.
+        """Write the file atomically and create its folder.
 
         Raises:
-            OSError: the place cannot be written to.
+            OSError: the folder cannot be written to.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         values["labelled"] = self.labelled.tolist()
         atomic_write_json(path, {"format": FORMAT, **values})
-
-    @property
-    def spec(self) -> DatasetSpec:
-        """The dataset and how it was looked at.
-
-        Raises:
-            UserError: a field that `DatasetSpec` does not have, or a value that it refuses.
-        """
-        kinds = {field.name: type(field.default) for field in dataclasses.fields(DatasetSpec)}
-        kinds |= {"name": str, "root": str}
-        values = {key: _tuples(value) for key, value in self.reader.items()}
-        for key, value in values.items():
-            if not isinstance(value, kinds.get(key, ())) or not _is_text(value) or key == "split":
-                raise UserError(f"'reader' has {key!r} = {value!r}, which no dataset has here")
-        if "name" not in values:
-            raise UserError("'reader' has no 'name'")
-        return DatasetSpec(**values, split=self.rule)
-
-
-def _reader(spec: DatasetSpec) -> dict[str, Any]:
-    fields = {field.name: field.default for field in dataclasses.fields(spec)}
-    values = {name: getattr(spec, name) for name in fields if name != "split"}
-    if spec.root is not None:  # whoever verifies may stand in another folder
-        values["root"] = os.path.abspath(os.path.expanduser(spec.root))
-    return {name: value for name, value in values.items() if value != fields[name]}
 
 
 def _skipped(dataset: Dataset, whole: Dataset) -> dict[str, tuple[str, ...]]:
@@ -160,17 +135,6 @@ def _skipped(dataset: Dataset, whole: Dataset) -> dict[str, tuple[str, ...]]:
             left = set(part.ids)
             found[split] = tuple(name for name in full.ids if name not in left)
     return found
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(entry) for entry in value) if isinstance(value, list) else value
-
-
-def _is_text(value: Any) -> bool:
-    """Whether a field is a text or a flag, or holds nothing but texts."""
-    if isinstance(value, tuple):
-        return all(_is_text(entry) and not isinstance(entry, bool) for entry in value)
-    return isinstance(value, str | bool)
 
 
 _KINDS: dict[str, type | tuple[type, ...]] = {
@@ -190,10 +154,10 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
 
 
 def load(path: Path) -> SplitRecord:
-    """Read a split file; what it says is not checked beyond its form and its own hash.
+    """Read a split file and check its format and its hash, but not the split itself.
 
     Raises:
-        UserError: it cannot be read, is not a split file, or its hash is not that of its positions.
+        UserError: it cannot be read, is not a split file, or its hash does not match its positions.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -211,8 +175,9 @@ def load(path: Path) -> SplitRecord:
         if split not in ("train", "test") or not texts:
             raise UserError(f"split file {path}: 'skipped' holds {split!r}: {names!r}")
     labelled, ids, total = content["labelled"], content["ids"], content["n_train"]
-    if content["rule"] not in RULES:
-        raise UserError(f"split file {path}: no rule {content['rule']!r}{nearest(content['rule'], RULES)}")
+    if content["rule"] not in SPLIT_RULES:
+        hint = nearest(content["rule"], SPLIT_RULES)
+        raise UserError(f"split file {path}: no rule {content['rule']!r}{hint}")
     if not all(type(k) is int and 0 <= k < total for k in labelled):
         raise UserError(f"split file {path}: 'labelled' holds a position outside 0 … {total - 1}")
     if len(set(labelled)) != len(labelled) or len(ids) != len(labelled):
@@ -223,23 +188,28 @@ def load(path: Path) -> SplitRecord:
     positions = np.array(labelled, dtype=np.int64)
     if split_digest(positions) != content["sha256"]:
         raise UserError(f"split file {path}: 'labelled' was changed: its SHA-256 is not 'sha256'")
-    values = {key: _tuples(content[key]) for key in _KINDS}
-    return SplitRecord(**values | {"labelled": positions, "ratio": float(content["ratio"])})
+    values = {
+        "labelled": positions,
+        "ids": tuple(ids),
+        "skipped": {split: tuple(names) for split, names in content["skipped"].items()},
+        "ratio": float(content["ratio"]),
+    }
+    return SplitRecord(**{key: content[key] for key in _KINDS} | values)
 
 
 def keep(folder: Path, drawn: SplitRecord) -> str:
-    """Leave a split for later runs, or compare it with what an earlier one left.
+    """Write the split file, or check the split against the existing file.
 
     Args:
         folder: folder of all split files.
-        drawn: the split as it is drawn now.
+        drawn: the split drawn now.
 
     Returns:
-        "written", "present", or the reason why the file cannot be written: a shared data folder
-        may well be read-only.
+        "written", "present", or the reason why the file cannot be written: a shared data folder may be
+        read-only.
 
     Raises:
-        UserError: a file is there and differs, or is damaged.
+        UserError: the existing file differs or is damaged.
     """
     path = drawn.path(folder)
     if path.is_file():
@@ -263,7 +233,7 @@ def keep(folder: Path, drawn: SplitRecord) -> str:
 
 
 def _difference(found: SplitRecord, drawn: SplitRecord) -> str:
-    """What a file says otherwise, in a few words; empty for nothing."""
+    """The first difference, in a few words; empty if there is none."""
     for name in ("dataset_digest", "n_train", "rule", "ratio", "seed"):
         before, now = getattr(found, name), getattr(drawn, name)
         if before != now:
@@ -281,12 +251,12 @@ def _difference(found: SplitRecord, drawn: SplitRecord) -> str:
 
 @dataclass(frozen=True)
 class Finding:
-    """What the check of a split file came to.
+    """The result of checking a split file.
 
     Attributes:
         path: the file.
-        text: what it is, and what was compared.
-        problem: what differs or could not be checked although it must be; empty when all is right.
+        text: the split, and what was compared.
+        problem: what differs, or why a required check was impossible; empty if the file is right.
     """
 
     path: Path
@@ -298,20 +268,20 @@ class Verifier:
     """Draws the splits of files again and compares; opens each dataset once.
 
     Args:
-        opener: opens a dataset without its images' pixels; a `UserError` says that it is not here.
+        opener: opens the dataset of a record without decoding images; `UserError` if it is not available.
     """
 
-    def __init__(self, opener: Callable[[DatasetSpec], Dataset]) -> None:
+    def __init__(self, opener: Callable[[SplitRecord], Dataset]) -> None:
         self.opener = opener
         self.opened: dict[str, Dataset | str] = {}
 
     def check(self, path: Path) -> Finding:
         """Check one file.
 
-        Compared are its form and hash, its name, the subset that its rule draws, the published
-        subset where that is on record, and the names of the images. For a published split the last
-        one needs the dataset and is left out without it; a stratified split cannot be drawn
-        without the labels, and that is a problem.
+        This compares its format and hash, its name, the subset that its rule draws, the published subset
+        where that is on record, and the names of the images. The names need the dataset: without it they
+        are not compared for a published split; a stratified split cannot be drawn again without the labels,
+        which is reported as a problem.
         """
         try:
             record = load(path)
@@ -354,15 +324,15 @@ class Verifier:
                 "images)",
             )
         labelled = draw(dataset, record.rule, record.ratio, record.seed).labelled
-        now = SplitRecord.of(dataset, record.spec, record.ratio, record.seed, labelled)
+        now = SplitRecord.of(dataset, record.reader, record.rule, record.ratio, record.seed, labelled)
         return Finding(path, text, _difference(record, now))
 
     def _open(self, record: SplitRecord) -> Dataset | str:
-        """The dataset of a file, or why there is none."""
+        """The dataset of a file, or why it cannot be opened."""
         key = json.dumps([record.dataset, record.reader, record.skipped], sort_keys=True)
         if key not in self.opened:
             try:
-                dataset = self.opener(record.spec)
+                dataset = self.opener(record)
                 for split, names in record.skipped.items():
                     dataset = dataset.without(names, split=split)
                 self.opened[key] = dataset

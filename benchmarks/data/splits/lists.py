@@ -1,4 +1,4 @@
-"""Labelled subsets that a user brings: files of positions or of image names."""
+"""Labelled subsets of a user: files of positions or of image names."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from methods.errors import UserError, nearest
 
 ENDINGS = (".txt", ".json", ".npy")
 _TOLERANCE = 0.01
-"""How far the number of images may be from the ratio's, relative to it: codes round differently."""
+"""Largest relative deviation of the number of images from the ratio's: codes round differently."""
 
 
 def is_file(rule: str) -> bool:
@@ -50,8 +50,8 @@ def read(
         count: `int(p * N)`, the number of images that p means.
 
     Returns:
-        Labelled positions, (n_l,) int64 in the file's order, and remarks for the user: the number
-        of images need not be exactly `count`.
+        Labelled positions, (n_l,) int64 in the file's order, and remarks for the user, such as a number of
+        images that is not exactly `count`.
 
     Raises:
         UserError: the file is missing or malformed, an image is unknown, out of range or listed
@@ -85,7 +85,7 @@ def _notes(file: Path, found: int, total: int, ratio: float, count: int) -> tupl
 
 
 def _entries(file: Path) -> list[str] | list[int]:
-    """Text or numbers, as they stand in the file."""
+    """The entries of the file: text or numbers."""
     try:
         if file.suffix.lower() == ".npy":
             return _array(file)
@@ -99,7 +99,7 @@ def _entries(file: Path) -> list[str] | list[int]:
     except ValueError as error:
         raise UserError(f"{file}: not valid JSON: {error}") from None
     if isinstance(content, dict):
-        content = content.get("ids")  # a split file: names hold even where an order has changed
+        content = content.get("ids")  # a split file: names stay valid when the order changes
     if isinstance(content, list):
         for kind in (str, int):
             if all(type(entry) is kind for entry in content):
@@ -141,7 +141,7 @@ def _positions(entries: list[str] | list[int], file: Path, images: ImageSet) -> 
                     'list: ["12", …] of ids, or [12, …] of positions'
                 )
             return ids
-        # Positions are seldom ids by chance: where most are, one that is not is a wrong id.
+        # Positions are seldom ids by chance: where most entries are ids, another one is a wrong id.
         if file.suffix.lower() == ".txt" and 2 * known <= len(listed):
             return _in_range(numbers, file, len(images))
     by_name: dict[str, list[int]] = {}
@@ -174,6 +174,6 @@ def _in_range(numbers: list[int], file: Path, total: int) -> list[int]:
 
 
 def _close(name: str, ids: tuple[str, ...]) -> str:
-    """The nearest id only: a list of valid ones would be the whole dataset."""
+    """A hint with the nearest id only: a list of valid ids would be the whole dataset."""
     close = difflib.get_close_matches(name, ids, n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else "; list ids, file names or positions"

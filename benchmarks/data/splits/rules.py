@@ -1,4 +1,4 @@
-"""Which training images are labelled: the published rule, a stratified one, or a user's list."""
+"""Which training images are labelled: by the published rule, a stratified one, or a user's list."""
 
 from __future__ import annotations
 
@@ -14,25 +14,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.data.dataset import Dataset
-from benchmarks.data.splits import lists as splitlists
+from benchmarks.data.splits import lists
 from methods.errors import UserError, nearest
 
-RULES = ("published", "stratified")
+SPLIT_RULES = ("published", "stratified")
 _KNOWN = Path(__file__).with_name("published_splits.json")
 _CANDIDATES = 2048
-"""Images that are weighed for one correction of a stratified split; more would not be better."""
+"""Candidates for one correction of a stratified split; more would not improve it."""
 _UNIT = 1 << 20
-"""Weights are integers of this many parts, so that sums are the same on every machine."""
+"""Denominator of the weights: integer sums are the same on every machine."""
 
 
 @dataclass(frozen=True, eq=False)
-class Drawn:
-    """A dataset's training images, divided.
+class Partition:
+    """A dataset's training images, divided into labelled and unlabelled ones.
 
     Attributes:
         labelled: (n_l,) int64 positions; a held-out part is taken from its end.
-        unlabelled: (n_u,) int64 the rest, in the order of `RandomState(seed).permutation(n_train)`
-            whatever the rule: one labelled subset and one seed give one run.
+        unlabelled: (n_u,) int64 positions of the others, in the order of
+            `RandomState(seed).permutation(n_train)` for every rule: one labelled subset and one seed give one
+            run.
         notes: remarks for the user.
     """
 
@@ -42,25 +43,25 @@ class Drawn:
 
 
 def check_rule(rule: str) -> None:
-    """Check the `split` of a dataset: a rule's name, or a file by its ending.
+    """Check that the `split` of a dataset is a rule's name or a file with a known ending.
 
     Raises:
         UserError: it is neither.
     """
-    if rule not in RULES and not splitlists.is_file(rule):
+    if rule not in SPLIT_RULES and not lists.is_file(rule):
         raise UserError(
-            f"no split {rule!r}{nearest(rule, RULES)}; a list of your own is a file that ends in "
-            f"{', '.join(splitlists.ENDINGS)}"
+            f"no split {rule!r}{nearest(rule, SPLIT_RULES)}; a list of your own is a file that ends in "
+            f"{', '.join(lists.ENDINGS)}"
         )
 
 
-def draw(dataset: Dataset, rule: str, ratio: float, seed: int) -> Drawn:
+def draw(dataset: Dataset, rule: str, ratio: float, seed: int) -> Partition:
     """Divide the training images of a dataset.
 
     Args:
         dataset: its images and labels.
         rule: "published" (`labelled_indices`), "stratified" (`stratified_indices`), or a user's
-            file (`splitlists.read`).
+            file (`lists.read`).
         ratio: labelled share p in (0, 1].
         seed: seed of the split, 0 to 2^32 - 1.
 
@@ -70,17 +71,17 @@ def draw(dataset: Dataset, rule: str, ratio: float, seed: int) -> Drawn:
     """
     check_rule(rule)
     if rule == "published":
-        return Drawn(*_as_known(*labelled_indices(len(dataset.train), ratio, seed), ratio, seed))
+        return Partition(*_as_known(*labelled_indices(len(dataset.train), ratio, seed), ratio, seed))
     if rule == "stratified":
-        return Drawn(*stratified_indices(dataset.train.labels, ratio, seed, dataset.classes))
+        return Partition(*stratified_indices(dataset.train.labels, ratio, seed, dataset.classes))
     count = labelled_count(len(dataset.train), ratio, seed)
-    labelled, notes = splitlists.read(rule, dataset.train, ratio, seed, count)
+    labelled, notes = lists.read(rule, dataset.train, ratio, seed, count)
     order = np.random.RandomState(seed).permutation(len(dataset.train)).astype(np.int64)
-    return Drawn(labelled, order[~np.isin(order, labelled)], notes)
+    return Partition(labelled, order[~np.isin(order, labelled)], notes)
 
 
 def labelled_count(n_train: int, ratio: float, seed: int) -> int:
-    """How many images are labelled: `int(ratio * n_train)`.
+    """Number of labelled images: `int(ratio * n_train)`.
 
     Raises:
         UserError: a ratio outside (0, 1], one that leaves no labelled image, or a bad seed.
@@ -125,28 +126,27 @@ def stratified_indices(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """A split in which every class has a labelled image and keeps its share.
 
-    Iterative stratification (Sechidis, Tsoumakas, Vlahavas, ECML-PKDD 2011) into two subsets:
-    the class with the fewest images left is divided first, so that rare classes are served before
-    frequent ones use their images up. Two things are added: a class is owed one labelled image at
-    least, and the number of labelled images is made exact by moving the images that bring the
-    shares closest. It looks at the labels of all training images, as the published protocol does
-    not: its numbers are no replacement for published ones. Subsets of larger ratios do not contain
-    those of smaller ones.
+    Iterative stratification (Sechidis, Tsoumakas, Vlahavas, ECML-PKDD 2011) into two subsets: the class with
+    the fewest images left is divided first, before frequent classes have used up its images. Two things are
+    added: each class gets at least one labelled image, and the number of labelled images is made exact by
+    moving the images that bring the shares closest. Unlike the published protocol it uses the labels of all
+    training images: its numbers are no replacement for published ones. Subsets of larger ratios do not
+    contain those of smaller ones.
 
     Args:
         labels: (N, K) uint8, 1 where the class is present.
         ratio: labelled share p in (0, 1].
         seed: 0 to 2^32 - 1.
-        classes: K names for the error; column numbers without them.
+        classes: K names for the error message; without them it has column numbers.
 
     Returns:
-        Labelled and unlabelled positions, int64. Labelled: `int(ratio * N)` in random order;
-        unlabelled: in the order of the published rule's permutation. A function of the arguments
-        alone: integer sums and the frozen `RandomState` stream, on any machine.
+        Labelled and unlabelled positions, int64. Labelled: `int(ratio * N)` in random order; unlabelled: in
+        the order of the published rule's permutation. They depend on the arguments only, on any machine:
+        sums of integers, and the frozen `RandomState` stream.
 
     Raises:
-        UserError: as `labelled_indices`; or so few labelled images that a greedy cover leaves
-            classes without one: they are named, with the smallest ratio that works.
+        UserError: as `labelled_indices`; or a greedy cover leaves classes without a labelled image, because
+            there are too few: the message names the classes and the smallest ratio that works.
     """
     total = len(labels)
     count = labelled_count(total, ratio, seed)
@@ -163,7 +163,7 @@ def stratified_indices(
             raise _too_small(missing, ratio, size, total, classes)
         draft.adjust()
     labelled = order[draft.taken]
-    # In a random order of its own: a held-out tail is then a random part of it.
+    # In a random order, so that a held-out tail is a random part of it.
     return labelled[random.permutation(count)], order[~draft.taken]
 
 
@@ -173,7 +173,7 @@ def split_digest(labelled: NDArray[np.int64]) -> str:
 
 
 def absent_classes(dataset: Dataset, labelled: NDArray[np.int64]) -> tuple[str, ...]:
-    """The classes, in their order, that no image at these training positions shows."""
+    """The classes, in their order, that no image at these training positions has."""
     found = dataset.train.labels[labelled].sum(axis=0, dtype=np.int64)
     return tuple(name for name, seen in zip(dataset.classes, found, strict=True) if not seen)
 
@@ -195,7 +195,11 @@ def _known() -> dict[tuple[int, float, int], str]:
 def _as_known(
     labelled: NDArray[np.int64], unlabelled: NDArray[np.int64], ratio: float, seed: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The same, unless it is on record and differs: NumPy's stream is only promised to stay."""
+    """The arguments, checked against the published digest: NumPy promises the stream, but could break it.
+
+    Raises:
+        UserError: the subset is on record and differs.
+    """
     expected = known_digest(len(labelled) + len(unlabelled), ratio, seed)
     if expected is not None and split_digest(labelled) != expected:
         raise UserError(
@@ -206,7 +210,7 @@ def _as_known(
 
 
 class _Draft:
-    """A stratified split in the making.
+    """A stratified split under construction.
 
     Args:
         rows: (N, K) uint8 labels in random order; ties go to the first.
@@ -214,13 +218,13 @@ class _Draft:
 
     Attributes:
         taken: (N,) bool, the labelled images.
-        have: (K,) int64, how many of them show each class.
-        target: (K,) how many should.
+        have: (K,) int64, number of labelled images of each class.
+        target: (K,) float64, number wanted.
     """
 
     def __init__(self, rows: NDArray[np.uint8], count: int) -> None:
         self.rows, self.count = rows, count
-        self.columns = np.asfortranarray(rows)  # a class at a time is what is read most
+        self.columns = np.asfortranarray(rows)  # most reads take one class
         self.totals = rows.sum(axis=0, dtype=np.int64)
         self.present = self.totals > 0
         self.target = np.where(self.present, np.maximum(self.totals * count / len(rows), 1.0), 0.0)
@@ -232,7 +236,7 @@ class _Draft:
         self.have = np.zeros(self.rows.shape[1], dtype=np.int64)
 
     def stratify(self) -> None:
-        """Divide class after class, the one with the fewest undivided images first."""
+        """Divide one class after another, always the one with the fewest undivided images."""
         undivided = np.ones(len(self.rows), dtype=bool)
         left = self.totals.copy()
         while left.any():
@@ -246,10 +250,10 @@ class _Draft:
         self._take(bare[: len(bare) * self.count // len(self.rows)])
 
     def cover(self) -> NDArray[np.int64]:
-        """Label the image that shows most classes without one, until there are none.
+        """Label the image with the most uncovered classes until every class has a labelled image.
 
         Returns:
-            The classes that were without a labelled image when `count` was reached.
+            The classes that had no labelled image when `count` was reached.
         """
         missing = self.present & (self.have == 0)
         gain = self.columns[:, missing].sum(axis=1, dtype=np.int64)
@@ -267,8 +271,8 @@ class _Draft:
     def adjust(self) -> bool:
         """Label or drop images until there are `count`; False when no more can be dropped.
 
-        Each time the one that brings the classes closest to their targets, in squares relative to
-        the target; never a class's only one.
+        Each step takes the image that brings the classes closest to their targets, by squared deviation
+        relative to the target. A class's only labelled image is never dropped.
         """
         while (missing := self.count - int(self.taken.sum())) != 0:
             sign = 1 if missing > 0 else -1
@@ -298,14 +302,14 @@ def _too_small(
     shown = ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
     return UserError(
         f"ratio {ratio:g} of {total} training images leaves no labelled image of {shown}; a "
-        f"stratified split needs a ratio of at least {_ratio_for(size, total)!r} ({size} images)"
+        f"stratified split needs a ratio of at least {smallest_ratio(size, total)!r} ({size} images)"
     )
 
 
-def _ratio_for(size: int, total: int) -> float:
-    """The smallest short number p with `int(p * total) >= size`."""
+def smallest_ratio(size: int, total: int) -> float:
+    """The smallest ratio p of few digits with `int(p * total) >= size`, for messages."""
     unit = 10 ** max(2, math.ceil(math.log10(total)))
     parts = math.ceil(size * unit / total)
-    while int(parts / unit * total) < size:  # the product may fall short by a rounding
+    while int(parts / unit * total) < size:  # rounding can make the product too small
         parts += 1
     return min(parts / unit, 1.0)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.data.readers.csv_table import find_files, read
+from benchmarks.data.readers.csv_table import find_files, read_files
 from benchmarks.data.registry import DatasetSpec, open_dataset
 from methods.errors import UserError
 
@@ -37,7 +37,7 @@ def write(folder, text, name="labels.csv"):
 def read_one(folder, text=None, **options):
     if text is not None:
         write(folder, text)
-    return read((folder / "labels.csv", None), **options)
+    return read_files((folder / "labels.csv", None), **options)
 
 
 def found(contents):
@@ -138,13 +138,13 @@ def test_what_the_csv_module_writes_is_read_back(folder):
 def test_two_files(folder):
     write(folder, "path,labels\nb/1.jpg,dog;cat\na/2.jpg,cat\n", "train.csv")
     write(folder, "path,cat,dog\na/4.jpg,0,1\n", "test.csv")  # the other form, another order
-    contents = read((folder / "train.csv", folder / "test.csv"))
+    contents = read_files((folder / "train.csv", folder / "test.csv"))
     assert found(contents) == EXPECTED
     write(folder, "path,labels,split\na/4.jpg,dog,test\n", "test.csv")
-    assert found(read((folder / "train.csv", folder / "test.csv"))) == EXPECTED
+    assert found(read_files((folder / "train.csv", folder / "test.csv"))) == EXPECTED
     write(folder, "path,labels,split\na/4.jpg,dog,train\n", "test.csv")
     with pytest.raises(UserError, match=r"test.csv:2: split is 'train' in the file of the test"):
-        read((folder / "train.csv", folder / "test.csv"))
+        read_files((folder / "train.csv", folder / "test.csv"))
 
 
 def test_paths_are_relative_to_their_file_or_to_the_folder_of_images(folder):
@@ -153,11 +153,11 @@ def test_paths_are_relative_to_their_file_or_to_the_folder_of_images(folder):
         (folder / split / "same.jpg").touch()
         write(folder, "path,labels\nsame.jpg,cat\n", f"{split}/{split}.csv")
     files = (folder / "one" / "one.csv", folder / "two" / "two.csv")
-    _, train, test = read(files)
+    _, train, test = read_files(files)
     assert (train.paths[0], test.paths[0]) == tuple(file.parent / "same.jpg" for file in files)
     write(folder, "path,labels,split\n1.jpg,cat,train\n4.jpg,cat,test\n", "lists/labels.csv")
     (folder / "a" / "1.jpg").touch()
-    _, train, test = read((folder / "lists" / "labels.csv", None), [folder / "a"])
+    _, train, test = read_files((folder / "lists" / "labels.csv", None), [folder / "a"])
     assert train.paths == (folder / "a" / "1.jpg",)
     assert train.ids == ("1.jpg",)
 
@@ -263,7 +263,7 @@ def test_an_image_listed_in_both_files_is_named_with_both_lines(folder):
     write(folder, "path,labels\nb/1.jpg,cat\na/2.jpg,cat\n", "train.csv")
     write(folder, "path,labels\na/4.jpg,cat\na/2.jpg,cat\n", "test.csv")
     with pytest.raises(UserError, match=r"test.csv:3: 'a/2.jpg' is also in .*train.csv:3$"):
-        read((folder / "train.csv", folder / "test.csv"))
+        read_files((folder / "train.csv", folder / "test.csv"))
 
 
 def test_a_column_of_one_file_only_is_named(folder):
@@ -271,17 +271,17 @@ def test_a_column_of_one_file_only_is_named(folder):
     write(folder, "path,cat,dgo\na/4.jpg,1,0\n", "test.csv")
     files = (folder / "train.csv", folder / "test.csv")
     with pytest.raises(UserError, match=r"test.csv:1: class 'dgo' has no column in train.csv; did"):
-        read(files)
+        read_files(files)
     write(folder, "path,cat\na/4.jpg,1\n", "test.csv")
     with pytest.raises(UserError, match=r"test.csv:1: class 'dog' has no column"):
-        read(files)
+        read_files(files)
     write(folder, "path,labels\na/4.jpg,dgo\n", "test.csv")
     with pytest.raises(UserError, match=r"test.csv:2: class 'dgo' has no column in train.csv"):
-        read(files)
+        read_files(files)
     write(folder, "path,labels\nb/1.jpg,cat\n", "train.csv")
     write(folder, "path,cat,dog\na/4.jpg,1,0\n", "test.csv")
     with pytest.raises(UserError, match=r"test.csv:1: class 'dog' is a class of no training image"):
-        read(files)
+        read_files(files)
 
 
 # -- which files -------------------------------------------------------------------------------

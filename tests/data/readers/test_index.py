@@ -163,13 +163,13 @@ def test_no_damage_changes_what_is_read(read):
 def test_an_index_of_the_right_file_with_wrong_shapes_is_parsed_again(read, file):
     read()
     (stored,) = read.folder.iterdir()
-    state = index._state(file, "r-1")
+    state = index.state_of(file, "r-1")
     for wrong in (
         dataclasses.replace(CONTENT, ids=("1", "2")),
         dataclasses.replace(CONTENT, labels=CONTENT.labels[:2]),
         dataclasses.replace(CONTENT, classes=tuple("abcdefghij")),
     ):
-        stored.write_bytes(index._packed(wrong, state))
+        stored.write_bytes(index.pack(wrong, state))
         assert same(read(), CONTENT)
 
 

@@ -24,7 +24,7 @@ def record(
 ) -> SplitRecord:
     spec = DatasetSpec("voc2007", alias="toy", allow_counts=True, split=rule, **fields)
     labelled = draw(dataset, rule, ratio, seed).labelled
-    return SplitRecord.of(dataset, spec, ratio, seed, labelled)
+    return SplitRecord.of(dataset, spec.table(), rule, ratio, seed, labelled)
 
 
 def change(path: Path, **values) -> None:
@@ -70,7 +70,7 @@ def test_a_file_is_read_back_whole(tmp_path):
         if field.name == "reader":  # JSON has lists where it has tuples
             before = {**before, "classes": list(before["classes"])}
         assert np.array_equal(before, after), field.name
-    assert found.spec == DatasetSpec(
+    assert DatasetSpec.from_table(found.reader, found.rule) == DatasetSpec(
         "voc2007",
         alias="toy",
         allow_counts=True,
@@ -160,7 +160,7 @@ def test_a_damaged_file_is_one_clear_line(tmp_path, values, message):
     assert str(caught.value).startswith(f"split file {path}: ")
     with pytest.raises(UserError, match=message + r".*; remove it, and the split is written anew"):
         keep(tmp_path, wanted)
-    assert Verifier(lambda spec: TOY).check(path).problem in str(caught.value)
+    assert Verifier(toy).check(path).problem in str(caught.value)
 
 
 def test_files_that_are_no_json_are_one_clear_line(tmp_path):
@@ -181,11 +181,16 @@ def test_a_folder_that_cannot_be_written_to_gives_the_reason(tmp_path):
 # -- verify ------------------------------------------------------------------------------------
 
 
-def absent(spec: DatasetSpec) -> Dataset:
+def absent(record: SplitRecord) -> Dataset:
     raise UserError("dataset 'voc2007' is not in /x; get it with: curl")
 
 
-def check(folder: Path, wanted: SplitRecord, opener=lambda spec: TOY, **values) -> Finding:
+def toy(record: SplitRecord) -> Dataset:
+    DatasetSpec.from_table(record.reader, record.rule)
+    return TOY
+
+
+def check(folder: Path, wanted: SplitRecord, opener=toy, **values) -> Finding:
     keep(folder, wanted)
     path = wanted.path(folder)
     change(path, **values)
@@ -204,7 +209,7 @@ def test_a_published_split_is_recognised(tmp_path):
     finding = check(tmp_path, record(ratio=0.05, dataset=voc), absent)
     assert "285 of 5,717, equal to the published split; names not compared: data" in finding.text
     assert finding.problem == ""
-    further = check(tmp_path, record(ratio=0.05, seed=2, dataset=voc), lambda spec: voc)
+    further = check(tmp_path, record(ratio=0.05, seed=2, dataset=voc), lambda record: voc)
     assert further == Finding(further.path, "toy, published, ratio 0.05, seed 2: 285 of 5,717")
     one_off = record(ratio=0.05, dataset=voc).labelled.tolist()
     one_off[0] = next(k for k in range(5717) if k not in one_off)
@@ -234,7 +239,7 @@ def test_what_differs_is_named(tmp_path):
     finding = check(tmp_path, record(), ids=ids)
     assert "labelled image 3 is called 'somebody'" in finding.problem
     other = dataset_of(long_tailed(301, 8, 1))
-    finding = check(tmp_path / "b", record(), lambda spec: other)
+    finding = check(tmp_path / "b", record(), lambda record: other)
     assert f"made for another dataset (digest {TOY.digest[:12]})" in finding.problem
     assert "301 training images" in finding.problem
     keep(tmp_path / "c", record())
@@ -254,14 +259,14 @@ def test_a_file_under_the_name_of_another_is_found(tmp_path):
     path.rename(moved)
     assert "should be called published-p0.1-seed1.json" in Verifier(absent).check(moved).problem
     sent = moved.rename(path.with_name("from a colleague.json"))
-    assert Verifier(lambda spec: TOY).check(sent).problem == ""
+    assert Verifier(toy).check(sent).problem == ""
 
 
 def test_a_dataset_is_opened_once_and_as_it_was(tmp_path):
     opened = []
 
-    def opener(spec: DatasetSpec) -> Dataset:
-        opened.append(spec)
+    def opener(record: SplitRecord) -> Dataset:
+        opened.append(DatasetSpec.from_table(record.reader, record.rule))
         return TOY
 
     verifier = Verifier(opener)
@@ -288,9 +293,9 @@ def test_images_that_were_left_out_are_left_out_again(tmp_path):
     smaller = whole.without(("image3", "image250"), split="train").without(["t2"], split="test")
     spec = DatasetSpec("voc2007", alias="toy", skip_bad=True, split="stratified")
     labelled = draw(smaller, "stratified", 0.1, 1).labelled
-    wanted = SplitRecord.of(smaller, spec, 0.1, 1, labelled, whole)
+    wanted = SplitRecord.of(smaller, spec.table(), "stratified", 0.1, 1, labelled, whole)
     assert wanted.skipped == {"train": ("image3", "image250"), "test": ("t2",)}
     assert wanted.n_train == 298
-    assert check(tmp_path, wanted, lambda spec: whole).problem == ""
-    finding = check(tmp_path, wanted, lambda spec: whole, skipped={})
+    assert check(tmp_path, wanted, lambda record: whole).problem == ""
+    finding = check(tmp_path, wanted, lambda record: whole, skipped={})
     assert "made for another dataset" in finding.problem

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from benchmarks.data.dataset import Dataset, ImageSet
-from benchmarks.data.splits import rules as splits
+from benchmarks.data.splits import rules
 from benchmarks.data.splits.rules import (
     absent_classes,
     check_rule,
@@ -101,7 +101,7 @@ def test_the_permutation_is_the_one_that_a_twister_without_numpy_gives():
 
 
 def test_the_recorded_hashes_are_those_of_the_published_rule():
-    content = json.loads(Path(splits.__file__).with_name("published_splits.json").read_text())
+    content = json.loads(Path(rules.__file__).with_name("published_splits.json").read_text())
     listed = {(e["dataset"], e["n_train"], e["ratio"], e["seed"]): e for e in content["splits"]}
     assert len(listed) == len(content["splits"]) == 16
     for name, (n, sizes) in PUBLISHED.items():
@@ -263,7 +263,7 @@ def test_many_absent_classes_are_counted():
 
 @pytest.mark.parametrize(("size", "total"), [(1, 1), (1, 3), (29, 100), (7, 150), (999, 1000)])
 def test_the_ratio_that_is_named_gives_enough_images(size, total):
-    ratio = splits._ratio_for(size, total)
+    ratio = rules.smallest_ratio(size, total)
     assert size <= int(ratio * total) <= size + 1
     assert len(repr(ratio)) <= 2 + max(2, math.ceil(math.log10(total)))
 
