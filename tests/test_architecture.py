@@ -15,8 +15,6 @@ from tests.architecture import PACKAGES, Tree
 ROOT = Path(__file__).resolve().parent.parent
 
 KNOWN: dict[str, str] = {
-    "circle benchmarks.data.readers.base, benchmarks.data.registry": "readers take options, no DatasetSpec",
-    "folder circle benchmarks.data.readers, benchmarks.data.registry, benchmarks.data.splits": "as above",
     "long benchmarks/data/glyphscenes/pretrain_clip.py": "to be taken apart",
     "long benchmarks/launch/execution.py": "building a trainer moves to training/build.py",
     "long benchmarks/training/trainer.py": "batches, selection and checkpoints move out",
