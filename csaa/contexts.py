@@ -54,6 +54,18 @@ def co_occurrence_affinity(
     return (conditional + conditional.T) / 2
 
 
+def check_num_contexts(num_contexts: int, num_labels: int) -> None:
+    """Check the number of contexts M against the number of labels K.
+
+    Raises:
+        UserError: M is outside 2..K.
+    """
+    if not 2 <= num_contexts <= num_labels:
+        raise UserError(
+            f"num_contexts is {num_contexts}; with {num_labels} labels it must lie between 2 and {num_labels}"
+        )
+
+
 def label_contexts(
     labels: NDArray[np.generic] | Tensor,
     num_contexts: int,
@@ -79,10 +91,7 @@ def label_contexts(
         UserError: M is outside 2..K.
     """
     count = labels.shape[1]
-    if not 2 <= num_contexts <= count:
-        raise UserError(
-            f"num_contexts is {num_contexts}; with {count} labels it must lie between 2 and {count}"
-        )
+    check_num_contexts(num_contexts, count)
     graph = co_occurrence_affinity(labels, affinity) + FLOOR
     if num_contexts == count:
         return np.arange(count)

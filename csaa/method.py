@@ -26,9 +26,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from csaa.contexts import Affinity, context_targets, label_contexts
+from csaa.contexts import Affinity, check_num_contexts, context_targets, label_contexts
 from csaa.model import AlignmentClassifier, AlignmentSpec, Features, Reading
 from methods.backbones.clip import VisionLanguageModel
+from methods.backbones.spec import BackboneSpec
 from methods.base import Batch, Pool, PseudoLabels, StepMethod, StepOutput, Task, at_least_fp32
 from methods.errors import UserError
 from methods.losses import asymmetric_loss, binary_cross_entropy
@@ -100,6 +101,12 @@ class CSAAHyper(OptimizerHyper, AsymmetricHyper):
     def __post_init__(self) -> None:
         OptimizerHyper.__post_init__(self)
         AsymmetricHyper.__post_init__(self)
+        if self.freeze_visual and self.context_weight and self.context_feature == "global":
+            raise UserError(
+                "csaa: with freeze_visual the context head cannot reach the classifier "
+                "through the global feature; set context_feature = 'label-specific' or "
+                "context_weight = 0"
+            )
 
     def alignment(self) -> AlignmentSpec:
         """Return the part that says how the classifier is built."""
@@ -126,12 +133,6 @@ class CSAA(StepMethod):
         super().__init__(backbone, task, hyper)
         classes = len(task.classes)
         if hyper.freeze_visual:
-            if hyper.context_weight and hyper.context_feature == "global":
-                raise UserError(
-                    "csaa: with freeze_visual the context head cannot reach the classifier "
-                    "through the global feature; set context_feature = 'label-specific' or "
-                    "context_weight = 0"
-                )
             backbone.requires_grad_(False)
         self.classifier = AlignmentClassifier(backbone, task.prompts, hyper.alignment(), task.seed)
         self.register_buffer("frequencies", task.labels.mean(dim=0))
@@ -259,6 +260,12 @@ class CSAA(StepMethod):
     def predict(self, images: Tensor) -> Tensor:
         """(B, K) float32 logits."""
         return self.classifier(images)[0]
+
+    @classmethod
+    def check_task(cls, hyper: CSAAHyper, num_classes: int, backbone: BackboneSpec) -> None:
+        """Contexts are a partition of the labels into at least 2 parts."""
+        if hyper.context_weight:
+            check_num_contexts(hyper.num_contexts, num_classes)
 
     @classmethod
     def warmup_hyper(cls, hyper: CSAAHyper) -> CSAAHyper:

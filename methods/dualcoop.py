@@ -31,7 +31,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from methods.backbones.clip import VisionLanguageModel
+from methods.backbones.clip import VisionLanguageModel, has_attention_pool
+from methods.backbones.spec import BackboneSpec
 from methods.base import (
     Batch,
     StepMethod,
@@ -122,6 +123,15 @@ class DualCoOp(StepMethod):
             )
             for place, words in enumerate((hyper.positive_words, hyper.negative_words))
         )
+
+    @classmethod
+    def check_task(cls, hyper: DualCoOpHyper, num_classes: int, backbone: BackboneSpec) -> None:
+        """Only an attention pool has what ``locations = "code"`` adds."""
+        if hyper.locations == "code" and not has_attention_pool(backbone):
+            raise UserError(
+                f"dualcoop.locations = 'code' needs an attention-pool tower (RN50, RN101, glyphclip), "
+                f"{backbone.name} has none; use 'plain'"
+            )
 
     def param_groups(self) -> list[dict[str, Any]]:
         """The two contexts."""

@@ -240,6 +240,23 @@ def load_open_clip(spec: BackboneSpec, resolution: int) -> VisionLanguageModel:
     )
 
 
+def has_attention_pool(spec: BackboneSpec) -> bool:
+    """Whether the image tower is a ResNet with an attention pool, from the model's configuration.
+
+    Raises:
+        UserError: unknown model.
+    """
+    if spec.name == "glyphclip":
+        return True
+    config = open_clip.get_model_config(spec.model)
+    if config is None:
+        raise UserError(
+            f"unknown open_clip model {spec.model!r}{nearest(spec.model, open_clip.list_models())}"
+        )
+    # A number of layers means a transformer, a list the blocks of each stage; timm towers have neither.
+    return isinstance(config["vision_cfg"].get("layers"), list | tuple)
+
+
 def tag_file(spec: BackboneSpec) -> Path:
     """Return the local file of a pretrained tag; open_clip downloads it if it is missing.
 

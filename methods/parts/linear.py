@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from methods.backbones.base import Backbone
+from methods.backbones.spec import BackboneSpec
 from methods.base import StepMethod, Task, trainable
 from methods.errors import UserError, check_choice, check_range
 from methods.losses import asymmetric_loss, binary_cross_entropy
@@ -110,6 +111,12 @@ class LinearMethod(StepMethod):
         if not hyper.lr_backbone:
             backbone.requires_grad_(False)
         self.classifier = HEADS[hyper.head](backbone, task, hyper.init, hyper.scale)
+
+    @classmethod
+    def check_task(cls, hyper: LinearHyper, num_classes: int, backbone: BackboneSpec) -> None:
+        """``init = "text"`` needs a text tower."""
+        if hyper.init == "text" and not backbone.is_vlm:
+            raise UserError(f"init = 'text' needs a text tower, {backbone.name} has none; use 'random'")
 
     def param_groups(self) -> list[dict[str, Any]]:
         """Backbone and head at their own learning rates."""
