@@ -37,7 +37,7 @@ def test_slurm_is_hidden_and_its_neighbours_are_not(tmp_path):
     names = "srun sbatch scontrol sacctmgr slurmctld munged squeue"
     seen = hidden(f"for name in {names}; do command -v $name; done", first, second)
     assert seen.stdout == ""
-    seen = hidden("'sort of'; slow; sbatchless; command -v ls sort", first, second)
+    seen = hidden("'sort of'; slow; sbatchless; command -v ls; command -v sort", first, second)
     assert seen.stdout.splitlines()[:3] == ["this is sort of", "this is slow", "this is sbatchless"]
     assert len(seen.stdout.splitlines()) == 5
 
