@@ -4,6 +4,9 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 READY_ALL := $(VENV)/.installed-all
+# Each file's tests stay in one process, where they share what they have made; tests/conftest.py puts the
+# files that take longest first, so that no process ends with one of them alone.
+PARALLEL ?= -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-slurm test-all lint format clean help
 
@@ -28,7 +31,7 @@ demo: $(READY)
 	$(BIN)/python benchmarks/run.py --grid demo
 
 test: $(READY_ALL)
-	$(BIN)/python -m pytest -m "not slow and not slurm"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not slurm"
 
 # Clusters without accounting exist: everything has to work there too.
 test-slurm: $(READY_ALL)

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -234,8 +235,20 @@ def test_status_of_many_runs_is_fast(store: RunStore) -> None:
         (run / "spec.json").write_bytes(b"{}")
         if i % 4:
             (run / "result.json").write_bytes(b"{}")
-    start = time.perf_counter()
+    looks: list[str] = []
+    listening = True
+
+    # What is slow on a network's file system is asking it: that is counted, whatever else this machine does.
+    def note(event: str, values: tuple[Any, ...]) -> None:
+        if listening and values and str(store.root) in str(values[0]):
+            looks.append(event)
+
+    sys.addaudithook(note)
+    start = time.process_time()
     kinds = [store.state(found).kind for found in store.scan()]
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
+    listening = False
     assert kinds.count("done") == 1_500
-    assert seconds < 0.4 * 2  # 10,000 in 2 s; twice that on a busy machine
+    assert looks.count("os.scandir") <= 2_000 + 20  # once a run, and its folders above
+    assert looks.count("open") <= 500 + 20  # the lease of a run without a result
+    assert seconds < 3.0  # 10,000 in 2 s; here a fifth of them, on a busy machine
