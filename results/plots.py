@@ -3,6 +3,9 @@
 Colours start with the Okabe-Ito set and every method has its own marker as well, so the figures
 survive colour blindness and grey print. A method has the same colour and marker in all figures of a
 call. Files carry no dates: the same numbers give the same bytes with the same Matplotlib.
+
+A figure is drawn again only if something that it is made of has changed; `figures.json` beside the
+figures holds, by file name, the SHA-256 of what each was made of and of the file itself.
 """
 
 from __future__ import annotations
@@ -15,8 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from results.drawn import Drawn
 from results.errors import StoreError, nearest
-from results.files import atomic_write_bytes
 from results.frames import METRICS, QUALITY, RULES, collect, collect_classes, collect_epochs
 from results.store import RunStore
 from results.tables import RULE_TEXT
@@ -83,16 +86,21 @@ def write_plots(
     directory.mkdir(parents=True, exist_ok=True)
     style = method_styles(list(dict.fromkeys(str(item["label"]) for item in wanted)))
     written: list[Path] = []
+    drawn = Drawn(directory)
 
-    def save(stem: str, draw: Callable[[], Figure]) -> None:
+    def save(stem: str, draw: Callable[[], Figure], frame: pd.DataFrame, *texts: str) -> None:
+        inputs = drawn.inputs(stem, style, frame, *texts)
         for name in formats:
             path = directory / f"{stem}.{name}"
-            atomic_write_bytes(path, _rendered(draw, name))
+            if not drawn.holds(path, inputs):
+                drawn.write(path, inputs, _rendered(draw, name))
             written.append(path)
 
     runs = collect(store, wanted)
     if runs[f"{rule}/{metric}"].notna().any():
-        save(f"{metric}-vs-ratio", lambda: ratio_figure(runs, rule, metric, style))
+        draw = partial(ratio_figure, runs, rule, metric, style)
+        columns = ["dataset", "ratio", "seed", "label", f"{rule}/{metric}"]
+        save(f"{metric}-vs-ratio", draw, runs[columns], rule)
     for kind, frame, figure in (
         ("classes", collect_classes(store, wanted, rule), classes_figure),
         ("pseudo-labels", collect_epochs(store, wanted), quality_figure),
@@ -103,7 +111,8 @@ def write_plots(
             if kind == "classes":
                 title += f"; selection rule: {rule}"
             stem = f"{kind}-{re.sub(r'[^A-Za-z0-9._+-]', '_', str(dataset))}-{float(ratio):g}"
-            save(stem, partial(figure, part, style, title))
+            save(stem, partial(figure, part, style, title), part, title)
+    drawn.save()
     return written
 
 

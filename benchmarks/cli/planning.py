@@ -1,4 +1,4 @@
-"""From the command line's grid to its plan."""
+"""From the command line's grid to its plan, remembered where nothing has changed."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from benchmarks.cli.options import load_grid, workspace
+from benchmarks.plan import remembered
 from benchmarks.plan.summary import PlanSummary
 from benchmarks.progress import Progress
 
@@ -21,7 +22,7 @@ Counter = Callable[[str], Callable[[int, int], None]]
 def resolved(
     args: argparse.Namespace, counter: Counter, announce: Callable[[str], None] = lambda line: None
 ) -> tuple[Grid, list[Job], PlanSummary]:
-    """The grid, its jobs and their summary; datasets are opened and prepared.
+    """The grid, its jobs and their summary; datasets are opened and prepared, the plan is remembered.
 
     Args:
         args: the command line.
@@ -31,14 +32,31 @@ def resolved(
     Raises:
         UserError: a wrong grid file, absent data or weights.
     """
-    from benchmarks.plan.jobs import remarks, resolve
-
-    grid, place = load_grid(args), workspace(args)
+    place = workspace(args)
     workers = args.workers or min(os.cpu_count() or 1, 8)
-    jobs = resolve(grid, place, progress=counter, workers=workers, announce=announce)
-    return grid, jobs, PlanSummary.of(grid.name, jobs, place, remarks(jobs))
+
+    def resolve(announce: Callable[[str], None]) -> tuple[Grid, list[Job]]:
+        from benchmarks.plan import jobs
+
+        grid = load_grid(args)
+        return grid, jobs.resolve(grid, place, progress=counter, workers=workers, announce=announce)
+
+    return remembered.resolved(_question(args), place, resolve, announce)
+
+
+def recalled(args: argparse.Namespace) -> PlanSummary | None:
+    """The summary of the remembered plan; None where it has to be resolved."""
+    return remembered.recall(_question(args), workspace(args))
 
 
 def summary(args: argparse.Namespace) -> PlanSummary:
-    """The summary of the plan alone."""
-    return resolved(args, Progress().counter)[2]
+    """The summary of the plan, which is resolved only if something has changed.
+
+    Raises:
+        UserError: see `resolved`.
+    """
+    return recalled(args) or resolved(args, Progress().counter)[2]
+
+
+def _question(args: argparse.Namespace) -> remembered.Question:
+    return remembered.Question(args.grid, args.ratios, args.seeds, args.methods, args.strategy)

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.arguments import positive
-from benchmarks.cli import options, slurm
-from benchmarks.cli.planning import resolved
+from benchmarks.cli import options, planning, slurm
 from benchmarks.plan.summary import PlanSummary
 from benchmarks.progress import Progress, silent
 from benchmarks.workspace import Workspace
@@ -122,10 +121,14 @@ def run(args: argparse.Namespace) -> int:
     if int(os.environ.get("WORLD_SIZE") or 1) > 1:
         return _run_in_group(args)
     progress, workspace = Progress(), options.workspace(args)
-    grid, jobs, summary = resolved(args, progress.counter, progress.line)
+    remembered = planning.recalled(args)
+    if remembered is not None and (args.dry_run or not _missing(args, remembered, workspace)):
+        for notice in remembered.notices:
+            progress.line(notice)
+        return _dry_run(remembered, workspace) if args.dry_run else _finish(args, remembered, workspace)
+    grid, jobs, summary = planning.resolved(args, progress.counter, progress.line)
     if args.dry_run:
-        print(summary.overview(workspace))
-        return 0
+        return _dry_run(summary, workspace)
     only = _missing(args, summary, workspace)
     missing = [job for job in jobs if job.spec.run_id in only]
     if missing:
@@ -141,6 +144,11 @@ def run(args: argparse.Namespace) -> int:
     return _finish(args, summary, workspace)
 
 
+def _dry_run(summary: PlanSummary, workspace: Workspace) -> int:
+    print(summary.overview(workspace))
+    return 0
+
+
 def _missing(args: argparse.Namespace, summary: PlanSummary, workspace: Workspace) -> set[str]:
     """Identities of the runs to execute: those not done; with `retry`, those begun without an end."""
     found = summary.states(workspace)
@@ -154,7 +162,7 @@ def _missing(args: argparse.Namespace, summary: PlanSummary, workspace: Workspac
 def _run_on_cluster(args: argparse.Namespace) -> int:
     progress, workspace = Progress(), options.workspace(args)
     asked = slurm.ready(args, options.load_grid(args), workspace, progress.line)
-    grid, jobs, summary = resolved(args, progress.counter, progress.line)
+    grid, jobs, summary = planning.resolved(args, progress.counter, progress.line)
     only = _missing(args, summary, workspace)
     if slurm.execute(args, grid, jobs, only, asked, workspace, progress.line):
         return _finish(args, summary, workspace)
@@ -176,8 +184,8 @@ def _run_in_group(args: argparse.Namespace) -> int:
     from benchmarks.plan.jobs import process_kinds
 
     main = os.environ.get("RANK", "0") == "0"
-    grid, jobs, summary = resolved(args, Progress().counter if main else silent)
     workspace = options.workspace(args)
+    grid, jobs, summary = planning.resolved(args, Progress().counter if main else silent)
     if args.dry_run:
         raise UserError("--dry-run shows a plan: call it without torchrun")
     kinds = process_kinds(jobs)
@@ -219,11 +227,11 @@ def plan(args: argparse.Namespace) -> int:
     progress, workspace = Progress(), options.workspace(args)
     if args.launcher == "slurm":
         asked = slurm.ready(args, options.load_grid(args), workspace, progress.line)
-        grid, jobs, _ = resolved(args, progress.counter)
+        grid, jobs, _ = planning.resolved(args, progress.counter)
         print(slurm.plan(args, grid, jobs, asked, workspace, progress.line))
         return 0
     slurm.check_local(args)
-    _, _, summary = resolved(args, progress.counter)
+    summary = planning.summary(args)
     print(summary.overview(workspace))
     for remark in summary.remarks:
         print(remark)

@@ -5,6 +5,7 @@ Towers are imported inside the functions that build them: hashing and planning m
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from methods.backbones.digests import file_digest
@@ -41,10 +42,18 @@ def weights_digest(spec: BackboneSpec) -> str:
     Raises:
         UserError: the file is absent, or a tag cannot be fetched.
     """
-    if spec.file is not None:
-        return file_digest(spec.file)
-    if spec.weights:
-        from methods.backbones.clip import tag_file
+    file = weights_file(spec)
+    return RANDOM_WEIGHTS if file is None else file_digest(file)
 
-        return file_digest(tag_file(spec))
-    return RANDOM_WEIGHTS
+
+def weights_file(spec: BackboneSpec) -> Path | None:
+    """Return the file of the weights, fetched first where a tag names it; None for random weights.
+
+    Raises:
+        UserError: a tag cannot be fetched.
+    """
+    if spec.file is not None or not spec.weights:
+        return spec.file
+    from methods.backbones.clip import tag_file
+
+    return tag_file(spec)
