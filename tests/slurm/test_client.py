@@ -107,7 +107,7 @@ def test_a_command_that_hangs(fakes, monkeypatch):
     start = time.monotonic()
     with pytest.raises(SlurmError, match=r"did not answer within 0\.3 s"):
         client.queue(["a"])
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 15  # not the 20 s that the command takes
 
 
 def test_a_refusal_names_the_field(fakes):

@@ -26,10 +26,10 @@ def on(number, frame):
 signal.signal(signal.SIGUSR2, on)
 signal.signal(signal.SIGTERM, on)
 print("started", file=note, flush=True)
-end = time.monotonic() + 8
-while not got and time.monotonic() < end:
+end = time.monotonic() + 60
+# "Saving" lasts until the test has sent all of its signals: a second one would be seen.
+while not (got and os.path.exists({note!r} + ".sent")) and time.monotonic() < end:
     time.sleep(0.02)
-time.sleep(0.4)  # "saving": a second signal would be seen
 sys.exit(75 if got else 0)
 """
 
@@ -60,16 +60,22 @@ def lines(note: Path) -> list[str]:
     return note.read_text().splitlines() if note.exists() else []
 
 
+def wait_until(note: Path, line: str) -> None:
+    """Until the command has noted a line."""
+    end = time.monotonic() + 60
+    while line not in lines(note) and time.monotonic() < end:
+        time.sleep(0.02)
+
+
 def send(note: Path, *numbers: signal.Signals) -> threading.Thread:
     """Signal this process, which is the task, as soon as the command has started."""
 
     def work() -> None:
-        end = time.monotonic() + 8
-        while "started" not in lines(note) and time.monotonic() < end:
-            time.sleep(0.02)
+        wait_until(note, "started")
         for number in numbers:
             os.kill(os.getpid(), number)
-            time.sleep(0.15)
+            wait_until(note, numbers[0].name)  # each comes after the first was passed on
+        note.with_name(f"{note.name}.sent").touch()
 
     thread = threading.Thread(target=work)
     thread.start()

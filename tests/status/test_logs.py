@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import threading
-import time
 
 import pytest
 
@@ -45,21 +44,19 @@ def test_logs_of_a_run(folder, capsys):
     assert "did you mean 'csaa'?" in capsys.readouterr().err
 
 
-def test_following_prints_what_is_added_until_the_end(tmp_path, capsys):
+def test_following_prints_what_is_added_until_the_end(tmp_path, capsys, monkeypatch):
     log = tmp_path / "log"
     log.write_text("before\n")
     over = threading.Event()
 
-    def work():
-        time.sleep(0.1)
+    def work(seconds):
+        """What another process does while `follow` waits."""
         with open(log, "a") as file:
             file.write("during\n")
         over.set()
 
-    thread = threading.Thread(target=work)
-    thread.start()
+    monkeypatch.setattr(logs.time, "sleep", work)
     logs.follow(log, over.is_set)
-    thread.join()
     assert capsys.readouterr().out == "during\n"
 
 
