@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
+import subprocess
+import sys
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -30,6 +32,7 @@ from results.store import RunStore
 from slurm import client
 from slurm.launches import Launch
 from slurm.profile import Profile
+from tests.conftest import ROOT
 
 
 @dataclass(frozen=True)
@@ -260,3 +263,15 @@ def test_what_may_cost_too_much_is_refused():
         check_hours(proposal, 1.5)
     with pytest.raises(UserError, match="cannot be promised: of 3 runs or stages"):
         check_hours(SimpleNamespace(options=SlurmOptions(Profile()), hours=lambda: (0.0, 3)), 1.5)
+
+
+def test_a_proposal_needs_no_torch():
+    """Packing, proposing and submitting read records: a login node answers at once."""
+    script = (
+        "import sys, benchmarks.launch.slurm, benchmarks.launch.slurm_jobs, benchmarks.launch.cost_table; "
+        "print(sorted({'torch', 'open_clip', 'accelerate'} & sys.modules.keys()))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "[]\n"
