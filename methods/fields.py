@@ -191,10 +191,13 @@ def _in_words(kind: Any, text: str) -> str:
 def later_fields(cls: type) -> dict[str, Any]:
     """Fields of a dataclass that were added after the first results, with the value of those results.
 
-    A class names its own in the class variable ``later``; those of its bases are added.
+    A class names its own in the class variable ``later``; those of its bases are added. A field that a
+    subclass declares again, to give it another default, is none of them: a class that was written
+    after the field has no results from before it.
     """
     found: dict[str, Any] = {}
     for base in reversed(cls.__mro__):
+        found = {name: value for name, value in found.items() if name not in vars(base)}
         found |= vars(base).get("later", {})
     return found
 

@@ -154,3 +154,14 @@ def test_what_an_identity_leaves_out_is_what_building_from_it_fills_in(name):
     hyper = methods.hyper(name)
     assert methods.hyper(name, **identified(hyper)) == hyper
     assert identified(hyper).keys() <= dataclasses.asdict(hyper).keys()
+
+
+def test_a_later_field_with_another_default_in_a_subclass_is_in_its_identity():
+    @dataclass(frozen=True)
+    class Decoded(Variant):
+        head: str = "ml_decoder"
+
+    assert later_fields(Decoded) == {"focus": False}
+    assert identified(Decoded())["head"] == "ml_decoder"
+    assert identified(Decoded(head="match"))["head"] == "match"
+    assert "head" not in identified(Variant())
