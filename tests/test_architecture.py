@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -221,3 +222,17 @@ def test_torch_is_found_through_modules_and_their_packages(plant):
         }
     )
     assert found(tree) == {"benchmarks.status.view loads torch", "results loads torch"}
+
+
+# --- the page that describes it ---------------------------------------------------------------------------
+
+
+def test_what_the_page_names_exists_and_every_folder_has_its_line():
+    page = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    paths = {word for word in re.findall(r"`([\w/]+(?:/|\.(?:py|toml|json)))`", page) if "/" in word}
+    roots = (ROOT, ROOT / "benchmarks", ROOT / "results")
+    absent = sorted(path for path in paths if not any((root / path).exists() for root in roots))
+    assert not absent
+    folders = {file.parent.relative_to(ROOT).as_posix() for file in Tree(ROOT, PACKAGES).files.values()}
+    missing = sorted(folder for folder in folders if f"`{folder}/`" not in page)
+    assert not missing

@@ -239,7 +239,7 @@ def test_status_of_many_runs_is_fast(store: RunStore) -> None:
     listening = True
 
     # What is slow on a network's file system is asking it: that is counted, whatever else this machine does.
-    def note(event: str, values: tuple[Any, ...]) -> None:
+    def note(event: str, values: tuple) -> None:
         if listening and values and str(store.root) in str(values[0]):
             looks.append(event)
 
