@@ -1,4 +1,4 @@
-"""SLURM's commands, and their answers as values."""
+"""Calls SLURM's commands and parses their answers."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ _HINTS = (
 
 
 class SlurmError(UserError):
-    """A command of SLURM failed; the message has its own words and what to do.
+    """A command of SLURM failed; the message quotes it and says what to do.
 
     Attributes:
-        submitted: (bundle, job) of what an interrupted submission has submitted before.
+        submitted: (bundle, job) of what an interrupted submission had submitted before.
     """
 
     def __init__(self, message: str, submitted: Sequence[tuple[int, str]] = ()) -> None:
@@ -48,14 +48,14 @@ class SlurmError(UserError):
 
 @dataclass(frozen=True)
 class Queued:
-    """A job that waits or works.
+    """A job in the queue, waiting or running.
 
     Attributes:
         job: its number, "123" or "123_4".
         state: PENDING, RUNNING, COMPLETING and so on.
         reason: why it waits.
         used: time used, as SLURM prints it.
-        nodes: where it works.
+        nodes: the nodes that it runs on.
     """
 
     job: str
@@ -86,10 +86,10 @@ def require() -> None:
 
 
 def call(*words: str) -> str:
-    """Run a command of SLURM and return what it prints.
+    """Run a command of SLURM and return its standard output.
 
     Raises:
-        SlurmError: it is not there, fails, or does not answer within a minute.
+        SlurmError: the command is absent, fails, or does not answer within a minute.
     """
     try:
         done = subprocess.run(
@@ -134,7 +134,7 @@ def outside() -> dict[str, str]:
 
 
 def explained(command: str, text: str) -> str:
-    """One line: what SLURM said, which field of the profile it is about, and what helps."""
+    """One line: SLURM's message, the profile's field that it concerns, and what helps."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     told = next((line for line in lines if "error" in line.lower()), lines[0] if lines else "")
     told = told.removeprefix(f"{command}: ").removeprefix("error: ")
@@ -146,7 +146,7 @@ def explained(command: str, text: str) -> str:
 
 
 def queue(names: Iterable[str]) -> dict[str, Queued]:
-    """The jobs of some names that wait or work, by number; elements of arrays one by one."""
+    """The queued jobs of these names, waiting or running, by number; elements of arrays one by one."""
     wanted = sorted(set(names))
     if not wanted:
         return {}
@@ -167,7 +167,7 @@ def queue(names: Iterable[str]) -> dict[str, Queued]:
 
 
 def ended(jobs: Iterable[str]) -> dict[str, str]:
-    """How jobs ended, by number, from the accounting; empty where a cluster keeps none."""
+    """How jobs ended, by number, from the accounting; empty where the cluster has none."""
     wanted = sorted(set(jobs))
     if not wanted or shutil.which("sacct") is None:
         return {}
@@ -204,7 +204,7 @@ def cancel(jobs: Iterable[str]) -> None:
 
 
 def setting(name: str, default: str = "") -> str:
-    """One value of `scontrol show config`; the default where it has none."""
+    """One value of `scontrol show config`; the default where it is absent."""
     for line in call("scontrol", "show", "config").splitlines():
         key, equals, value = line.partition("=")
         if equals and key.strip() == name:

@@ -1,4 +1,4 @@
-"""Submission of bundles as job arrays, through submitit.
+"""Submits bundles as job arrays, through submitit.
 
 submitit's raw `SlurmExecutor` is used: `AutoExecutor` writes a wckey that some clusters refuse. It
 does not split arrays, so they are cut here; MaxArraySize limits the highest index, and each part
@@ -24,13 +24,13 @@ from slurm.task import JobCommand
 
 @dataclass(frozen=True)
 class Array:
-    """Bundles that ask the cluster for the same and wait for the same.
+    """Bundles with the same request and the same dependencies.
 
     Attributes:
         bundles: numbers of the bundles.
         nodes: nodes of each job.
         each: tasks on each node.
-        after: jobs that have to end before, well or badly.
+        after: jobs that have to end first, with or without success.
     """
 
     bundles: tuple[int, ...]
@@ -40,7 +40,7 @@ class Array:
 
 
 def largest_array(profile: Profile) -> int:
-    """Elements that an array may have: the profile's number, and the cluster's MaxArraySize."""
+    """The most elements of an array: the smaller of the profile's number and the cluster's MaxArraySize."""
     limit = client.setting("MaxArraySize", "1001")
     return max(1, min(profile.array_size, int(limit) if limit.isdecimal() else 1001))
 
@@ -54,20 +54,20 @@ def submit(
     pythonpath: Path,
     size: int,
 ) -> list[tuple[int, str]]:
-    """Submit an array, in parts where it is too large.
+    """Submit an array, in several parts if it is too large.
 
     Args:
         array: the bundles.
         folder: where submitit keeps scripts and logs; shared with the nodes.
         name: the jobs' name in the queue.
-        profile: what to ask for.
-        work: what each bundle's job does.
-        pythonpath: where the code lies that jobs run.
+        profile: what the jobs request.
+        work: the command of each bundle's job.
+        pythonpath: folder of the code that the jobs execute.
         size: see `largest_array`.
 
     Returns:
-        (bundle, job) of each element. Parts that were submitted before one was refused go on; the
-        error carries them as `submitted`.
+        (bundle, job) of each element. Parts that were submitted before one was refused stay submitted;
+        the error lists them as `submitted`.
 
     Raises:
         SlurmError: SLURM refused.
@@ -115,7 +115,7 @@ def _call(work: JobCommand) -> int:
 
 
 def quoted(path: Path | str) -> str:
-    """A path for a shell."""
+    """A path, quoted for a shell."""
     import shlex
 
     return shlex.quote(str(path))
@@ -123,7 +123,7 @@ def quoted(path: Path | str) -> str:
 
 @contextmanager
 def _outside() -> Any:
-    """Submit as from a login node: inside a job, sbatch takes the job's variables for options."""
+    """Submit as from a login node: inside a job, sbatch would take the job's variables for options."""
     kept = dict(os.environ)
     clean = client.outside()
     for name in set(kept) - set(clean):

@@ -1,14 +1,13 @@
-"""What a SLURM task does: start a command, pass signals on, put the job back into the queue.
+"""A SLURM task: starts a command, forwards signals, and requeues the job.
 
     python -m slurm.task [--max-requeues N] [--restarts N] -- COMMAND ...
 
-The command is a child process. SIGUSR2, which SLURM sends before a preemption or the time limit,
-and SIGTERM are passed on; the command saves its state and exits with 75. After SIGUSR2 the first
-task then requeues the job. After SIGTERM alone, which `scancel` sends, it does not. submitit's own
-handling of signals is replaced: it requeues from inside a signal handler, while other tasks are
-still saving.
+The command is a child process. The task forwards SIGUSR2, which SLURM sends before a preemption or the
+time limit, and SIGTERM; the command saves its state and exits with 75. After SIGUSR2 the first task then
+requeues the job. After SIGTERM alone, which `scancel` sends, it does not. This replaces submitit's own
+signal handling, which requeues from inside a signal handler while other tasks are still saving.
 
-A command that was killed, or that lost another process of its group, is started again a few times.
+A command that was killed, or that lost a peer of its process group, is restarted a few times.
 """
 
 from __future__ import annotations
@@ -36,8 +35,8 @@ class JobCommand:
 
     Attributes:
         command: program and arguments, the same in every task of the job.
-        max_requeues: how often the job may go back into the queue.
-        restarts: how often a command that was killed is started again.
+        max_requeues: how often the job may be requeued.
+        restarts: how often a command that was killed is restarted.
     """
 
     command: tuple[str, ...]
@@ -98,7 +97,7 @@ class _Task:
         self.process: subprocess.Popen[bytes] | None = None
 
     def on_signal(self, number: int, frame: FrameType | None) -> None:
-        """Pass a signal on, once."""
+        """Forward the first signal; ignore the others."""
         if self.asked is None:
             self.asked = number
             say(f"{signal.Signals(number).name}: the state is saved at the next step")
@@ -107,7 +106,7 @@ class _Task:
                     os.kill(self.process.pid, number)
 
     def work(self) -> int:
-        """Until the command ends for good; its exit code."""
+        """Run the command, with restarts, until it ends for good; its exit code."""
         starts = 0
         while True:
             # Its own session: signals reach it once, from here.
@@ -132,7 +131,7 @@ def environment(starts: int = 0) -> dict[str, str]:
     GPUs are not narrowed to one per task: accelerate asks for the GPU of the local rank.
 
     Args:
-        starts: how often the command was started before; each start meets at a port of its own.
+        starts: number of earlier starts of the command; each start uses a port of its own.
     """
     found = dict(os.environ)
     cpus = os.environ.get("SLURM_CPUS_PER_TASK")
@@ -156,7 +155,7 @@ def environment(starts: int = 0) -> dict[str, str]:
 
 
 def port(job: int, starts: int) -> int:
-    """A port that the tasks of a job agree on without talking: 20000 … 59999."""
+    """A port that the tasks of a job derive without communication: 20000 … 59999."""
     return 20000 + (job * 7 + starts) % 40000
 
 
@@ -172,12 +171,12 @@ def first_node() -> str:
 
 
 def requeue(most: int) -> None:
-    """Put this job back into the queue, from its first task; the others wait to be ended.
+    """Requeue this job, from its first task; the other tasks wait until SLURM ends them.
 
-    Does nothing when it was requeued as often as is allowed.
+    Does nothing when the job was requeued as often as allowed.
 
     Args:
-        most: largest number of requeues.
+        most: the allowed number of requeues.
     """
     count = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
     if count >= most:
@@ -208,14 +207,14 @@ def main() -> int:
     parser.add_argument("--max-requeues", type=int, default=50)
     parser.add_argument("--restarts", type=int, default=2)
     parser.add_argument("command", nargs=argparse.REMAINDER)
-    chosen = parser.parse_args()
-    command = chosen.command[1:] if chosen.command[:1] == ["--"] else chosen.command
+    args = parser.parse_args()
+    command = args.command[1:] if args.command[:1] == ["--"] else args.command
     if not command:
         parser.error("no command: python -m slurm.task -- COMMAND ...")
     if LOG not in os.environ and Path("/proc/self/fd/1").exists():
         os.environ[LOG] = os.readlink("/proc/self/fd/1")
     try:
-        return run(command, max_requeues=chosen.max_requeues, restarts=chosen.restarts)
+        return run(command, max_requeues=args.max_requeues, restarts=args.restarts)
     except RuntimeError as error:
         say(str(error))
         return 1

@@ -1,4 +1,4 @@
-"""What is kept of a run or stage that failed, and how the processes of a group end then."""
+"""The record of a failed run or stage, and the exceptions that end a process group."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from slurm.protocol import LOG
 
 
 class Hung(RuntimeError):  # noqa: N818 - it is an outcome of a run before it is an error
-    """Nothing moved for too long; names the process, or those of a group that hold it up."""
+    """Nothing moved for too long; the message names the ranks that hold the group up."""
 
 
 class GroupBroken(BaseException):
-    """A process of a group failed or is gone; the group's communication is of no use any more.
+    """A process of the group failed or is gone, so the group can no longer communicate.
 
     Attributes:
-        code: how this process ends.
+        code: exit code of this process.
     """
 
     def __init__(self, code: int) -> None:
@@ -30,11 +30,11 @@ class GroupBroken(BaseException):
 
 
 class StageFailed(RuntimeError):  # noqa: N818
-    """A stage that the run stands on has failed before."""
+    """A stage that the run needs has failed."""
 
 
 def failure(error: BaseException, launch: str, rank: str = "") -> dict[str, Any]:
-    """What is kept of an error: type, message (after the rank it came from), traceback, log."""
+    """The record of an error: type, message (with the rank in front), traceback, log."""
     log = os.environ.get(LOG)
     return {
         "launch": launch,
@@ -47,7 +47,7 @@ def failure(error: BaseException, launch: str, rank: str = "") -> dict[str, Any]
 
 
 def fail_dependent(workspace: Workspace, spec: RunSpec, directory: Path, why: str, launch: str) -> None:
-    """Record a run as failed because a stage that it stands on has failed."""
+    """Record a run as failed because a stage that it needs has failed."""
     lease = workspace.store.claim(directory, spec.record())
     if lease is not None:
         with lease:

@@ -1,4 +1,4 @@
-"""A copy of the code for jobs that wait in a queue: what was planned is what runs."""
+"""Copies the code for jobs that wait in a queue, so that they execute the code that was planned."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def snapshot(folder: Path) -> Path:
         folder: where copies lie; nodes have to see it.
 
     Returns:
-        The copy; or, where this code is no working copy (installed, or a copy itself), where it is.
+        The copy; or the code's own folder, where the code is no checkout (installed, or itself a copy).
 
     Raises:
         UserError: git cannot list the files, or a file changes while it is copied.

@@ -1,14 +1,14 @@
-"""Status: seconds that `run.py status` takes, from the start of Python to its end.
+"""Status: seconds of `run.py status`, from the start of Python to its end.
 
 A store as a large grid leaves it halfway is built in a temporary folder: half of the runs are
 done, 3 % run on other nodes, 0.5 % each have failed (with logs), were preempted and are dead; the
 rest was submitted and waits. Each look is a new process. It is timed in two ways:
 
-  queue    a squeue and a sacct that answer at once are on the PATH: what SLURM itself takes is not
-           counted, reading its answers is
-  copy     no command of SLURM is there, as on a laptop
+  queue    a squeue and a sacct that answer at once are on the PATH: SLURM's own time is not counted,
+           the time to read its answers is
+  copy     SLURM's commands are absent, as on a laptop
 
-The files are in the machine's cache, as they were written just before.
+The files are in the machine's cache, because they were written just before.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def measure(runs: int, rounds: int) -> dict[str, Any]:
 
 
 def table(found: dict[str, Any]) -> str:
-    """The result for people."""
+    """The result as text."""
     counts = ", ".join(f"{count} {kind}" for kind, count in found["counts"].items())
     notes = {"queue": "with the answers of squeue and sacct", "copy": "without SLURM"}
     lines = [f"status of {found['runs']} runs ({counts}); medians of {found['rounds']} processes"]

@@ -3,15 +3,15 @@
 A grid of many tiny runs (linear probes on 300 rendered scenes) is planned and submitted, its jobs
 held so that none starts, and cancelled again. The parts:
 
-  resolve   the grid file is read, splits are drawn, every run gets its identity
-  propose   the store and the queue are asked what is missing; estimates, bundles, the table
-  submit    the code is copied, jobs are submitted and recorded
+  resolve   read the grid file, draw splits, give every run its identity
+  propose   read the store and the queue; estimates, bundles, the table
+  submit    copy the code, submit the jobs and record them
 
 Then some of the runs are executed, by two jobs at a time and by two workers without SLURM, from the
-start of Python to the table; the difference is what a cluster adds to a run. What a run takes by
-itself is the mean of what was stored with them.
+start of Python to the table; the difference is the overhead of a cluster per run. The time of a run by
+itself is the mean of the stored times.
 
-Data and features are there before; Python's start and imports are not counted, but told. Without a
+Data and features exist before; Python's start and imports are not counted, but reported. Without a
 cluster: eval "$(slurm/cluster/up)".
 """
 
@@ -200,7 +200,7 @@ def execute(runs: int) -> dict[str, Any]:
 
 
 def table(found: dict[str, Any]) -> str:
-    """For a terminal."""
+    """The result as text."""
     place = found["machine"]
     lines = [
         f"{found['runs']} runs in {found['jobs']} jobs: {found['seconds']:.2f} s "

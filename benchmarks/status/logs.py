@@ -1,4 +1,4 @@
-"""Logs of runs: where they lie, also in a copied folder, and their last lines."""
+"""Finds the logs of runs, also in a copied folder, and reads their last lines."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _FRAME = re.compile(r'\s*File "(.+)", line (\d+), in (.+)')
 
 
 def relocated(path: str | Path, runs: Path) -> Path | None:
-    """Where a log lies now; None where it cannot be read.
+    """The present path of a log; None where it cannot be read.
 
-    A job's log moves with the folder of runs: it is looked up there before the path is taken as it
-    was written.
+    A job's log moves with the folder of runs, so the log is looked up there first, and then at the path
+    as it was recorded.
 
     Args:
-        path: as it was recorded, perhaps on another machine.
+        path: the recorded path, perhaps of another machine.
         runs: the folder of runs.
     """
     before, found, below = str(path).rpartition(_LAUNCHES)
@@ -43,14 +43,14 @@ def relocated(path: str | Path, runs: Path) -> Path | None:
 
 
 def log_of(run: Run, runs: Path) -> tuple[Path | None, list[str]]:
-    """The log that tells most about a run.
+    """The most informative log of a run.
 
     Args:
         run: the run.
         runs: the folder of runs.
 
     Returns:
-        The file that can be read, or None; and every place where one was said to be.
+        A log that can be read, or None; and all recorded paths.
     """
     recorded = (run.error or {}).get("log"), (run.progress or {}).get("log")
     said = [str(place) for place in recorded if place]
@@ -64,7 +64,7 @@ def log_of(run: Run, runs: Path) -> tuple[Path | None, list[str]]:
 
 
 def _submitted(run_id: str, runs: Path) -> list[Path]:
-    """The logs of the jobs that a run was ever given to, the newest first."""
+    """The logs of all jobs that were submitted for a run, the newest first."""
     found = []
     for launch in Launches(runs):
         jobs = launch.jobs()
@@ -108,7 +108,7 @@ def tail(path: Path, lines: int, until: str = "") -> list[str]:
 
 
 def nearest_frame(trace: str) -> str:
-    """The innermost line of a traceback that is no library's, such as "methods/a.py:12 in f"."""
+    """The innermost frame of a traceback outside of libraries, such as "methods/a.py:12 in f"."""
     frames = [match.groups() for line in trace.splitlines() if (match := _FRAME.match(line))]
     own = [frame for frame in frames if "-packages/" not in frame[0] and "/lib/python" not in frame[0]]
     if not frames:
@@ -119,7 +119,7 @@ def nearest_frame(trace: str) -> str:
 
 
 def resolve(view: Overview, words: str) -> Run:
-    """The one run that somebody means.
+    """The one run that a user names.
 
     Args:
         view: of everything.
@@ -127,7 +127,7 @@ def resolve(view: Overview, words: str) -> Run:
             title.
 
     Raises:
-        UserError: none is meant, or several.
+        UserError: the words match no run, or several.
     """
     by_id = {run.run_id[:16]: run for run in view.runs}
     found: list[Run] = []
@@ -156,7 +156,7 @@ def resolve(view: Overview, words: str) -> Run:
 
 
 def show(run: Run, runs: Path, lines: int) -> tuple[list[str], Path | None]:
-    """What there is to read about a run, and the log that it comes from."""
+    """Lines to show about a run, and the log that they come from; None for other sources."""
     path, said = log_of(run, runs)
     head = f"{run.title}: {run.kind}" + (f", {run.detail}" if run.detail else "")
     if path is not None:
@@ -173,11 +173,11 @@ def show(run: Run, runs: Path, lines: int) -> tuple[list[str], Path | None]:
 
 
 def follow(path: Path, over: Callable[[], bool]) -> None:
-    """Print what is added to a log until the run is over.
+    """Print the lines that are added to a log until the run is over.
 
     Args:
-        path: the log; what it holds already is passed over.
-        over: whether nothing more will come; asked now and then.
+        path: the log; its present content is skipped.
+        over: says whether the run is over; called repeatedly.
     """
     with open(path, encoding="utf-8", errors="replace", newline="") as file:
         file.seek(0, os.SEEK_END)

@@ -1,8 +1,8 @@
-"""Where runs stand: what the store, the launches and SLURM's queue say, put together.
+"""The state of runs, put together from the store, the launches and SLURM's queue.
 
-The store alone says done, running, failed, begun or not begun. Launches say what was submitted. The
-queue says which of that still waits; without it (a copied folder, a laptop) the answer names what
-is not known. Nothing heavy is imported: a status of 10,000 runs takes seconds.
+The store knows which runs are done, running, failed, started or not started. Launches know which were
+submitted, and the queue which of those still wait; without it (a copied folder, a laptop) the answer
+names what is unknown. No heavy module is imported: the status of 10,000 runs takes less than a second.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ KINDS = (
     "not started",
 )
 QUEUE_SECONDS = 15.0
-"""The queue is asked so often at most, however often a live view is redrawn."""
+"""Minimum seconds between two queue queries, however often the live view is redrawn."""
 SHORT = 16
 """Characters of a run's identity that its directory's name holds."""
 Wanted = Sequence[tuple[str, str, Path | None]]
@@ -44,22 +44,22 @@ Wanted = Sequence[tuple[str, str, Path | None]]
 
 @dataclass(slots=True)
 class Run:
-    """What is known of one run (or of a shared stage at work).
+    """What is known of one run, or of a shared stage that is being computed.
 
     Attributes:
         run_id: its identity, or the first 16 characters of it.
         kind: one of `KINDS`.
-        directory: where it lies; None for a submitted run that was never begun.
-        known_title: its name for people as a grid or a launch says it; see `title`.
+        directory: the run's directory; None for a submitted run that was never started.
+        known_title: its name for people, from a grid or a launch; see `title`.
         age: seconds since the last heartbeat; running and dead runs.
         detail: one line.
-        error: failed runs: what was recorded.
-        attempts: how often it was begun.
-        progress: what its progress file says, see `benchmarks.status.progress_file`; None without one.
-        current: whether that file is from the process that works on it now.
+        error: the record of the failure; failed runs only.
+        attempts: how often it was started.
+        progress: the values of its progress file, see `benchmarks.status.progress_file`; None without one.
+        current: whether that file is from the process that now executes the run.
         launch: the launch that submitted it last, or whose job has it now.
         job: number of that job.
-        why: why its job waits, or how the job ended, in SLURM's words.
+        why: why its job waits, or how the job ended, in SLURM's terms.
     """
 
     run_id: str
@@ -78,13 +78,13 @@ class Run:
 
     @property
     def title(self) -> str:
-        """Its name for people; reads the spec of a run that no grid and no launch names."""
+        """The run's name for people; read from its spec if no grid and no launch names it."""
         if not self.known_title and self.directory is not None:
             self.known_title = _title(self.directory, self.run_id)
         return self.known_title or self.run_id[:8]
 
     def left(self, now: float) -> float | None:
-        """Estimated seconds to its end; None where nothing is known.
+        """Estimated seconds to the run's end; None where nothing is known.
 
         Args:
             now: seconds since the epoch.
@@ -96,15 +96,15 @@ class Run:
 
 @dataclass
 class Overview:
-    """Where everything stands at one moment.
+    """The state of all runs at one moment.
 
     Attributes:
-        name: what was looked at.
+        name: names the grid or folder that it is about.
         root: the folder of runs.
         runs: every run, in no particular order.
         stages: shared stages that are being computed.
-        remarks: what is not known, a line each.
-        taken: when, seconds since the epoch.
+        remarks: what is not known, one line each.
+        taken: the moment, seconds since the epoch.
     """
 
     name: str
@@ -119,7 +119,7 @@ class Overview:
         return [run for run in self.runs if run.kind in kinds]
 
     def counts(self) -> dict[str, int]:
-        """Runs by kind, those that occur."""
+        """The number of runs of each kind that occurs."""
         found = dict.fromkeys(KINDS, 0)
         for run in self.runs:
             found[run.kind] += 1
@@ -132,7 +132,7 @@ class Overview:
 
 
 class QueueCache:
-    """SLURM's answers, kept for a while."""
+    """Keeps SLURM's answers for `QUEUE_SECONDS`."""
 
     def __init__(self) -> None:
         self._asked = float("-inf")
@@ -141,7 +141,7 @@ class QueueCache:
         self._ended: dict[str, str] = {}
 
     def queue(self, names: Iterable[str]) -> tuple[dict[str, client.Queued] | None, str]:
-        """The jobs of some names that wait or work, or None and why that is not known."""
+        """The queued and running jobs of these names; or None, and why they are not known."""
         if time.monotonic() - self._asked >= QUEUE_SECONDS:
             self._queue, self._remark = None, ""
             if not client.available():
@@ -155,7 +155,7 @@ class QueueCache:
         return self._queue, self._remark
 
     def ended(self, jobs: Iterable[str]) -> dict[str, str]:
-        """How jobs ended, by number, as far as there is an accounting; an end is final."""
+        """How jobs ended, by number, as far as the accounting knows; an end is final and is kept."""
         asked = set(jobs)
         found = client.ended(asked - self._ended.keys())
         # The accounting may lag behind the queue.
@@ -171,12 +171,12 @@ def overview(
     stages: Iterable[Path] | None = None,
     cluster: QueueCache | None = None,
 ) -> Overview:
-    """Look at everything once.
+    """Read the state of all runs once.
 
     Args:
         runs: the folder of runs.
         wanted: the runs of a grid; None for all of the store and all that was submitted.
-        name: what this is about, for the first line.
+        name: names the grid in the first line; "" for the folder.
         stages: directories of the grid's shared stages; None for all.
         cluster: keeps answers of SLURM between calls.
     """
@@ -216,7 +216,7 @@ def overview(
 
 
 def _look(store: RunStore, run_id: str, directory: Path | None) -> Run:
-    """A run as the store knows it."""
+    """The state of a run as the store knows it."""
     if directory is None:
         return Run(run_id, "not started")
     try:
@@ -241,7 +241,7 @@ def _queued(
     last: tuple[Launch, str] | None,
     unknown: bool,
 ) -> None:
-    """Add what launches and the queue know of a run that nobody works on."""
+    """Add what launches and the queue know of a run that no process executes."""
     if last is not None:
         run.launch, run.job = last
     if waits is not None:

@@ -1,14 +1,14 @@
-"""How far a training is, in a file beside its checkpoints, for `status` and `logs`.
+"""The progress of a training, in a file beside its checkpoints, for `status` and `logs`.
 
     <run or stage>/progress.json
         title, epoch, epochs, step, steps    steps are those of one epoch
         seconds      training time, over all attempts
-        left         estimated seconds to the end; null until two steps were seen
+        left         estimated seconds to the end; null until two steps were timed
         time         when this was written, seconds since the epoch
         host, pid    of the process that trains
         job, log     SLURM's number and the file that takes its output, where there are some
 
-Nothing depends on the file: a training goes on when it cannot be written.
+Nothing depends on the file: a training continues when it cannot be written.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ EVERY = 10.0
 class ProgressFile:
     """Writes the file of one training.
 
-    The time left is (steps left) x (seconds of a step) + (epochs left) x (seconds between epochs),
-    both as this process has seen them. Until an epoch has ended, what the first step took longer
-    than the others stands in for the time between epochs: both score the pool.
+    The time left is (steps left) x (seconds of a step) + (epochs left) x (seconds between epochs), both
+    as measured by this process. Until an epoch has ended, the additional time of the first step stands
+    in for the time between epochs: both include scoring the pool.
 
     Args:
         directory: of the run or stage; it exists.
@@ -60,7 +60,7 @@ class ProgressFile:
         self._steps = self._step_seconds = self._turns = self._turn_seconds = 0.0
 
     def __call__(self, epoch: int, step: int, steps: int, seconds: float) -> None:
-        """Note that a training has come to a place.
+        """Record the present place of a training.
 
         Called once before the first step, after every step and after the end of every epoch.
 
@@ -123,7 +123,7 @@ class ProgressFile:
 
 
 def read(directory: Path) -> dict[str, Any] | None:
-    """What the file of a run or stage says; None where there is none that makes sense."""
+    """The values in the file of a run or stage; None where there is no valid one."""
     try:
         with open(directory / NAME, encoding="utf-8") as file:
             found = json.load(file)

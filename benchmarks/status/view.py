@@ -28,8 +28,8 @@ def plain(view: Overview, *, everything: bool = False) -> str:
     """A status as text; no newline at the end.
 
     Args:
-        view: the status.
-        everything: name every run of a section, not the first `LISTED`.
+        view: the state of the runs.
+        everything: name every run of a section, not only the first `LISTED`.
     """
     most = len(view.runs) + len(view.stages) if everything else LISTED
     lines = [headline(view), *(f"  {remark}" for remark in view.remarks)]
@@ -81,7 +81,7 @@ def as_json(view: Overview) -> dict[str, Any]:
 
 
 def failures(view: Overview) -> list[tuple[str, list[Run]]]:
-    """Failed runs by what went wrong, the most frequent first."""
+    """Failed runs grouped by the signature of their error, the largest group first."""
     groups: dict[str, list[Run]] = {}
     for run in view.of("failed"):
         error = run.error or {}
@@ -105,9 +105,9 @@ def live(
     one before.
 
     Args:
-        look: takes a status.
-        every: seconds between two looks.
-        out: where to; the standard output by default.
+        look: reads the state of the runs.
+        every: seconds between two calls of `look`.
+        out: the stream that is written to; standard output by default.
         everything: see `plain`.
 
     Returns:
@@ -139,7 +139,7 @@ def live(
 
 
 def screen(text: str, footer: str) -> str:
-    """What draws a text over the one before, cut to the window."""
+    """The characters that draw a text over the previous one, cut to the window."""
     columns, rows = shutil.get_terminal_size()
     lines = text.splitlines()
     room = max(1, rows - 2)  # the footer, and the line that the cursor stands in
@@ -194,7 +194,7 @@ def _dead(run: Run) -> str:
 
 
 def _waiting(title: str, runs: Sequence[Run]) -> list[str]:
-    """Runs whose jobs wait, counted by why they do."""
+    """The number of runs whose jobs wait, by reason."""
     if not runs:
         return []
     reasons: dict[str, int] = {}
@@ -206,7 +206,7 @@ def _waiting(title: str, runs: Sequence[Run]) -> list[str]:
 
 
 def _submitted(view: Overview) -> list[str]:
-    """Runs of which nobody here knows whether they wait, by launch."""
+    """Runs of which it is unknown here whether they still wait, by launch."""
     groups: dict[str, list[Run]] = {}
     for run in view.of("submitted"):
         assert run.launch is not None  # what makes a run "submitted"
@@ -245,7 +245,7 @@ def _failed(view: Overview, most: int) -> list[str]:
 
 
 def _gone(view: Overview) -> list[str]:
-    """Runs that were never begun though their jobs have left the queue."""
+    """Runs that were never started although their jobs have left the queue."""
     runs = [run for run in view.of("not started") if run.job]
     if not runs:
         return []
@@ -279,7 +279,7 @@ def last_lines(run: Run, root: Path) -> list[str]:
 
 
 def _record(run: Run, view: Overview) -> dict[str, Any]:
-    """An entry; runs that are done or not begun have a title only where it costs no file."""
+    """The entry of a run; finished and not started runs have a title only if no file has to be read."""
     found: dict[str, Any] = {"run_id": run.run_id, "state": run.kind}
     quiet = run.kind in ("done", "not started", "queued")
     found["title"] = run.known_title or None if quiet else run.title
