@@ -17,12 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 KNOWN: dict[str, str] = {
     "long benchmarks/data/glyphscenes/pretrain_clip.py": "to be taken apart",
-    "long benchmarks/launch/execution.py": "building a trainer moves to training/build.py",
-    "long benchmarks/training/trainer.py": "batches, selection and checkpoints move out",
     "long tests/data/test_registry.py": "to be split by subject",
-    "hidden labels in benchmarks/launch/execution.py": "training/hidden_labels.py cuts them out",
-    "hidden labels in benchmarks/launch/timing.py": "training/hidden_labels.py cuts them out",
-    "hidden labels in benchmarks/perf/training.py": "training/hidden_labels.py cuts them out",
 }
 """Faults that are being mended, each with how."""
 

@@ -17,29 +17,32 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-import methods
 from benchmarks.launch.estimate import Estimates
-from benchmarks.launch.execution import summariser, task_of
 from benchmarks.launch.memory import keep_large_blocks
 from benchmarks.launch.work_order import WorkOrder
-from benchmarks.plan.jobs import Job, Stage, process_kinds, warmup
+from benchmarks.plan.jobs import Job, Stage, process_kinds
 from benchmarks.provenance import device_name
+from benchmarks.training.build import (
+    build_backbone,
+    build_fit_method,
+    build_trainer,
+    schedule_of,
+    summariser,
+    task_of,
+    uses_pool,
+)
 from benchmarks.training.checkpoint import Checkpoints
 from benchmarks.training.group import Group
-from benchmarks.training.hidden_labels import PseudoLabelProbe
-from benchmarks.training.schedule import Schedule, TrainData
 from benchmarks.training.scoring import Scorer
 from benchmarks.training.strategy import Strategy, make
 from benchmarks.training.trainer import Trainer
 from benchmarks.workspace import Workspace
-from methods.backbones import load_backbone
-from methods.base import FitMethod, Pool, StepMethod
+from methods.base import Pool
 from methods.errors import UserError
 
 LONG = 10_000
@@ -75,7 +78,7 @@ def measure_missing(
         seen.add(name)
         # Only rank 0 looks: the disk may show the others an older state.
         known = estimates.is_measured(job, stage, device) if group.is_main else False
-        if group.told(int(known))[0]:
+        if group.broadcast(int(known))[0]:
             continue
         method = job.spec.method if stage is None else stage.key.get("method", stage.kind)
         title = f"{method} on {job.spec.dataset}"
@@ -154,8 +157,7 @@ def _some(indices: Tensor, job: Job, strategy: Strategy) -> Tensor:
 def measure_features(job: Job, strategy: Strategy) -> dict[str, float]:
     """A forward pass of the frozen backbone over training images."""
     started = _clock(strategy)
-    backbone = load_backbone(job.cell.backbone, job.cell.recipe.resolution)
-    backbone = backbone.to(strategy.accelerator.device, strategy.dtype).eval()
+    backbone = build_backbone(job).to(strategy.accelerator.device, strategy.dtype).eval()
     scorer = Scorer(job.prepared, strategy, job.cell.recipe.eval_batch, 0)
     start = _clock(strategy) - started
     some = _some(torch.arange(len(job.prepared.train)), job, strategy)
@@ -165,13 +167,12 @@ def measure_features(job: Job, strategy: Strategy) -> dict[str, float]:
 
 def measure_fit(job: Job, strategy: Strategy) -> dict[str, float]:
     """Fits a part of the labelled images and scores all test images, on features of a few."""
-    dataset, task = job.prepared.dataset, task_of(job, 0)
+    dataset, task = job.prepared.dataset, task_of(job)
     task = dataclasses.replace(task, labels=task.labels[:FIT_ROWS])
     rows, tests = len(task.labels), len(dataset.test)
     started = time.monotonic()
-    backbone = load_backbone(job.cell.backbone, job.cell.recipe.resolution)
-    method = methods.create(job.spec.method, backbone=backbone, task=task, **job.spec.hyper)
-    assert isinstance(method, FitMethod)  # what the kind of the cell says
+    backbone = build_backbone(job)
+    method = build_fit_method(job, backbone, task)
     start = time.monotonic() - started
     backbone = backbone.to(strategy.accelerator.device, strategy.dtype).eval()
     scorer = Scorer(job.prepared, strategy, job.cell.recipe.eval_batch, 0)
@@ -190,21 +191,18 @@ def measure_fit(job: Job, strategy: Strategy) -> dict[str, float]:
 
 def measure_steps(job: Job, stage: Stage | None, strategy: Strategy) -> dict[str, float]:
     """Steps and evaluations of a run, or the steps of its warm-up, in the trainer's own loop."""
-    semi = stage is None and job.cell.kind == "semi"
+    # The trainer's own schedule, made long, with no checkpoints and no warm-up behind it.
+    schedule = dataclasses.replace(schedule_of(job, stage), epochs=LONG, schedule_epochs=LONG)
+    checkpoints = Checkpoints(Path(os.devnull), math.inf)
     started = _clock(strategy)
-    trainer = _trainer(job, stage, strategy, semi)
+    trainer = build_trainer(job, stage, strategy, checkpoints=checkpoints, schedule=schedule)
     start = _clock(strategy) - started
-    share = _measure_refresh(trainer, job, strategy) if semi else 0.0
-    trainer.model.train()
+    share = _measure_refresh(trainer, job, strategy) if uses_pool(job, stage) else 0.0
     times = []
-    steps = min(STEPS, trainer.sampler.steps_per_epoch)
-    for epoch in range(1 + ROUNDS):  # the first is to get going
-        trainer.epoch, trainer.step, seen = epoch, 0, trainer.images_seen
-        started = _clock(strategy)
-        images = trainer.loader.stream("train", trainer._positions(epoch, 0, steps))
-        with closing(images):  # type: ignore[type-var] # an iterator, always with `close` here
-            trainer._train_steps(images, steps, started)
-        trainer._read_losses()
+    steps = min(STEPS, trainer.steps_per_epoch)
+    for epoch in range(1 + ROUNDS):  # the first round warms up
+        seen, started = trainer.images_seen, _clock(strategy)
+        trainer.run_steps(epoch, 0, steps)
         times.append((_clock(strategy) - started) / (trainer.images_seen - seen))
     everything = torch.arange(len(job.prepared.test))
     scores, score = _timed_scores(
@@ -235,54 +233,15 @@ def _measure_refresh(trainer: Trainer, job: Job, strategy: Strategy) -> float:
         module.score_pool,
         "train",
         _some(pool, job, strategy),
-        trainer.views.weak,
+        trainer.batches.views.weak,
     )
     whole = scores[torch.arange(len(pool)) % len(scores)].to(strategy.accelerator.device)
-    classes = trainer.targets.shape[1]
+    classes = trainer.data.targets.shape[1]
     started = _clock(strategy)
     trainer.method.refresh(Pool(0, whole[:, :classes], whole[:, classes:]))
     seconds = each * len(pool) + _clock(strategy) - started
-    steps, labelled = trainer.sampler.steps_per_epoch, trainer.sampler.batch_labelled
+    steps, labelled = trainer.steps_per_epoch, trainer.schedule.batch_labelled
     return wanted / epochs * seconds / (len(pool) + steps * labelled)
-
-
-def _trainer(job: Job, stage: Stage | None, strategy: Strategy, semi: bool) -> Trainer:
-    """As the runner makes it, with a long schedule, no warm-up behind it and no checkpoints."""
-    recipe, split = job.cell.recipe, job.split
-    name, hyper = job.spec.method, job.spec.hyper
-    if stage is not None:
-        found = warmup(job.cell)
-        assert found is not None  # the stage exists because the method has a warm-up
-        name, hyper = found[0], dataclasses.asdict(found[1])
-    pool = torch.from_numpy(split.unlabelled if semi else split.unlabelled[:0])
-    method = methods.create(
-        name,
-        backbone=load_backbone(job.cell.backbone, recipe.resolution),
-        task=task_of(job, len(pool)),
-        **hyper,
-    )
-    assert isinstance(method, StepMethod)  # what the kind of the cell says
-    kind = Schedule.semi_supervised if semi else Schedule.labelled_only
-    data = TrainData(
-        job.prepared,
-        torch.from_numpy(split.labelled),
-        pool,
-        task_of(job, 0).labels,
-        torch.from_numpy(split.held_out),
-    )
-    hidden = torch.from_numpy(job.prepared.dataset.train.labels[pool.numpy()])
-    return Trainer(
-        method,
-        data,
-        recipe,
-        dataclasses.replace(kind(recipe), epochs=LONG, schedule_epochs=LONG),
-        job.spec.seed,
-        strategy=strategy,
-        checkpoints=Checkpoints(Path(os.devnull), math.inf),
-        probe=PseudoLabelProbe(hidden, strategy.accelerator) if semi else None,
-        summarise=summariser(job),
-        summarise_val=summariser(job),
-    )
 
 
 if __name__ == "__main__":

@@ -168,7 +168,7 @@ class Worker:
     def _follow(self) -> None:
         while True:
             try:
-                number, generation = self.group.told(-1, -1)
+                number, generation = self.group.broadcast(-1, -1)
             except RuntimeError as error:
                 if not lost_peer(error):
                     raise
@@ -180,7 +180,7 @@ class Worker:
 
     def _dismiss(self) -> None:
         """Tell the other processes of the group that nothing follows."""
-        self.group.told(-1, -1)
+        self.group.broadcast(-1, -1)
 
     def _take(self, stage: Stage | None, job: Job, number: int) -> bool:
         """Do a task if it can be done now; True when nothing is left to do about it."""

@@ -322,9 +322,9 @@ def _apart(trainer: Trainer) -> Iterator[None]:
     """
     group: Any = trainer.group
     wrapped, trainer.model = trainer.model, trainer.method
-    group.agree_soon = lambda value: value
+    group.start_max = lambda value: value
     try:
         yield
     finally:
         trainer.model = wrapped
-        del group.agree_soon
+        del group.start_max

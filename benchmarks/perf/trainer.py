@@ -35,8 +35,9 @@ from benchmarks.data import loader
 from benchmarks.data.views.views import make_view
 from benchmarks.launch.memory import keep_large_blocks
 from benchmarks.perf import training
-from benchmarks.perf.training import advance, build, check_steps, make_method, say
+from benchmarks.perf.training import advance, build, check_steps, say
 from benchmarks.plan.jobs import Job
+from benchmarks.training.build import build_method
 from benchmarks.training.ema import Ema
 from benchmarks.training.group import Group
 from benchmarks.training.schedule import build_optimizer
@@ -92,7 +93,7 @@ def measure(job: Job, folder: Path, *, steps: int, rounds: int) -> dict[str, Any
     keep_large_blocks()
     trainer = build(job, Group(), folder)
     bare = Bare(trainer, job)
-    total = trainer.sampler.steps_per_epoch
+    total = trainer.steps_per_epoch
     loops: dict[str, Callable[[int, list[Plan]], None]] = {
         "trainer": lambda epoch, plans: advance(trainer, epoch, steps),
         "bare": lambda epoch, plans: bare.train(plans),
@@ -196,19 +197,17 @@ class Bare:
     def __init__(self, trainer: Trainer, job: Job) -> None:
         self.trainer, self.data, self.schedule = trainer, trainer.data, trainer.schedule
         self.prepared, self.seed, self.clip = job.prepared, trainer.seed, trainer.recipe.clip_norm
-        self.model = make_method(job, len(self.data.unlabelled))
+        self.model = build_method(job)
         self.model.load_state_dict(trainer.method.state_dict())
-        self.optimizer, self.scheduler = build_optimizer(
-            self.model, self.schedule, trainer.sampler.steps_per_epoch
-        )
+        self.optimizer, self.scheduler = build_optimizer(self.model, self.schedule, trainer.steps_per_epoch)
         self.ema = Ema(self.model, trainer.recipe.ema_decay)
 
     def plan(self, epoch: int, steps: range) -> list[Plan]:
         """The batches of some steps."""
         found = []
         for step in steps:
-            positions, pool = map(torch.from_numpy, self.trainer.sampler.batch(epoch, step))
-            passes = torch.from_numpy(self.trainer.sampler.passes(epoch, step))
+            positions, pool = map(torch.from_numpy, self.trainer.batches.sampler.batch(epoch, step))
+            passes = torch.from_numpy(self.trainer.batches.sampler.passes(epoch, step))
             labelled = self.data.labelled[positions]
             counters = labelled + passes * len(self.prepared.train)
             images = torch.cat((labelled, self.data.unlabelled[pool]))
@@ -239,7 +238,7 @@ class Bare:
 
     def batch(self, images: Tensor, plan: Plan) -> Batch:
         """What the trainer's loop would hand to the method."""
-        count, views = len(plan.labelled), self.trainer.views
+        count, views = len(plan.labelled), self.trainer.batches.views
         weak_l, strong_l = (
             make_view(images[:count], plan.counters, policy=policy, seed=self.seed, epoch=0)
             for policy in (views.weak, self.schedule.labelled_view)
@@ -269,13 +268,14 @@ class Bare:
 
 def _trainer_parts(trainer: Trainer) -> Watched:
     """The calls of a step; none of them is made within another one."""
-    probe = [(trainer.probe, "update", "probe")] if trainer.probe else []
+    batches, hidden = trainer.batches, trainer.hidden_labels
+    scoring = [(hidden, "update", "scoring")] if hidden else []
     clip = [(trainer.strategy, "clip", "clip")] if trainer.recipe.clip_norm else []
     return (
-        (trainer.sampler, "batch", "sampler"),
-        (trainer.sampler, "passes", "sampler"),
+        (batches.sampler, "batch", "sampler"),
+        (batches.sampler, "passes", "sampler"),
         (loader, "_gather", "gather"),
-        (trainer, "_batch", "views"),
+        (batches, "batch", "views"),
         (trainer.model, "forward", "forward"),
         (trainer.accelerator, "backward", "backward"),
         *clip,
@@ -283,11 +283,11 @@ def _trainer_parts(trainer: Trainer) -> Watched:
         (trainer.optimizer, "zero_grad", "optimizer"),
         (trainer.scheduler, "step", "schedule"),
         (trainer.ema, "update", "ema"),
-        *probe,
-        (trainer, "_step_seed", "seed"),
-        (trainer, "_read_losses", "losses"),
-        (trainer, "_wish", "wish"),
-        (trainer.group, "agree_soon", "agreement"),
+        *scoring,
+        (batches, "torch_seed", "seed"),
+        (trainer.losses, "add", "losses"),
+        (trainer.checkpoints, "due", "agreement"),
+        (trainer.group, "start_max", "agreement"),
     )
 
 
@@ -340,5 +340,5 @@ def _checkpoint(trainer: Trainer) -> float:
     for step in range(2):
         trainer.step = step
         began = time.perf_counter()
-        trainer._save()
+        trainer.save()
     return 1000 * (time.perf_counter() - began)

@@ -16,21 +16,18 @@ import torch
 import methods
 from benchmarks.arguments import positive
 from benchmarks.data.sampler import SemiSampler
-from benchmarks.launch.execution import summariser, task_of
 from benchmarks.perf.machine import machine
 from benchmarks.plan.grid import load
 from benchmarks.plan.jobs import Job, resolve
 from benchmarks.progress import Progress
 from benchmarks.provenance import packages
+from benchmarks.training.build import build_trainer, schedule_of
 from benchmarks.training.checkpoint import Checkpoints
 from benchmarks.training.group import Group
-from benchmarks.training.hidden_labels import PseudoLabelProbe
-from benchmarks.training.schedule import Schedule, TrainData
+from benchmarks.training.schedule import Schedule
 from benchmarks.training.strategy import make
 from benchmarks.training.trainer import Trainer
 from benchmarks.workspace import Workspace
-from methods.backbones import load_backbone
-from methods.base import StepMethod
 from methods.errors import UserError, nearest
 
 LONG = 10_000
@@ -102,10 +99,10 @@ def find_job(
 
 
 def build(job: Job, group: Group, folder: Path, times: int = 1) -> Trainer:
-    """A trainer as the runner makes it for a run.
+    """A trainer as a run has it, but for what takes no time of a step.
 
-    It differs from a run's in what takes no time of a step: it starts without a warm-up, the
-    schedule is long, and neither pseudo-labels of whole pools nor checkpoints are made.
+    The method starts without a warm-up, the schedule is long, and neither pseudo-labels of whole pools
+    nor checkpoints are made.
 
     Args:
         job: the run.
@@ -113,36 +110,19 @@ def build(job: Job, group: Group, folder: Path, times: int = 1) -> Trainer:
         folder: where checkpoints would go.
         times: factor of the recipe's batches.
     """
-    recipe, split = job.cell.recipe, job.split
-    semi = job.cell.kind == "semi"
-    pool = torch.from_numpy(split.unlabelled if semi else split.unlabelled[:0])
-    data = TrainData(
-        job.prepared,
-        torch.from_numpy(split.labelled),
-        pool,
-        task_of(job, 0).labels,
-        torch.from_numpy(split.held_out),
-    )
-    strategy = make(recipe.strategy, recipe.precision, group)
-    hidden = torch.from_numpy(job.prepared.dataset.train.labels[pool.numpy()])
-    return Trainer(
-        make_method(job, len(pool)),
-        data,
-        recipe,
-        schedule_of(job, times),
-        job.spec.seed,
-        strategy=strategy,
+    recipe = job.cell.recipe
+    return build_trainer(
+        job,
+        None,
+        make(recipe.strategy, recipe.precision, group),
         checkpoints=Checkpoints(folder / "checkpoints", math.inf),
-        probe=PseudoLabelProbe(hidden, strategy.accelerator) if semi else None,
-        summarise=summariser(job),
-        summarise_val=summariser(job),
+        schedule=long_schedule(job, times),
     )
 
 
-def schedule_of(job: Job, times: int = 1) -> Schedule:
+def long_schedule(job: Job, times: int = 1) -> Schedule:
     """The schedule of a run, made long, with `times` times the recipe's batches."""
-    make = Schedule.semi_supervised if job.cell.kind == "semi" else Schedule.labelled_only
-    found = make(job.cell.recipe)
+    found = schedule_of(job)
     return dataclasses.replace(
         found,
         epochs=LONG,
@@ -150,14 +130,6 @@ def schedule_of(job: Job, times: int = 1) -> Schedule:
         batch_labelled=times * found.batch_labelled,
         batch_unlabelled=times * found.batch_unlabelled,
     )
-
-
-def make_method(job: Job, pool: int) -> StepMethod:
-    """The method of a run before its warm-up, for a number of unlabelled images."""
-    backbone = load_backbone(job.cell.backbone, job.cell.recipe.resolution)
-    method = methods.create(job.spec.method, backbone=backbone, task=task_of(job, pool), **job.spec.hyper)
-    assert isinstance(method, StepMethod)  # `find_job` refuses the others
-    return method
 
 
 def check_steps(job: Job, steps: int, times: int = 1) -> None:
@@ -169,7 +141,7 @@ def check_steps(job: Job, steps: int, times: int = 1) -> None:
     Raises:
         UserError: `steps` is too large with `times` times the recipe's batches.
     """
-    schedule, split = schedule_of(job, times), job.split
+    schedule, split = long_schedule(job, times), job.split
     pool = len(split.unlabelled) if schedule.batch_unlabelled else 0
     total = SemiSampler(
         len(split.labelled), pool, schedule.batch_labelled, schedule.batch_unlabelled, 0
@@ -179,9 +151,8 @@ def check_steps(job: Job, steps: int, times: int = 1) -> None:
 
 
 def advance(trainer: Trainer, epoch: int, steps: int) -> None:
-    """Do the last steps of an epoch, in the trainer's own loop."""
-    trainer.epoch, trainer.step = epoch, trainer.sampler.steps_per_epoch - steps
-    trainer._train_epoch()
+    """Train the last steps of an epoch, in the trainer's own loop."""
+    trainer.run_steps(epoch, trainer.steps_per_epoch - steps, steps)
 
 
 def describe(job: Job, steps: int, rounds: int) -> dict[str, Any]:

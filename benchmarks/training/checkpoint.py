@@ -9,6 +9,8 @@
 A folder is filled under another name, every file is flushed to the disk, and then it is renamed: a
 process killed at any instant leaves a whole checkpoint or none. The last two are kept; one that was
 damaged afterwards is passed over with a warning and the one before it is used.
+
+The processes of a group save together: they first make sure that their weights are equal.
 """
 
 from __future__ import annotations
@@ -28,6 +30,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from benchmarks.training.group import Group
+from benchmarks.training.strategy import Strategy
 from results.files import fsync_directory
 
 log = logging.getLogger(__name__)
@@ -40,7 +44,7 @@ class Checkpoints:
     """The checkpoints of one directory.
 
     Several processes may put their own parts into one checkpoint: the first calls `stage`, all call
-    `write`, and when all have, the first calls `seal`.
+    `write`, and when all have, the first calls `seal`; `save_together` does that.
 
     Args:
         directory: where they lie; made on the first save.
@@ -61,6 +65,36 @@ class Checkpoints:
         self.stage(epoch, step)
         self.write(state, epoch, step)
         self.seal(epoch, step)
+
+    def save_together(self, state: dict[str, Any], epoch: int, step: int, strategy: Strategy) -> None:
+        """Write one checkpoint from all processes of a group; every one of them calls this.
+
+        Rank 0 writes its whole state. Under a strategy that shards the optimiser state, the other ranks
+        write their shares, before rank 0 seals the checkpoint.
+
+        Args:
+            state: this process's state.
+            epoch: of the checkpoint.
+            step: of the checkpoint.
+            strategy: the processes.
+
+        Raises:
+            RuntimeError: weights, buffers or moving averages of the processes differ.
+        """
+        group, accelerator = strategy.group, strategy.accelerator
+        check_agreement(state, epoch, step, group)
+        if group.is_main:
+            self.stage(epoch, step)
+            self.write(state, epoch, step)
+        if strategy.sharded and group.world > 1:
+            accelerator.wait_for_everyone()
+            if not group.is_main:
+                share = {name: value for name, value in state.items() if name.startswith("share.")}
+                self.write(share, epoch, step)
+            accelerator.wait_for_everyone()
+        if group.is_main:
+            self.seal(epoch, step)
+        accelerator.wait_for_everyone()
 
     def stage(self, epoch: int, step: int) -> None:
         """Begin a checkpoint: an empty folder under a name that `load` does not look at."""
@@ -145,6 +179,35 @@ class Checkpoints:
         if not self.directory.is_dir():
             return []
         return sorted(path for path in self.directory.iterdir() if _NAME.match(path.name))
+
+
+def check_agreement(state: dict[str, Any], epoch: int, step: int, group: Group) -> None:
+    """Make sure that the entries "model" and "ema" are the same on every process, to the last bit.
+
+    Raises:
+        RuntimeError: they are not; names a rank and a tensor.
+    """
+    if group.world == 1:
+        return
+    names = [f"{part}.{name}" for part in ("model", "ema") for name in state[part]]
+    values = [value for part in ("model", "ema") for value in state[part].values()]
+    mismatches = group.mismatches(fingerprints(values))
+    if mismatches:
+        rank, k = mismatches[0]
+        raise RuntimeError(
+            f"rank {rank} has another {names[k]} than rank 0 at epoch {epoch} step {step} "
+            f"({len(mismatches)} tensors differ): the processes have come apart"
+        )
+
+
+def fingerprints(values: list[Tensor]) -> Tensor:
+    """(n,) int64 on the CPU, one per tensor: the sum of its bytes, four at a time."""
+    sums = []
+    for value in values:
+        flat = value.detach().contiguous().flatten().view(torch.uint8)
+        words = flat.view(torch.int32) if len(flat) % 4 == 0 else flat
+        sums.append(words.sum(dtype=torch.int64))
+    return torch.stack(sums).cpu() if sums else torch.zeros(0, dtype=torch.int64)
 
 
 def _is_table(value: Any) -> bool:

@@ -1,7 +1,7 @@
-"""Scores pseudo-labels against the hidden labels, outside every method.
+"""The hidden labels of the unlabelled pool, and how good a method's pseudo-labels are by them.
 
-The hidden labels live here and nowhere else: the trainer hands over what a method used, and the
-method never sees the answer.
+The hidden labels are here and nowhere else: no other code takes them from the dataset. The trainer
+hands over the pseudo-labels that a method used; the method never sees the answer.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from benchmarks.plan.jobs import Job
 from benchmarks.training.metrics import pseudo_label_quality
 from methods.base import PseudoLabels
 
 NAMES = ("tp", "fp", "fn", "tn", "used")
 
 
-class PseudoLabelProbe:
-    """Per-class counts of an epoch's pseudo-labels.
+class HiddenLabels:
+    """Scores an epoch's pseudo-labels against the hidden labels, by counts per class.
 
     Args:
         hidden: (n_u, K) {0, 1} true labels of the unlabelled pool.
@@ -30,6 +31,12 @@ class PseudoLabelProbe:
         self.hidden = hidden.bool().to(accelerator.device)
         self.accelerator = accelerator
         self.reset()
+
+    @classmethod
+    def of(cls, job: Job, accelerator: Accelerator) -> HiddenLabels:
+        """The hidden labels of a run's pool."""
+        labels = job.prepared.dataset.train.labels[job.split.unlabelled]
+        return cls(torch.from_numpy(labels), accelerator)
 
     def reset(self) -> None:
         """Start a new epoch."""

@@ -75,7 +75,7 @@ class Scorer:
         """
         group = self.strategy.group
         rank, world = group.rank, group.world
-        group.at(f"scoring of {len(indices)} {split} images")
+        group.watch.mark(f"scoring of {len(indices)} {split} images")
         mine = torch.arange(len(indices))[rank::world]
         chunks = mine.split(self.batch)
         rows = []
@@ -86,8 +86,8 @@ class Scorer:
             view = view.to(self.strategy.dtype)
             with self.strategy.autocast(), memory_advice(f"recipe.eval_batch = {self.batch}"):
                 rows.append(at_least_fp32(forward(view)))
-            group.busy()
-        group.at("gathering of the scores")
+            group.watch.heartbeat()
+        group.watch.mark("gathering of the scores")
         if world == 1:
             return torch.cat(rows).cpu()
         return self._gather(mine, torch.cat(rows) if rows else None, len(indices)).cpu()

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 from benchmarks.run import main
-from benchmarks.training.group import Beat, Group, diagnosis
+from benchmarks.training.group import Group
 from benchmarks.training.strategy import make
+from benchmarks.training.watch import Beat, diagnosis
 from methods.errors import UserError
 from tests.conftest import ROOT, CommandLine, grid_text
 from tests.test_end_to_end import result_of, wait_for
@@ -145,9 +146,9 @@ def test_a_process_that_hangs_alone_fails_its_run_and_the_next_is_done(command, 
 WATCHED = """
 import sys, time
 from pathlib import Path
-from benchmarks.training.group import Group
+from benchmarks.training.watch import Watch
 
-with Group().watched(Path(sys.argv[1]), 1, 6.0, lambda line: print(line, flush=True)):
+with Watch().watching(Path(sys.argv[1]), 1, 6.0, lambda line: print(line, flush=True)):
     print("watched", flush=True)
     input()
 print("ended")

@@ -103,10 +103,10 @@ def test_the_environment_is_the_launchers(monkeypatch):
 def test_a_process_apart_asks_nobody(grid, tmp_path):
     job = training.find_job("csaa", str(grid), tmp_path / "data", silent)
     trainer = training.build(job, Group(), tmp_path, times=2)
-    assert (trainer.sampler.batch_labelled, trainer.sampler.batch_unlabelled) == (6, 12)
+    assert (trainer.schedule.batch_labelled, trainer.schedule.batch_unlabelled) == (6, 12)
     wrapped = torch.nn.Sequential(trainer.method)
     trainer.model = wrapped
-    agree = trainer.group.agree_soon
+    agree = trainer.group.start_max
     with contextlib.ExitStack() as stack:
         stack.enter_context(perf._apart(trainer))
         trainer.group.world = 2  # would need another process
@@ -114,7 +114,7 @@ def test_a_process_apart_asks_nobody(grid, tmp_path):
         training.advance(trainer, 0, 2)
     assert trainer.images_seen == 6 + 12 + 6 + 45 - 3 * 12
     assert trainer.model is wrapped
-    assert trainer.group.agree_soon == agree
+    assert trainer.group.start_max == agree
 
 
 def test_the_table_names_every_figure():

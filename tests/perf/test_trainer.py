@@ -47,7 +47,7 @@ def test_the_bare_loop_gets_the_trainers_batches(method, grid, tmp_path):
     seen = {trainer.method: [], bare.model: []}
     for model, batches in seen.items():
         model.register_forward_pre_hook(lambda _, given, batches=batches: batches.append(given[0]))
-    steps = trainer.sampler.steps_per_epoch - 1
+    steps = trainer.steps_per_epoch - 1
     for epoch in (0, 7):  # the labelled images have come up more than once by then
         training.advance(trainer, epoch, steps)
         bare.train(bare.plan(epoch, range(1, 1 + steps)))
@@ -66,7 +66,7 @@ def test_the_bare_loop_gets_the_trainers_batches(method, grid, tmp_path):
 def test_the_loop_with_the_recipe_ends_where_the_trainer_does(method, grid, tmp_path):
     trainer, bare = pair(method, grid, tmp_path, clip_norm=0.5)
     start = {name: value.clone() for name, value in bare.model.state_dict().items()}
-    first = trainer.sampler.steps_per_epoch - 2
+    first = trainer.steps_per_epoch - 2
     training.advance(trainer, 2, 2)
     bare.train(bare.plan(2, range(first, first + 2)), recipe=True)
     assert bare.scheduler.last_epoch == trainer.scheduler.last_epoch == 2
@@ -125,7 +125,7 @@ def test_the_json_line_has_every_figure(grid, tmp_path):
     trainer, bare = found["parts"]["trainer"], found["parts"]["bare"]
     assert set(bare) < set(trainer)
     assert {"views", "forward", "backward", "optimizer", "gather", "rest"} == set(bare)
-    assert {"sampler", "ema", "schedule", "probe", "agreement"} <= set(trainer)
+    assert {"sampler", "ema", "schedule", "scoring", "agreement"} <= set(trainer)
     assert all(value > 0 for value in trainer.values())
     assert sum(trainer.values()) == pytest.approx(found["trainer_ms"], rel=1)
     assert found["checkpoint_ms"] > 0

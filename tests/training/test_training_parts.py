@@ -1,4 +1,4 @@
-"""The trainer's parts on their own: checkpoints, moving average, probe."""
+"""The trainer's parts on their own: checkpoints, moving average, hidden labels."""
 
 import logging
 import pickle
@@ -13,7 +13,7 @@ from torch import nn
 
 from benchmarks.training.checkpoint import Checkpoints
 from benchmarks.training.ema import Ema
-from benchmarks.training.hidden_labels import PseudoLabelProbe
+from benchmarks.training.hidden_labels import HiddenLabels
 from benchmarks.training.strategy import check_statistics
 from methods.base import PseudoLabels, StepMethod
 from methods.errors import UserError
@@ -134,18 +134,18 @@ def test_ema_shares_frozen_weights_and_never_trains():
     assert not ema.module.training
 
 
-def test_probe_against_scikit_learn_over_batches():
+def test_pseudo_labels_against_scikit_learn_over_batches():
     generator = np.random.default_rng(3)
     hidden = generator.random((200, 6)) < 0.3
     targets = generator.random((200, 6)) < 0.4
     mask = generator.random((200, 6)) < 0.8
-    probe = PseudoLabelProbe(torch.from_numpy(hidden), Accelerator(cpu=True))
-    assert probe.summary() is None
+    scored = HiddenLabels(torch.from_numpy(hidden), Accelerator(cpu=True))
+    assert scored.summary() is None
     order = generator.permutation(200)
     for some in np.array_split(order, 7):
         pseudo = PseudoLabels(torch.from_numpy(targets[some]).float(), torch.from_numpy(mask[some]).float())
-        probe.update(torch.from_numpy(some), pseudo)
-    found = probe.summary()
+        scored.update(torch.from_numpy(some), pseudo)
+    found = scored.summary()
     used = targets & mask
     assert found["OP"] == pytest.approx(100 * precision_score(hidden, used, average="micro"))
     assert found["OR"] == pytest.approx(100 * recall_score(hidden, used, average="micro"))
@@ -153,8 +153,8 @@ def test_probe_against_scikit_learn_over_batches():
     assert found["CR"] == pytest.approx(100 * recall_score(hidden, used, average="macro"))
     assert found["coverage"] == pytest.approx(100 * mask.mean())
     # A checkpoint in the middle of an epoch carries the counts.
-    other = PseudoLabelProbe(torch.from_numpy(hidden), Accelerator(cpu=True))
-    other.load(probe.state())
+    other = HiddenLabels(torch.from_numpy(hidden), Accelerator(cpu=True))
+    other.load(scored.state())
     assert other.summary() == found
 
 

@@ -43,46 +43,31 @@ def train(rank: int, world: int, grid: str, folder: str, method: str, strategy: 
     """Train one method as one of `world` processes; rank 0 saves what the test compares."""
     be_rank(rank, world, f"{folder}/meet-{strategy}-{stop}")
     torch.set_num_threads(1)
-    import methods
-    from benchmarks.launch.execution import Execution, Options, summariser, task_of
     from benchmarks.plan.grid import load
     from benchmarks.plan.jobs import resolve
+    from benchmarks.training.build import build_trainer
     from benchmarks.training.checkpoint import Checkpoints
     from benchmarks.training.group import Group
-    from benchmarks.training.hidden_labels import PseudoLabelProbe
-    from benchmarks.training.schedule import Schedule
+    from benchmarks.training.host import TrainingHost
     from benchmarks.training.strategy import make
-    from benchmarks.training.trainer import Interrupted, Trainer
+    from benchmarks.training.trainer import Interrupted
     from benchmarks.workspace import Workspace
 
     workspace = Workspace(Path(folder) / "data", Path(folder) / "runs")
     jobs = resolve(load(grid), workspace, progress=lambda title: lambda d, n: None, workers=1)
     (job,) = [job for job in jobs if job.spec.method == method]
-    recipe = job.cell.recipe
-    execution = Execution(workspace, make(strategy, recipe.precision, Group.join()), Options())
+    group = Group.join()
+    parallel = make(strategy, job.cell.recipe.precision, group)
     # Without cpu=True accelerate would report one process on both ranks and test nothing.
-    assert execution.accelerator.num_processes == world
-    semi = job.cell.kind == "semi"
-    pool = job.split.unlabelled if semi else job.split.unlabelled[:0]
-    built = methods.create(
-        method, backbone=execution._backbone(job), task=task_of(job, len(pool)), **job.spec.hyper
-    )
-    hidden = torch.from_numpy(job.prepared.dataset.train.labels[pool])
-    schedule = Schedule.semi_supervised(recipe) if semi else Schedule.labelled_only(recipe)
+    assert parallel.accelerator.num_processes == world
     steps = []
-    trainer = Trainer(
-        built,
-        execution._data(job, pool),
-        recipe,
-        schedule,
-        1,
-        strategy=execution.strategy,
+    trainer = build_trainer(
+        job,
+        None,
+        parallel,
         checkpoints=Checkpoints(Path(folder) / f"checkpoints-{strategy}", 1e9),
-        probe=PseudoLabelProbe(hidden, execution.accelerator) if semi else None,
-        summarise=summariser(job),
-        summarise_val=summariser(job),
         # Only one rank is asked to stop; both have to.
-        should_stop=lambda: steps.append(0) or (len(steps) == stop and rank == world - 1),
+        host=TrainingHost(should_stop=lambda: steps.append(0) or (len(steps) == stop and rank == world - 1)),
     )
     resumed = trainer.resume()
     assert resumed == (Path(folder) / f"checkpoints-{strategy}").exists()
@@ -90,7 +75,7 @@ def train(rank: int, world: int, grid: str, folder: str, method: str, strategy: 
         assert type(trainer.model).__name__ == "DeepSpeedEngine"
         zero = trainer.optimizer.optimizer
         share = sum(part.numel() for part in zero.single_partition_of_fp32_groups)
-        whole = sum(value.numel() for value in built.parameters() if value.requires_grad)
+        whole = sum(value.numel() for value in trainer.method.parameters() if value.requires_grad)
         # Each rank holds its share of the optimiser state, up to a few values of padding.
         assert abs(share - whole / world) <= 4 * len(zero.single_partition_of_fp32_groups)
     try:
@@ -100,12 +85,13 @@ def train(rank: int, world: int, grid: str, folder: str, method: str, strategy: 
     else:
         assert outcome.scores is not None  # every process ends with all scores
         masks = {key: v for key, v in trainer.method.state_dict().items() if "mask" in key}
-        quality = trainer.probe.summary() if trainer.probe else None
+        hidden = trainer.hidden_labels
+        quality = hidden.summary() if hidden else None
         state = trainer.state()
         if rank == 0:
             kept = (outcome.scores, masks, quality, state["model"], state["ema"])
             torch.save(kept, Path(folder) / "out.pt")
-    execution.group.leave()
+    group.leave()
 
 
 def outcome(world: int, grid: Path, folder: Path, method: str, strategy: str = "ddp", stop: int = 0):
@@ -218,21 +204,21 @@ def test_a_deepspeed_run_is_continued(tmp_path, grid, calm, first, then):
 
 def come_apart(rank: int, folder: str) -> None:
     be_rank(rank, 2, f"{folder}/meet")
+    from benchmarks.training.checkpoint import fingerprints
     from benchmarks.training.group import Group
-    from benchmarks.training.trainer import fingerprints
 
     group = Group.join()
-    assert group.agree_soon(rank) == 0  # nothing was asked before
-    assert group.agree_soon(2 * (1 - rank)) == 1
-    assert group.settle() == 2
-    assert group.settle() == 0
-    assert group.told(7 + rank, rank) == (7, 0)
+    assert group.start_max(rank) == 0  # nothing was asked before
+    assert group.start_max(2 * (1 - rank)) == 1
+    assert group.finish_max() == 2
+    assert group.finish_max() == 0
+    assert group.broadcast(7 + rank, rank) == (7, 0)
     values = [torch.ones(3, 5), torch.ones(7, dtype=torch.bool), torch.ones(2, dtype=torch.int64)]
-    assert group.differing(fingerprints(values)) == []
+    assert group.mismatches(fingerprints(values)) == []
     for k, changed in enumerate(values):
         if rank == 1:
             changed.view(-1)[-1] = 0
-        assert group.differing(fingerprints(values)) == [(1, n) for n in range(k + 1)]
+        assert group.mismatches(fingerprints(values)) == [(1, n) for n in range(k + 1)]
     group.leave()
 
 

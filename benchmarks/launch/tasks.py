@@ -1,0 +1,305 @@
+"""What a worker executes: runs, and the stages that runs share.
+
+A task is computed by one process or by a group of them; rank 0 alone writes to the store.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from benchmarks.plan.jobs import Job, Stage
+from benchmarks.provenance import device_name, now, provenance
+from benchmarks.status.progress_file import ProgressFile
+from benchmarks.training.build import (
+    build_backbone,
+    build_fit_method,
+    build_trainer,
+    schedule_of,
+    summariser,
+    task_of,
+)
+from benchmarks.training.checkpoint import Checkpoints
+from benchmarks.training.host import TrainingHost
+from benchmarks.training.peak_memory import PeakMemory
+from benchmarks.training.schedule import Outcome
+from benchmarks.training.scoring import Scorer
+from benchmarks.training.strategy import Strategy
+from benchmarks.training.trainer import Trainer
+from benchmarks.workspace import Workspace
+from results.files import atomic_write_bytes, atomic_write_json
+from results.lease import Share
+from results.store import Lease
+
+
+@dataclass
+class Options:
+    """How runs are executed; nothing here changes a number.
+
+    Attributes:
+        checkpoint_seconds: time between checkpoints inside an epoch; 0 for every step.
+        launch: names the call that this process serves; errors of earlier calls are retried.
+        report: called with one line of progress.
+        should_stop: asked after every step; True makes a training save and stop.
+        hang_seconds: time after which a group of processes that does not move counts as hung.
+    """
+
+    checkpoint_seconds: float = 30.0
+    hang_seconds: float = 600.0
+    launch: str = ""
+    report: Callable[[str], None] = lambda line: None
+    should_stop: Callable[[], bool] = lambda: False
+
+
+@dataclass(frozen=True)
+class TaskContext:
+    """Where and by what tasks are executed.
+
+    Attributes:
+        workspace: where results go.
+        strategy: processes, device and precision.
+        options: see `Options`.
+    """
+
+    workspace: Workspace
+    strategy: Strategy
+    options: Options
+
+
+class Task(ABC):
+    """A run or a stage, to be executed.
+
+    Attributes:
+        title: names it for people.
+        directory: where its result goes.
+        claim_record: what its lease says it is.
+        together: whether all processes of a group compute it; else rank 0 alone does.
+    """
+
+    title: str
+    directory: Path
+    claim_record: dict[str, Any]
+    together: bool
+
+    def __init__(self, context: TaskContext, job: Job) -> None:
+        self.context, self.job = context, job
+        self.workspace, self.strategy, self.options = context.workspace, context.strategy, context.options
+        self.group, self.device = self.strategy.group, self.strategy.accelerator.device
+
+    @abstractmethod
+    def is_done(self) -> bool:
+        """Whether its result is in the store."""
+
+    @abstractmethod
+    def compute(self, lease: Lease | Share) -> None:
+        """Compute the result, and write it on rank 0.
+
+        Args:
+            lease: the right to write it, which only rank 0 has.
+        """
+
+    def _trainer(
+        self, stage: Stage | None, on_epoch: Callable[[dict[str, Any]], None] = lambda row: None
+    ) -> tuple[Trainer, ProgressFile]:
+        """A trainer that continues from the newest checkpoint in the task's directory."""
+        progress = ProgressFile(self.directory, self.title, schedule_of(self.job, stage).epochs)
+        stop = self.options.should_stop
+        main = TrainingHost(on_epoch, on_step=progress, should_stop=stop)
+        trainer = build_trainer(
+            self.job,
+            stage,
+            self.strategy,
+            checkpoints=Checkpoints(self.directory / "checkpoints", self.options.checkpoint_seconds),
+            workspace=self.workspace,
+            host=main if self.group.is_main else TrainingHost(should_stop=stop),
+        )
+        trainer.resume()
+        return trainer, progress
+
+
+class RunTask(Task):
+    """A run whose stages are done."""
+
+    def __init__(self, context: TaskContext, job: Job) -> None:
+        super().__init__(context, job)
+        self.title, self.directory = job.spec.title, job.directory(context.workspace)
+        self.claim_record = job.spec.record()
+        self.together = job.cell.kind != "fit"  # fitting is small: the other processes wait
+
+    def is_done(self) -> bool:
+        """Whether its result is in the store."""
+        return self.workspace.store.state(self.directory).kind == "done"
+
+    def compute(self, lease: Lease | Share) -> None:
+        """Fit or train the method; rank 0 writes the result."""
+        memory = PeakMemory(self.device)
+        if self.job.cell.kind == "fit":
+            self._write(lease, self._fit(), memory)  # on rank 0, as `together` says
+            return
+        trainer, progress = self._trainer(None, self._on_epoch)
+        if self.group.is_main:
+            self.workspace.store.truncate_epochs(self.directory, trainer.epoch)
+        outcome = trainer.fit()
+        if self.group.is_main:
+            self._write(lease, self._trained(trainer, outcome), memory)
+            trainer.checkpoints.clear()
+            progress.clear()
+
+    def _fit(self) -> _Result:
+        job, started = self.job, time.monotonic()
+        stage = job.stages[0].directory(self.workspace)
+        features = {split: torch.from_numpy(np.load(stage / f"{split}.npy")) for split in ("train", "test")}
+        method = build_fit_method(job, build_backbone(job), task_of(job))
+        method.fit(features["train"][job.split.labelled], job.spec.seed)
+        scores = method.predict(features["test"]).cpu()
+        last = summariser(job)(scores)
+        # Nothing is chosen: with held-out images, their rule reports the only fit there is.
+        metrics = {"last": last, "val": last if len(job.split.held_out) else None, "oracle": None}
+        return _Result(scores, metrics, time.monotonic() - started, 0, len(job.split.labelled))
+
+    def _trained(self, trainer: Trainer, outcome: Outcome) -> _Result:
+        assert outcome.scores is not None  # every schedule of a run evaluates
+        last = summariser(self.job)(outcome.scores)
+        return _Result(
+            outcome.scores,
+            {"last": last, "val": outcome.val, "oracle": outcome.oracle},
+            outcome.seconds,
+            sum(value.numel() for value in trainer.method.parameters() if value.requires_grad),
+            outcome.images_seen,
+        )
+
+    def _on_epoch(self, row: dict[str, Any]) -> None:
+        self.workspace.store.append_epoch(self.directory, row)
+        quality, score = row["pseudo_labels"], row["mAP_ema"]
+        self.options.report(
+            f"{self.title} epoch {row['epoch'] + 1}"
+            + (f" mAP {score:.2f}" if score is not None else "")
+            + (f" pseudo-label OF1 {quality['OF1']:.1f}" if quality and quality["OF1"] else "")
+        )
+
+    def _write(self, lease: Lease | Share, found: _Result, memory: PeakMemory) -> None:
+        job, scores = self.job, np.ascontiguousarray(found.scores.numpy(), dtype=np.float32)
+        self.workspace.store.write_result(
+            self.directory,
+            cast(Lease, lease),  # rank 0's is a whole one
+            {
+                "run_id": job.spec.run_id,
+                "spec": job.spec.record(),
+                "metrics": found.metrics,
+                "classes": list(job.prepared.dataset.classes),
+                "cost": {
+                    "seconds": found.seconds,
+                    "device": device_name(self.device),
+                    "trainable_parameters": found.trainable,
+                    "images_seen": found.images,
+                    "peak_memory_bytes": memory.read(),
+                },
+                "split": {
+                    "labelled": len(job.split.labelled),
+                    "held_out": len(job.split.held_out),
+                    "unlabelled": len(job.split.unlabelled),
+                },
+                "predictions_sha256": hashlib.sha256(scores.tobytes()).hexdigest(),
+                "provenance": {
+                    **provenance(self.device, self.group.world, self.strategy.name),
+                    **({"method_code": job.code.record()} if job.code else {}),
+                },
+                "finished": now(),
+            },
+            {"scores": scores},
+        )
+        self.options.report(f"done: {self.title} mAP {found.metrics['last']['mAP']:.2f}")
+
+
+class StageTask(Task):
+    """A stage that several runs share, computed with the data of one of them."""
+
+    together = True
+
+    def __init__(self, context: TaskContext, stage: Stage, job: Job) -> None:
+        super().__init__(context, job)
+        self.stage, self.directory = stage, stage.directory(context.workspace)
+        self.title = f"{stage.kind} for {job.spec.dataset} p={job.spec.ratio:g} seed={job.spec.seed}"
+        self.claim_record = {"stage": stage.kind, "key": stage.key}
+
+    def is_done(self) -> bool:
+        """Whether its result is there."""
+        return self.stage.is_done(self.workspace)
+
+    def compute(self, lease: Lease | Share) -> None:
+        """Compute features or a warm-up; rank 0 writes them."""
+        started = time.monotonic()
+        if self.stage.kind == "features":
+            self._compute_features()
+        else:
+            self._train_warmup()
+        if self.group.is_main:
+            atomic_write_json(
+                self.directory / "stage.json",
+                {
+                    "kind": self.stage.kind,
+                    "key": self.stage.key,
+                    "seconds": time.monotonic() - started,
+                    "device": device_name(self.device),
+                },
+            )
+            self.options.report(f"done: {self.title}")
+
+    def _compute_features(self) -> None:
+        prepared = self.job.prepared
+        backbone = build_backbone(self.job).to(self.device, self.strategy.dtype).eval()
+        scorer = Scorer(prepared, self.strategy, self.job.cell.recipe.eval_batch, 0)
+        for split in ("train", "test"):
+            everything = torch.arange(len(getattr(prepared, split)))
+            found = scorer.scores(backbone.features, split, everything, "test", 0)
+            if self.group.is_main:
+                _save_array(self.directory / f"{split}.npy", found.float().numpy())
+
+    def _train_warmup(self) -> None:
+        trainer, progress = self._trainer(self.stage)
+        trainer.fit()
+        if not self.group.is_main:
+            return
+        for weights, module in (("model", trainer.method), ("ema", trainer.ema.module)):
+            state = {name: value.contiguous().cpu() for name, value in module.training_state().items()}
+            data = safetensors.torch.save(state)
+            atomic_write_bytes(self.directory / f"{weights}.safetensors", data)
+        trainer.checkpoints.clear()
+        progress.clear()
+
+
+@dataclass(frozen=True)
+class _Result:
+    """What a finished run leaves.
+
+    Attributes:
+        scores: (n_test, K) test scores on the CPU.
+        metrics: summary by selection rule.
+        seconds: training time, over all attempts.
+        trainable: number of trainable parameters.
+        images: views that went through a training step, or images that were fitted to.
+    """
+
+    scores: Tensor
+    metrics: dict[str, Any]
+    seconds: float
+    trainable: int
+    images: int
+
+
+def _save_array(path: Path, values: np.ndarray) -> None:
+    """Write one .npy file atomically."""
+    buffer = io.BytesIO()
+    np.save(buffer, values)
+    atomic_write_bytes(path, buffer.getvalue())
