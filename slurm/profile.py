@@ -1,4 +1,4 @@
-"""Profiles: what has to be asked for on a cluster, in one small TOML file per cluster."""
+"""Profiles: what jobs request from a SLURM cluster, one TOML file per cluster."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ else:
 PROFILES = Path(__file__).parent / "profiles"
 VARIABLE = "SSMLL_SLURM_PROFILE"
 SHORTEST = 20
-"""Minutes. submitit takes every signal within a job's last ten minutes for its time limit."""
+"""Shortest time limit in minutes: submitit takes any signal in a job's last ten minutes for the limit."""
 OWN_FLAGS = (
     "array",
     "chdir",
@@ -40,34 +40,34 @@ _WORDING = Wording(wrong="{where}, {name}: {value!r} is not {wanted}", text="str
 
 @dataclass(frozen=True)
 class Profile:
-    """What jobs ask a cluster for.
+    """What jobs request from a cluster.
 
     Attributes:
         description: for people.
-        partition: where jobs go; empty for the cluster's default.
-        account: who pays; empty for the user's default.
+        partition: empty for the cluster's default.
+        account: the account that is billed; empty for the user's default.
         qos: quality of service; empty for the default.
         constraint: features that nodes must have, such as "a100|h100".
         exclude: nodes to leave out.
         reservation: name of a reservation.
         gpus: GPUs of each process; 0 trains on CPUs.
         gpu_type: such as "a100"; empty for any.
-        gpu_flag: how the cluster wants GPUs asked for, "gpus-per-node" or "gres".
+        gpu_flag: the flag that requests GPUs on this cluster, "gpus-per-node" or "gres".
         processes_per_node: largest number of processes of one run on one node.
         cpus: CPUs of each process.
         memory_gb: memory of each process in GB; 0 leaves it to the cluster.
-        minutes: time limit of a job; longer bundles are requeued and go on where they stopped.
+        minutes: time limit of a job; a longer bundle is requeued and resumed.
         signal_seconds: time between the signal to save and the end of a job.
-        bundle_minutes: runs are put together into jobs of about this length.
-        parallel: jobs of an array that work at the same time.
-        array_size: largest array; the cluster's MaxArraySize counts too.
-        max_requeues: how often a preempted or timed-out job goes back into the queue.
-        max_attempts: a run that was begun so often without an end is submitted only by `retry`.
+        bundle_minutes: runs are bundled into jobs of about this length.
+        parallel: largest number of jobs of an array that run at the same time.
+        array_size: largest array; the cluster's MaxArraySize limits it too.
+        max_requeues: how often a preempted or timed-out job is requeued.
+        max_attempts: a run that was started this often without finishing is submitted only by `retry`.
         use_srun: start tasks with srun; runs of several processes need it.
         srun_args: further arguments of srun.
         setup: shell lines before a job's work, such as "module load cuda".
         python: Python on the nodes; empty for the one that submits.
-        wckey: for clusters that ask for one.
+        wckey: workload key, for clusters that require one.
         extra: further flags of sbatch, by their long names.
     """
 
@@ -99,15 +99,14 @@ class Profile:
     extra: dict[str, Any] = field(default_factory=dict, hash=False)
 
     def shape(self, processes: int, nodes: int) -> tuple[int, int]:
-        """Nodes and processes per node of a run.
+        """Return the number of nodes of a run, and of its processes on each node.
 
         Args:
             processes: processes that train it together.
-            nodes: nodes to spread them over; 0 for the fewest that the profile allows and that
-                get the same number each.
+            nodes: nodes to spread them over evenly; 0 for the fewest that the profile allows.
 
         Raises:
-            UserError: the numbers do not fit together.
+            UserError: they cannot be spread evenly, exceed the profile's limit, or need srun.
         """
         most = self.processes_per_node
         fewest = -(-processes // most)
@@ -124,7 +123,7 @@ class Profile:
         return count, processes // count
 
     def flags(self, nodes: int, each: int) -> dict[str, Any]:
-        """What sbatch is asked for, by the names of submitit's `SlurmExecutor`.
+        """Return the request to sbatch, by the parameter names of submitit's `SlurmExecutor`.
 
         Args:
             nodes: nodes of a job.
@@ -139,7 +138,7 @@ class Profile:
             "stderr_to_stdout": True,
             "use_srun": self.use_srun,
             "setup": list(self.setup),
-            # srun takes the number of CPUs from sbatch no more, since Slurm 22.05.
+            # Since Slurm 22.05, srun no longer inherits --cpus-per-task from sbatch.
             "srun_args": [f"--cpus-per-task={self.cpus}", *self.srun_args],
             "wckey": self.wckey or None,
             "array_parallelism": self.parallel,
@@ -154,30 +153,30 @@ class Profile:
             more["mem"] = f"{self.memory_gb * each}G"
         if self.gpus:
             kind = f"{self.gpu_type}:" if self.gpu_type else ""
-            # For a node and not for a task: tasks that see one GPU each, all numbered 0, break
-            # communication between GPUs.
+            # Requested per node, not per task: if each task sees one GPU, all numbered 0,
+            # communication between GPUs fails.
             wanted = f"{kind}{self.gpus * each}"
             more[self.gpu_flag] = f"gpu:{wanted}" if self.gpu_flag == "gres" else wanted
-        # A flag that is false is one that is not given: submitit would write --flag=False.
+        # A false flag is left out: submitit would write --flag=False.
         extra = {name: value for name, value in self.extra.items() if value is not False}
         found["additional_parameters"] = {**more, **extra}
         return found
 
 
 def available() -> list[str]:
-    """Names of the profiles that come along."""
+    """Return the names of the profiles in this repository."""
     return sorted(path.stem for path in PROFILES.glob("*.toml"))
 
 
 def load(name: str | None) -> Profile:
-    """A profile by name or path.
+    """Read a profile by name or path.
 
     Args:
-        name: of a profile that comes along, or the path of a .toml file; None for what the
+        name: of a profile in this repository, or the path of a .toml file; None for the one that the
             environment variable SSMLL_SLURM_PROFILE names, or else the defaults.
 
     Raises:
-        UserError: it is not there, is no TOML, or has an unknown or impossible field.
+        UserError: the file is absent or no TOML, or a field is unknown or has a wrong value.
     """
     name = name or os.environ.get(VARIABLE) or None
     if name is None:
@@ -200,10 +199,10 @@ def load(name: str | None) -> Profile:
 
 
 def checked(values: dict[str, Any], where: str) -> Profile:
-    """A profile of some values.
+    """Build a profile from the table of a file.
 
     Raises:
-        UserError: an unknown field, a value of the wrong kind, or one that cannot be.
+        UserError: an unknown field, a value of the wrong type, or one that is out of range.
     """
     if "extra" in values:
         _check_extra(values["extra"], where)

@@ -1,7 +1,7 @@
-"""Grids: small declarative files that name a set of runs.
+"""Grids: TOML files that each declare a set of runs.
 
-A grid file (TOML) says which datasets, ratios, seeds and methods to cross, and takes its training
-recipe from `benchmarks/recipes/`; both may be the user's own, given by path. Every name is checked
+A grid crosses datasets, ratios, seeds and methods, and takes its training recipe from
+`benchmarks/recipes/`. Both files may be the user's own, given by path. Every name and value is checked
 before anything starts.
 """
 
@@ -52,11 +52,11 @@ DATASET_PATHS = ("root", "train", "test", "images", "split")
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a grid before its data is known.
+    """One run of a grid, before its data is opened.
 
     Attributes:
         dataset: which images and labels.
-        ratio: labelled share.
+        ratio: labelled share of the training images, in (0, 1].
         seed: seed of everything random in the run.
         method: registered name.
         label: row of the table.
@@ -103,7 +103,7 @@ class Grid:
 
     @property
     def datasets(self) -> dict[DatasetSpec, list[int]]:
-        """The datasets with the resolutions they are needed at."""
+        """The datasets, each with the resolutions in pixels that its runs need."""
         found: dict[DatasetSpec, list[int]] = {}
         for cell in self.cells:
             sizes = found.setdefault(cell.dataset, [])
@@ -113,7 +113,7 @@ class Grid:
 
 
 def restrict(grid: Grid, ratios: Sequence[float], seeds: Sequence[int], labels: Sequence[str]) -> Grid:
-    """The part of a grid with some ratios, seeds and methods (by label); empty means all.
+    """Return the part of a grid with these ratios, seeds and methods (by label); empty means all.
 
     Raises:
         UserError: a value that the grid does not have.
@@ -136,7 +136,7 @@ def restrict(grid: Grid, ratios: Sequence[float], seeds: Sequence[int], labels: 
 
 
 def with_strategy(grid: Grid, strategy: str | None) -> Grid:
-    """The grid with every trained run spread over processes in another way; None changes nothing.
+    """Return the grid with another strategy for every run; None changes nothing.
 
     Raises:
         UserError: see `benchmarks.plan.recipe.check_strategy`.
@@ -152,7 +152,7 @@ def with_strategy(grid: Grid, strategy: str | None) -> Grid:
 
 
 def available(folder: str = "grids") -> list[str]:
-    """Names of the grids (or of the recipes) that come with the package."""
+    """Return the names of the grids (or of the recipes) in this repository."""
     return sorted(path.stem for path in (HERE / folder).glob("*.toml"))
 
 
@@ -352,7 +352,7 @@ def _expanded(table: dict[str, Any], names: Sequence[str], where: str) -> dict[s
 
 
 def _merged(ratio: float, where: str, *tables: dict[str, Any]) -> dict[str, Any]:
-    """Later tables win; a value that is itself a table is looked up by the labelled share."""
+    """Merge tables: later ones win, and a value that is a table is looked up by the labelled share."""
     merged: dict[str, Any] = {}
     for table in tables:
         merged.update(table)

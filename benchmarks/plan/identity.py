@@ -1,9 +1,10 @@
 """The run specification and its identity.
 
 A run's identity is the SHA-256 of the canonical JSON of everything that can change its number:
-the data (by hash), the split, the method with its version and hyper-parameters, the backbone with
-its weights' hash, and the part of the recipe that its kind of method reads. Paths, host, launcher,
-number of processes and packing are not in it, so moving a folder re-runs nothing.
+the data (by hash), the split, the method with its version and hyper-parameters, the code of a user's
+method (by hash), the backbone with its weights' hash, and the part of the recipe that its kind of method
+reads. Paths, host, launcher, number of processes and packing are not in it, so moving a folder re-runs
+nothing.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from typing import Any
 
 
 def canonical(value: Any) -> str:
-    """Canonical JSON: sorted keys, no spaces, no NaN, ASCII only."""
+    """Return canonical JSON: sorted keys, no spaces, no NaN, ASCII only."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def digest(value: Any) -> str:
-    """SHA-256 of the canonical JSON, as 64 hexadecimal digits."""
+    """Return the SHA-256 of the canonical JSON, as 64 hexadecimal digits."""
     return hashlib.sha256(canonical(value).encode("ascii")).hexdigest()
 
 
@@ -39,8 +40,8 @@ class RunSpec:
         method: registered name.
         version: the method's version; it grows when its numbers change.
         hyper: every hyper-parameter, defaults included.
-        backbone: what `BackboneSpec.identity` says of it, with the weights' SHA-256.
-        recipe: the relevant part of the recipe.
+        backbone: the fields of its `BackboneSpec` without the path of the weights, and their SHA-256.
+        recipe: the part of the recipe that this kind of method reads.
         code: SHA-256 of the source of a method that is not part of this repository; "" for those that
             are, whose identity has no such field.
         label: the row in a table; not part of the identity.
@@ -60,7 +61,7 @@ class RunSpec:
     label: str = field(default="", compare=False)
 
     def identity(self) -> dict[str, Any]:
-        """Everything that can change the number, as plain JSON values."""
+        """Return everything that can change the number, as plain JSON values."""
         values = dataclasses.asdict(self)
         del values["label"]
         if not self.code:
@@ -74,7 +75,7 @@ class RunSpec:
         return digest(self.identity())
 
     def record(self) -> dict[str, Any]:
-        """The identity plus the label: what `spec.json` and `result.json` hold."""
+        """Return the identity with the label, as `spec.json` and `result.json` hold it."""
         return {**self.identity(), "label": self.label or self.method}
 
     @property

@@ -1,4 +1,4 @@
-"""From a grid to runs with identities, what of them is finished, and what they share."""
+"""Turn a grid into runs with identities; list what is finished and which stages they share."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ class Split:
     Attributes:
         labelled: (n_l,) int64 positions in the training images that are trained on.
         held_out: (n_v,) int64 labelled positions kept for the "val" rule.
-        unlabelled: (n_u,) int64 the rest.
+        unlabelled: (n_u,) int64 positions of all other training images.
         digest: SHA-256 of the labelled subset.
-        absent: classes that no image that is trained on shows.
-        notes: remarks of a user's list of labelled images.
+        absent: classes without a positive image among `labelled`.
+        notes: remarks on a user's list of labelled images.
     """
 
     labelled: NDArray[np.int64]
@@ -51,17 +51,17 @@ class Split:
 
     @property
     def subset(self) -> NDArray[np.int64]:
-        """The whole labelled subset, as it was drawn."""
+        """The whole labelled subset, in the order it was drawn."""
         return np.concatenate([self.labelled, self.held_out])
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Work that several runs share, computed once.
+    """A computation that several runs share; it is done once.
 
     Attributes:
         kind: "features" or "warmup".
-        key: everything that its result depends on.
+        key: everything that its result depends on, as plain JSON values.
     """
 
     kind: str
@@ -73,11 +73,11 @@ class Stage:
         return digest({"kind": self.kind, "key": self.key})
 
     def directory(self, workspace: Workspace) -> Path:
-        """Where its result lies."""
+        """Return the folder of its result."""
         return workspace.stages / f"{self.kind}-{self.stage_id[:16]}"
 
     def is_done(self, workspace: Workspace) -> bool:
-        """Whether its result is complete."""
+        """Return whether its result is complete."""
         return (self.directory(workspace) / "stage.json").is_file()
 
 
@@ -86,11 +86,11 @@ class Job:
     """One run, ready to be executed.
 
     Attributes:
-        spec: what it is.
-        cell: the same before it was resolved.
+        spec: the run with its identity.
+        cell: the run as the grid asks for it.
         prepared: its images.
         split: its labelled subset.
-        stages: what has to be there before it starts.
+        stages: computations that must be finished before it starts.
         code: source of a method that is not part of this repository; None for those that are.
     """
 
@@ -103,11 +103,11 @@ class Job:
 
     @property
     def process_kind(self) -> tuple[str, str]:
-        """Precision and strategy: what accelerate sets up once for a whole process."""
+        """Precision and strategy; accelerate sets both up once for a whole process."""
         return self.cell.recipe.precision, self.cell.recipe.strategy
 
     def directory(self, workspace: Workspace) -> Path:
-        """The run's directory in the store."""
+        """Return the run's directory in the store."""
         spec = self.spec
         return workspace.store.directory(
             spec.run_id,
@@ -121,12 +121,16 @@ class Job:
 
 
 def process_kinds(found: Sequence[Job]) -> list[tuple[str, str]]:
-    """The kinds of process that some runs need, sorted."""
+    """Return the kinds of process that runs need, sorted."""
     return sorted({job.process_kind for job in found})
 
 
 def split_of(dataset: Dataset, rule: str, ratio: float, seed: int, val_share: float) -> Split:
-    """The labelled subset by a rule (see `splits.draw`), its tail held out when asked for."""
+    """Draw the labelled subset by a rule (see `splits.rules.draw`); hold out its tail, a share ``val_share``.
+
+    Raises:
+        UserError: nothing is left to train on, or the rule or list is wrong.
+    """
     drawn = draw(dataset, rule, ratio, seed)
     labelled = drawn.labelled
     kept = len(labelled) - int(val_share * len(labelled))
@@ -177,7 +181,7 @@ def _stages(cell: Cell, prepared: Prepared, split: Split, backbone: dict[str, An
 
 
 def warmup(cell: Cell) -> tuple[str, Any] | None:
-    """The labelled-only training that a run starts from: method and hyper-parameters, or None."""
+    """Return method and hyper-parameters of the labelled-only training that a run starts from, or None."""
     from methods.base import StepMethod  # here, because it imports torch
 
     cls = methods.get(cell.method)
@@ -194,7 +198,7 @@ def resolve(
     workers: int,
     announce: Callable[[str], None] = lambda line: None,
 ) -> list[Job]:
-    """Open and prepare the data of a grid and give every run its identity.
+    """Open and prepare the data of a grid, and make its runs.
 
     Args:
         grid: the cells.
@@ -204,8 +208,8 @@ def resolve(
         announce: called with one-line remarks on the preparation.
 
     Raises:
-        UserError: datasets are absent (all of them named, with the commands), or a weights file is;
-            or a split is drawn differently than in the file that an earlier call left.
+        UserError: datasets are absent (all are named, with the commands that fetch them); a split differs
+            from the file that an earlier call wrote; or as in `jobs`.
     """
     opened, prepared, problems = {}, {}, []
     for spec, sizes in grid.datasets.items():
@@ -233,7 +237,7 @@ def resolve(
 
 
 def uncached(grid: Grid, workspace: Workspace) -> list[str]:
-    """Which of a grid's datasets have no cache yet, by name and size; nothing is prepared.
+    """Name the datasets and sizes of a grid that have no cache yet; prepare nothing.
 
     Raises:
         UserError: datasets are absent.
@@ -253,7 +257,7 @@ def uncached(grid: Grid, workspace: Workspace) -> list[str]:
 
 
 def _keep_splits(found: Sequence[Job], opened: dict[DatasetSpec, Dataset], workspace: Workspace) -> None:
-    """Leave the split files of the rules, or compare with those of earlier calls."""
+    """Write the split files of the rules, or check the splits against existing files."""
     seen = set()
     for job in found:
         spec, ratio, seed = job.cell.dataset, job.cell.ratio, job.cell.seed
@@ -270,11 +274,11 @@ def _keep_splits(found: Sequence[Job], opened: dict[DatasetSpec, Dataset], works
 
 
 def jobs(grid: Grid, prepared: dict[tuple[DatasetSpec, int], Prepared]) -> list[Job]:
-    """The runs of a grid over images that are prepared.
+    """Make the runs of a grid whose images are prepared.
 
     Raises:
-        UserError: a method cannot be used on a dataset, with a backbone or at a ratio; or the source
-            of a user's method, or a weights file, cannot be read.
+        UserError: a method does not work on a dataset, with a backbone or at a ratio; or the source of a
+            user's method, or a weights file, cannot be read.
     """
     splits: dict[tuple[Any, ...], Split] = {}
     backbones: dict[Any, dict[str, Any]] = {}
@@ -334,7 +338,7 @@ def _check_tasks(grid: Grid, prepared: dict[tuple[DatasetSpec, int], Prepared]) 
 
 
 def remarks(found: Sequence[Job]) -> list[str]:
-    """What a reader of a grid's numbers should know of its data and splits, a line each."""
+    """List what a reader of a grid's numbers should know about its data and splits, a line each."""
     lines: dict[str, None] = {}
     for job in found:
         dataset, split = job.prepared.dataset, job.split
@@ -356,7 +360,7 @@ def remarks(found: Sequence[Job]) -> list[str]:
 
 
 def states(found: Sequence[Job], workspace: Workspace) -> dict[str, list[Job]]:
-    """Runs by their state in the store: done, running, dead, failed, not started."""
+    """Group runs by their state in the store: done, running, dead, failed, not started."""
     grouped: dict[str, list[Job]] = {}
     for job in found:
         kind = workspace.store.state(job.directory(workspace)).kind
@@ -365,7 +369,7 @@ def states(found: Sequence[Job], workspace: Workspace) -> dict[str, list[Job]]:
 
 
 def _without_path(backbone: BackboneSpec) -> dict[str, Any]:
-    """What a backbone is, but for where its weights lie: those are identified by their hash."""
+    """Return the fields of a backbone without the path of its weights, which their hash identifies."""
     values = dataclasses.asdict(backbone)
     del values["weights"]
     return values

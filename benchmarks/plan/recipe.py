@@ -1,4 +1,4 @@
-"""The training recipe: its fields, what they may be, and which of them a kind of method reads."""
+"""The training recipe: its fields, their valid values, and which fields each kind of method reads."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ _DDP_ONLY = {
 
 
 def check_strategy(name: str, precision: str, where: str) -> None:
-    """Refuse a way of spreading steps over processes that does not exist or cannot work.
+    """Check a strategy, the way of spreading a step over processes.
 
     Raises:
-        UserError: an unknown strategy, one that cannot work here, or ZeRO with fp16 or fp64.
+        UserError: an unknown or unsupported strategy, or ZeRO with fp16 or fp64.
     """
     if name in _REFUSED:
         raise UserError(f"{where}: {name!r} is not supported: {_REFUSED[name]}")
@@ -128,7 +128,7 @@ class Recipe:
             raise UserError(f"recipe.val_share is {self.val_share}; it must lie in [0, 1)")
 
     def relevant(self, kind: Kind) -> dict[str, Any]:
-        """The fields that can change the number of a method of this kind."""
+        """Return the fields that can change the number of a method of this kind."""
         values = identified(self)
         del values["eval_batch"]  # batching of a forward pass without gradients
         if kind == "fit":
@@ -148,7 +148,7 @@ class Recipe:
         return {name: value for name, value in values.items() if name not in unread}
 
     def warmup_part(self) -> dict[str, Any]:
-        """The fields that the shared warm-up depends on."""
+        """Return the fields that the shared warm-up depends on."""
         names = (
             "resolution",
             "warmup_epochs",
@@ -164,9 +164,9 @@ class Recipe:
 
 
 def recipe_of(values: Mapping[str, Any], where: str) -> Recipe:
-    """The recipe of a table of a file.
+    """Build the recipe from a table of a file.
 
     Raises:
-        UserError: a field or a value that a recipe does not have.
+        UserError: an unknown field, or a value that is not allowed.
     """
     return build(Recipe, values, where, _WORDING)
