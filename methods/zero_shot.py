@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from methods.backbones.clip import VisionLanguageModel
 from methods.base import FitMethod, Task
-from methods.parts.prompts import TEMPLATES, text_classifier
+from methods.parts.prompts import templates_of, text_classifier
 from methods.registry import register
 
 
@@ -54,7 +54,7 @@ class ZeroShot(FitMethod):
     def __init__(self, backbone: VisionLanguageModel, task: Task, hyper: ZeroShotHyper) -> None:
         super().__init__(backbone, task, hyper)
         self.scale = backbone.logit_scale
-        self.texts = text_classifier(backbone, task.prompts, TEMPLATES[hyper.templates])
+        self.texts = text_classifier(backbone, task.prompts, templates_of(hyper.templates))
 
     def fit(self, features: Tensor, seed: int) -> None:
         """Do nothing: the text features are the classifier."""

@@ -1,4 +1,8 @@
-"""Vision-language models: one wrapper over any open_clip model."""
+"""Vision-language models: one wrapper over any open_clip model.
+
+open_clip is imported where a model is at hand: its import takes as long as torch's, and planning a
+grid does without.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import torch
-from open_clip.modified_resnet import ModifiedResNet
-from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -93,9 +94,7 @@ class VisionLanguageModel(Backbone):
     def has_dense_features(self) -> bool:
         """Whether `dense_features` works for this image tower."""
         visual = self.visual
-        return isinstance(visual, ModifiedResNet) or (
-            isinstance(visual, VisionTransformer) and visual.attn_pool is None
-        )
+        return _is_resnet(visual) or (_is_transformer(visual) and visual.attn_pool is None)
 
     def _features(self, images: Tensor) -> Tensor:
         output = self.visual(self.normalise(images))
@@ -135,7 +134,7 @@ class VisionLanguageModel(Backbone):
                 mean_token=mean_token,
             )
             return whole[:0], local[:0]
-        if isinstance(self.visual, ModifiedResNet):
+        if _is_resnet(self.visual):
             return self._pool_features(images, positional_embedding, mean_token)
         if not self.has_dense_features:
             raise UserError(
@@ -212,6 +211,8 @@ def load_open_clip(spec: BackboneSpec, resolution: int) -> VisionLanguageModel:
     Raises:
         UserError: unknown model or tag, a file that is absent or does not fit, no network.
     """
+    import open_clip
+
     if spec.name == "glyphclip":
         open_clip.add_model_config(GLYPHCLIP / "glyphclip.json")
     names = open_clip.list_models()
@@ -246,6 +247,8 @@ def has_attention_pool(spec: BackboneSpec) -> bool:
     Raises:
         UserError: unknown model.
     """
+    import open_clip
+
     if spec.name == "glyphclip":
         return True
     config = open_clip.get_model_config(spec.model)
@@ -263,6 +266,8 @@ def tag_file(spec: BackboneSpec) -> Path:
     Raises:
         UserError: unknown tag, or it cannot be fetched.
     """
+    import open_clip
+
     tags = open_clip.list_pretrained_tags_by_model(spec.model)
     if spec.weights not in tags:
         raise UserError(
@@ -280,6 +285,20 @@ def tag_file(spec: BackboneSpec) -> Path:
             f"cannot fetch the weights {spec.weights!r} of {spec.model} ({reason}); on a machine "
             f"with a network fetch {source!r}, copy the file here and set weights to its path"
         ) from error
+
+
+def _is_resnet(visual: nn.Module) -> bool:
+    """Whether an image tower is a ResNet with an attention pool."""
+    from open_clip.modified_resnet import ModifiedResNet
+
+    return isinstance(visual, ModifiedResNet)
+
+
+def _is_transformer(visual: nn.Module) -> bool:
+    """Whether an image tower is open_clip's own transformer."""
+    from open_clip.transformer import VisionTransformer
+
+    return isinstance(visual, VisionTransformer)
 
 
 def _weights_name(spec: BackboneSpec) -> str:
@@ -307,9 +326,9 @@ def _load_file(model: nn.Module, path: Path) -> None:
 def _set_resolution(visual: Any, resolution: int, description: str) -> None:
     """Interpolate the positional embedding of ``visual`` for square images of ``resolution``."""
     native = visual.image_size[0] if isinstance(visual.image_size, tuple) else visual.image_size
-    if isinstance(visual, ModifiedResNet):
+    if _is_resnet(visual):
         step, holder = 32, visual.attnpool
-    elif isinstance(visual, VisionTransformer):
+    elif _is_transformer(visual):
         step, holder = visual.patch_size[0], visual
     elif resolution == native:
         return
@@ -336,7 +355,7 @@ def _set_resolution(visual: Any, resolution: int, description: str) -> None:
         trainable = holder.positional_embedding.requires_grad
         holder.positional_embedding = nn.Parameter(torch.cat([first, rest]), trainable)
     visual.image_size = (resolution, resolution)
-    if isinstance(visual, VisionTransformer):
+    if _is_transformer(visual):
         visual.grid_size = (grid, grid)
 
 

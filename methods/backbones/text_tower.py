@@ -9,9 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import open_clip
 import torch
-from open_clip.transformer import ResidualAttentionBlock, TextTransformer
 from torch import Tensor, nn
 
 from methods.errors import UserError
@@ -37,6 +35,9 @@ class TextTower(nn.Module):
     inner: Any
 
     def __init__(self, model: Any, tokenizer: Tokenizer, description: str) -> None:
+        import open_clip  # here, because planning a grid does without it
+        from open_clip.transformer import TextTransformer
+
         super().__init__()
         self.tokenizer = tokenizer
         self.description = description
@@ -129,6 +130,8 @@ class TextTower(nn.Module):
             mask: (N, N) float, added to the attention's logits.
             ends: (K,) int64 indices of the texts' end tokens.
         """
+        from open_clip.transformer import ResidualAttentionBlock
+
         x = embeddings + self.positional_embedding[positions]
         last = self.transformer.resblocks[-1]
         if isinstance(last, ResidualAttentionBlock) and self.transformer.batch_first:

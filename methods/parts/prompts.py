@@ -8,24 +8,34 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from open_clip import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from methods.backbones.clip import VisionLanguageModel
 from methods.errors import UserError
 
-# Templates with a gap for the class name: CLIP's own for VOC, the seven that its notes on prompt
-# engineering single out for ImageNet, and its full ImageNet ensemble.
-TEMPLATES: dict[str, tuple[str, ...]] = {
-    "single": ("a photo of a {}.",),
-    "simple7": tuple(template("{}") for template in SIMPLE_IMAGENET_TEMPLATES),
-    "imagenet80": tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES),
-}
+SINGLE = ("a photo of a {}.",)
+"""CLIP's own template for VOC."""
+
+
+def templates_of(name: str) -> tuple[str, ...]:
+    """Templates with a gap for the class name.
+
+    Args:
+        name: "single" (CLIP's for VOC), "simple7" (the seven that CLIP's notes on prompt engineering
+            single out for ImageNet) or "imagenet80" (its full ImageNet ensemble).
+    """
+    import open_clip  # here, because planning a grid does without it
+
+    if name == "single":
+        return SINGLE
+    simple7, imagenet80 = open_clip.SIMPLE_IMAGENET_TEMPLATES, open_clip.OPENAI_IMAGENET_TEMPLATES
+    texts = {"simple7": simple7, "imagenet80": imagenet80}[name]
+    return tuple(template("{}") for template in texts)
 
 
 def text_classifier(
-    vlm: VisionLanguageModel, names: Sequence[str], templates: Sequence[str] = TEMPLATES["single"]
+    vlm: VisionLanguageModel, names: Sequence[str], templates: Sequence[str] = SINGLE
 ) -> Tensor:
     """Return (K, d) unit text features of the classes: the mean over templates of unit features."""
     mean = torch.zeros(len(names), vlm.dim, device=vlm.text_tower.device)

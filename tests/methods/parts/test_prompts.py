@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from methods.errors import UserError
-from methods.parts.prompts import TEMPLATES, LearntPrompts, encode_together, text_classifier
+from methods.parts.prompts import LearntPrompts, encode_together, templates_of, text_classifier
 
 NAMES = ("cat", "traffic light", "xylophone player")
 
@@ -136,9 +136,9 @@ def test_prompts_that_do_not_fit_are_refused(load):
 
 def test_text_classifier_averages_unit_features_over_templates(load):
     vlm = load()
-    templates = TEMPLATES["simple7"]
+    templates = templates_of("simple7")
     assert len(templates) == 7
-    assert len(TEMPLATES["imagenet80"]) == 80
+    assert len(templates_of("imagenet80")) == 80
     each = torch.stack(
         [
             torch.stack([F.normalize(vlm.encode_text([t.format(n)])[0], dim=0) for t in templates])
