@@ -15,10 +15,7 @@ from tests.architecture import PACKAGES, Tree
 
 ROOT = Path(__file__).resolve().parent.parent
 
-KNOWN: dict[str, str] = {
-    "long benchmarks/data/glyphscenes/pretrain_clip.py": "to be taken apart",
-    "long tests/data/test_registry.py": "to be split by subject",
-}
+KNOWN: dict[str, str] = {}
 """Faults that are being mended, each with how."""
 
 

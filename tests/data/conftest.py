@@ -114,6 +114,16 @@ def build_dataset(folder: Path, train: int, test: int, **size: int) -> Dataset:
     )
 
 
+def save_arrays(root: Path, names: Mapping[str, list[str]], classes: int) -> None:
+    """The four arrays: `names[split]` are the images of "train" or "val", which all have class 1."""
+    root.mkdir(parents=True, exist_ok=True)
+    for split, some in names.items():
+        labels = np.zeros((len(some), classes))
+        labels[:, 1] = 1
+        np.save(root / f"formatted_{split}_images.npy", np.array(some))
+        np.save(root / f"formatted_{split}_labels.npy", labels)
+
+
 def _builder(function: Callable) -> Callable:
     return pytest.fixture(name=function.__name__)(lambda: function)
 
@@ -124,3 +134,23 @@ build_voc_fixture = _builder(build_voc)
 instances_fixture = _builder(instances)
 build_coco_fixture = _builder(build_coco)
 build_dataset_fixture = _builder(build_dataset)
+save_arrays_fixture = _builder(save_arrays)
+
+
+@pytest.fixture
+def small_voc(tmp_path: Path) -> Callable[[str], Path]:
+    """Builds `voc<year>` with 3 + 2 images, one of them without a label; gives the folder of the tree."""
+    splits = {"2007": ("trainval", "test"), "2012": ("train", "val")}
+
+    def build(year: str) -> Path:
+        train, test = splits[year]
+        return build_voc(
+            tmp_path / f"voc{year}",
+            year,
+            {
+                train: {"000001": {"car": 1, "diningtable": 1}, "000002": {"cat": 1}, "000003": {}},
+                test: {"000004": {"car": 1}, "000005": {"dog": 1}},
+            },
+        )
+
+    return build

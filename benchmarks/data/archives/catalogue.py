@@ -1,8 +1,8 @@
-"""The official archives of the datasets: where they are, how to tell them, how to get them.
+"""The official archives of the datasets: addresses, sizes and checksums, and how to get them.
 
 Sizes and SHA-256 of COCO's archives and the sizes of VOC's are those of TensorFlow Datasets
 (`tensorflow_datasets/url_checksums/{coco,voc}.txt`), the MD5 of VOC's are those of torchvision
-(`torchvision/datasets/voc.py`), whose address on `thor` comes first here.
+(`torchvision/datasets/voc.py`), whose address on `thor` is tried first.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ class Archive:
     """One official file.
 
     Attributes:
-        urls: where it is, the first that answers is taken; they hold the same bytes.
-        size: in bytes.
+        urls: addresses of the same bytes; the first that delivers is used.
+        size: size in bytes.
         checksum: "md5:" or "sha256:" and the hexadecimal digest.
-        unpacks: what it holds, relative to the dataset's folder.
-        unpacked: bytes of that, about; photographs are as large in the archive as out of it.
+        unpacks: folder of its content, relative to the dataset's folder.
+        unpacked: approximate size of the content in bytes; photographs do not get smaller in an archive.
     """
 
     urls: tuple[str, ...]
@@ -52,7 +52,7 @@ def _voc(file: str, size: int, md5: str) -> Archive:
 
 
 def _coco(file: str, size: int, sha256: str, unpacks: str, unpacked: int) -> Archive:
-    # Two names of one S3 bucket; the first has no valid certificate, the checksum stands in for it.
+    # Two names of one S3 bucket; the first has no valid certificate, but the checksum protects the content.
     folders = ("http://images.cocodataset.org", "https://s3.amazonaws.com/images.cocodataset.org")
     urls = tuple(f"{folder}/{file}" for folder in folders)
     return Archive(urls, size, f"sha256:{sha256}", unpacks, unpacked)
@@ -90,7 +90,7 @@ ARCHIVES: dict[str, tuple[Archive, ...]] = {
 }
 
 _BY_HAND = {
-    # The owners send the images on request, so there is nothing to download.
+    # The owners send the images on request: there is no public download.
     "nuswide": "mkdir -p {root}; put the four arrays formatted_{{train,val}}_{{images,labels}}.npy "
     "of https://zenodo.org/records/10162606 (or of the folder linked in data/README of "
     "JiahaoXxX/SSMLL-D2L_MAT) or the official text files (ImageList, Groundtruth and ConceptsList, "
@@ -101,14 +101,14 @@ _BY_HAND = {
 
 
 def commands(name: str, root: Path) -> str:
-    """The shell commands that bring a dataset, on one line.
+    """The shell commands that download a dataset, on one line.
 
     Args:
         name: the dataset.
-        root: the folder it belongs in.
+        root: its folder.
 
     Returns:
-        Commands with the folder quoted; empty for a dataset that has no official archives.
+        The commands with the folder quoted; empty for a dataset without official archives.
     """
     place = shlex.quote(str(root))
     if name not in ARCHIVES:
@@ -130,20 +130,20 @@ def download(
     progress: Callable[[str], Callable[[int, int], None]],
     announce: Callable[[str], None] = lambda line: None,
 ) -> None:
-    """Bring a dataset's official archives into its folder, check and unpack them.
+    """Download a dataset's official archives into its folder, check and unpack them.
 
-    A call that was killed is continued. Archives that are there already are checked and used; they
-    are kept when all is done.
+    After a killed call the next one continues. Archives that are already there are checked and used; they are
+    kept afterwards.
 
     Args:
         name: the dataset.
-        root: the folder it belongs in; created where needed.
+        root: its folder; created if needed.
         progress: makes a (done, total) callback from a title; the unit is MiB.
-        announce: gets one-line remarks, first of all what will be brought and the room it needs.
+        announce: called with one-line remarks, first the archives to download and the disk space needed.
 
     Raises:
-        UserError: the dataset has no public archives, an archive cannot be had or is not the
-            published one, or the disk is too small.
+        UserError: the dataset has no public archives, an archive cannot be downloaded or is not the published
+            one, or the disk is too small.
     """
     if name in _BY_HAND:
         raise UserError(
@@ -172,7 +172,7 @@ def download(
 
 
 def _done(root: Path, archive: Archive) -> Path:
-    """Marks an archive that is unpacked in full."""
+    """The file that marks a completely unpacked archive."""
     return root / f".{archive.name}.unpacked"
 
 

@@ -1,7 +1,7 @@
-"""Bringing one large file: resumed where it broke off, believed only when its checksum is right.
+"""Download one large file: resumable, verified by checksum.
 
-What has arrived lies in `NAME.part`, and `NAME.part.json` says from where and in which version, so
-that a file that has changed on the server since is not glued to the old beginning.
+The received bytes are in `NAME.part`; `NAME.part.json` has their address and version, so that a file that was
+changed on the server is not appended to the old beginning.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from results.files import atomic_write_json, fsync_directory
 
 MIB = 2**20
 TRIES = 3
-"""Attempts in a row that bring nothing, after which an address is given up."""
+"""Consecutive attempts without new bytes after which an address is abandoned."""
 PAUSE = 1.0
-"""Seconds before the second attempt; doubled before each further one."""
+"""Seconds before the second attempt; doubled before each further attempt."""
 TIMEOUT = 60.0
-"""Seconds without a byte after which a connection counts as broken."""
+"""Seconds without a byte after which a connection is considered broken."""
 
 Progress = Callable[[int, int], None]
 
 
 class _UndeliveredError(Exception):
-    """An address does not deliver; the text says why."""
+    """An address does not deliver the file; the text says why."""
 
 
 def fetch(
@@ -45,22 +45,22 @@ def fetch(
     progress: Callable[[str], Progress],
     announce: Callable[[str], None] = lambda line: None,
 ) -> None:
-    """Bring a file, or find it there, and check it.
+    """Download a file if it is not there, and check it.
 
-    A shorter file at `target` is taken for the beginning that another program has left.
+    A shorter file at `target` is treated as an unfinished download of another program and continued.
 
     Args:
-        urls: addresses of the same bytes; the next one is asked when one does not deliver.
-        target: where the file goes; its folder must exist.
-        size: bytes it must have.
-        checksum: "md5:" or "sha256:" and the hexadecimal digest that it must have.
+        urls: addresses of the same bytes; if one does not deliver, the next one is tried.
+        target: path of the file; its folder must exist.
+        size: its length in bytes.
+        checksum: "md5:" or "sha256:" and its hexadecimal digest.
         progress: makes a (done, total) callback from a title; the unit is MiB.
-        announce: gets remarks, such as that a server cannot resume.
+        announce: called with remarks, such as that a server cannot resume.
 
     Raises:
-        UserError: no address delivers (what has arrived is kept), the disk is full (likewise), or
-            the content is not the published one (what was brought is removed, a file that lay
-            there is not).
+        UserError: no address delivers or the disk is full (the received bytes are kept), or the content is
+        not
+            the published one (a download is removed, a file that was already there is not).
     """
     part, state = _part(target), _state(target)
     if target.exists():
@@ -70,7 +70,7 @@ def fetch(
                     f"{target}: not the published file ({size:,} bytes, {checksum}); remove it and run again"
                 )
             return
-        if not part.exists():  # begun by `curl -C -`
+        if not part.exists():  # started by `curl -C -`
             state.unlink(missing_ok=True)
             os.replace(target, part)
     problems = []
@@ -98,7 +98,7 @@ def fetch(
 
 
 def have(target: Path) -> int:
-    """Bytes of a file that have arrived, in it or in its part."""
+    """Received bytes of a file, in it or in its part."""
     return max(_length(target), _length(_part(target)))
 
 
@@ -117,7 +117,7 @@ def _length(file: Path) -> int:
 
 
 def _transfer(url: str, target: Path, size: int, show: Progress, announce: Callable[[str], None]) -> None:
-    """Fill the part to its full length, in as many connections as it takes."""
+    """Fill the part to its full length, over as many connections as needed."""
     part = _part(target)
     best, failures = _length(part), 0
     while True:
@@ -132,7 +132,7 @@ def _transfer(url: str, target: Path, size: int, show: Progress, announce: Calla
             reason = "the connection ended early"
         except urllib.error.HTTPError as error:
             reason = f"{error.code} {error.reason}"
-            if error.code == 416:  # the server has less than what is here
+            if error.code == 416:  # the server has fewer bytes than the part
                 part.unlink(missing_ok=True)
             elif error.code < 500 and error.code not in (408, 429):
                 raise _UndeliveredError(reason) from None
@@ -142,7 +142,7 @@ def _transfer(url: str, target: Path, size: int, show: Progress, announce: Calla
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         if _length(part) == size:
             return
-        # Not `before`: a server that begins anew each time gets nowhere.
+        # Not `before`: a server that starts again each time makes no progress.
         failures = 0 if _length(part) > best else failures + 1
         best = max(best, _length(part))
         if failures >= TRIES:
@@ -153,7 +153,7 @@ def _transfer(url: str, target: Path, size: int, show: Progress, announce: Calla
 def _receive(
     url: str, target: Path, before: int, size: int, show: Progress, announce: Callable[[str], None]
 ) -> None:
-    """One connection: append what it delivers to the part, or begin it anew."""
+    """Append the bytes of one connection to the part, or start it again."""
     part, state = _part(target), _state(target)
     request = urllib.request.Request(url, headers={"User-Agent": "ssmll-bench"})
     if before:
@@ -176,7 +176,7 @@ def _receive(
             part.unlink(missing_ok=True)
             before = 0
         version = answer.headers.get("ETag", "")
-        if not version or version.startswith("W/"):  # a weak tag does not stand for the bytes
+        if not version or version.startswith("W/"):  # a weak tag does not identify the bytes
             version = answer.headers.get("Last-Modified", "")
         try:
             atomic_write_json(state, {"url": url, "version": version})
@@ -194,7 +194,7 @@ def _receive(
 
 
 class _Appending:
-    """A file at its end; errors in writing it are the disk's, not the network's."""
+    """A file to append to; its errors are reported as the disk's, not the network's."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -227,7 +227,7 @@ def _unwritable(path: Path, error: OSError) -> UserError:
 
 
 def _version(state: Path, url: str) -> str:
-    """The version that a part is of, as the same address named it; empty where unknown."""
+    """The version of a part from the same address; empty where unknown."""
     try:
         found = json.loads(state.read_text())
         return str(found["version"]) if found["url"] == url else ""

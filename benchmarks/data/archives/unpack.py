@@ -1,8 +1,8 @@
-"""Unpacking tar and zip archives without trusting them.
+"""Unpack tar and zip archives without trusting them.
 
-Everything is checked on the listing before the first byte is written. Files are then written here
-and not by `tarfile` or `zipfile`: each beside its place and renamed into it, so that what is in
-place is whole and a killed call is continued.
+The whole listing is checked before the first byte is written. This module writes the files itself, not with
+`tarfile` or `zipfile`: each under a temporary name and then renamed, so that every file in place is complete
+and an interrupted call can be continued.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Open = Callable[[], IO[bytes]]
 
 @dataclass(frozen=True)
 class _Entry:
-    """One file of an archive: where it goes, its bytes by the listing, and how they are read."""
+    """One file of an archive: its path, its length in the listing, and a function that opens it."""
 
     path: PurePosixPath
     size: int
@@ -48,7 +48,7 @@ def need(archive: Path, root: Path) -> int:
 
 
 def unpack(archive: Path, root: Path, progress: Progress | None = None) -> None:
-    """Unpack an archive into a folder; files that are there in full length are left alone.
+    """Unpack an archive into a folder; existing files of full length are not written again.
 
     Args:
         archive: a .zip file or a tar file.
@@ -56,9 +56,9 @@ def unpack(archive: Path, root: Path, progress: Progress | None = None) -> None:
         progress: called with (MiB written, MiB in total).
 
     Raises:
-        UserError: the archive is damaged, or holds what does not belong into a dataset: a path that
-            leaves the folder, a link, a device, an encrypted file, content longer than listed
-            (nothing is written in these cases but the last); or the disk is full.
+        UserError: the archive is damaged, the disk is full, or the archive has an entry that no dataset needs
+            (a path that leaves the folder, a link, a device, an encrypted file, content longer than listed).
+            Such entries are found before anything is written, except the last kind.
     """
     with _entries(archive) as entries:
         absent = _absent(entries, root)
@@ -75,7 +75,7 @@ def unpack(archive: Path, root: Path, progress: Progress | None = None) -> None:
             done += entry.size
             if progress is not None:
                 progress(-(-done // MIB), -(-total // MIB))
-    os.sync()  # once for all: thousands of small files one by one would take minutes
+    os.sync()  # once for all files: thousands of single calls would take minutes
 
 
 def _absent(entries: list[_Entry], root: Path) -> list[_Entry]:
@@ -93,7 +93,7 @@ def _write(entry: _Entry, root: Path, archive: Path) -> None:
         place.parent.mkdir(parents=True, exist_ok=True)
         with entry.open() as source, open(beside, "wb") as file:
             left = entry.size
-            # One byte more is asked for than is listed: it must not be there.
+            # Read up to one byte more than listed: it must not exist.
             while block := source.read(min(MIB, left + 1)):
                 left -= len(block)
                 if left < 0:
@@ -104,7 +104,7 @@ def _write(entry: _Entry, root: Path, archive: Path) -> None:
             raise _damaged(archive, f"{entry.path} is not as long as listed")
         os.replace(beside, place)
     except OSError as error:
-        if error.errno is None:  # zipfile and tarfile raise some without a cause of the system
+        if error.errno is None:  # zipfile and tarfile raise some without an errno
             raise _damaged(archive, f"{entry.path}: {error}") from None
         raise UserError(
             f"{place}: cannot be written: {error.strerror}; what is unpacked is kept, run again "
@@ -119,7 +119,7 @@ def _entries(archive: Path) -> Iterator[list[_Entry]]:
     """The checked listing of an open archive, one entry for each file."""
     try:
         with _tar(archive) if archive.suffix != ".zip" else _zip(archive) as entries:
-            # A path that is listed twice holds what comes last, as with the usual programs.
+            # Of a path that is listed twice the last entry counts, as in the usual programs.
             yield list({entry.path: entry for entry in entries}.values())
     except (zipfile.BadZipFile, tarfile.TarError, NotImplementedError) as error:
         raise _damaged(archive, str(error)) from None
@@ -133,7 +133,7 @@ def _tar(archive: Path) -> Iterator[list[_Entry]]:
         entries = []
         for member in file:
             path = _checked(member.name, archive, member.isdir())
-            # REGTYPE and AREGTYPE only: a sparse file of some bytes can be listed with terabytes.
+            # Only REGTYPE and AREGTYPE: a sparse file of a few bytes can be listed with terabytes.
             if member.type in (tarfile.REGTYPE, tarfile.AREGTYPE):
                 entries.append(_Entry(path, member.size, _tar_opener(file, member)))
             elif not member.isdir():
@@ -144,7 +144,7 @@ def _tar(archive: Path) -> Iterator[list[_Entry]]:
 def _tar_opener(file: tarfile.TarFile, member: tarfile.TarInfo) -> Open:
     def opener() -> IO[bytes]:
         opened = file.extractfile(member)
-        assert opened is not None  # it is for plain files
+        assert opened is not None  # the member is a plain file
         return opened
 
     return opener
@@ -156,7 +156,7 @@ def _zip(archive: Path) -> Iterator[list[_Entry]]:
         entries = []
         for member in file.infolist():
             path = _checked(member.filename, archive, member.is_dir())
-            kind = stat.S_IFMT(member.external_attr >> 16)  # 0 where written on another system
+            kind = stat.S_IFMT(member.external_attr >> 16)  # 0 in archives from other systems
             if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
                 raise _refused(archive, member.filename, "it is neither a plain file nor a folder")
             if member.flag_bits & 1:

@@ -1,4 +1,4 @@
-"""How GlyphScenes draws: backgrounds, clutter, objects and what covers them."""
+"""Drawing of GlyphScenes: backgrounds, clutter, objects and occlusions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 from benchmarks.data.glyphscenes.classes import CONTEXTS, class_names
 
 VERSION = 1
-"""Raised whenever a change moves a pixel."""
+"""Version of the images: raise it when a change alters a pixel."""
 SIZE = 128
 """Width and height of a scene in pixels."""
 TYPICAL = 0.7
@@ -26,7 +26,7 @@ _GLYPH_SIZE = 96  # glyph masks are rendered once at this height and scaled down
 
 
 class Draw:
-    """Random draws of one image; only uniforms and integers, which are exact on any machine."""
+    """Random draws of one image: only uniforms and integers, which are exact on any machine."""
 
     def __init__(self, seed: int, split: str, index: int) -> None:
         text = f"glyphscenes/{VERSION}|{seed}|{split}|{index}".encode()
@@ -55,7 +55,7 @@ class Draw:
         return (self.integer(0, 255), self.integer(0, 255), self.integer(0, 255))
 
     def pick(self, table: tuple[tuple[str, ...], tuple[float, ...]]) -> str:
-        """One name of a (names, cumulative weights) table of `glyphclasses.tables`."""
+        """One name of a (names, cumulative weights) table of `classes.tables`."""
         names, cumulative = table
         value = self.uniform() * cumulative[-1]
         return next((n for n, c in zip(names, cumulative, strict=True) if value < c), names[-1])
@@ -73,7 +73,7 @@ def font() -> ImageFont.FreeTypeFont:
 
 @cache
 def glyph_mask(text: str) -> Image.Image:
-    """Return the mask ("L", cropped to its ink) of a class name or of a single character.
+    """The mask ("L", cropped to its ink) of a class name or of a single character.
 
     Raises:
         ValueError: the font has no glyph for it.

@@ -1,15 +1,15 @@
-"""GlyphScenes: a multi-label data set that is rendered, so that nothing has to be downloaded.
+"""GlyphScenes: a rendered multi-label dataset, so that nothing has to be downloaded.
 
 Forty pictographs of the DejaVu Sans font that matplotlib ships are placed in cluttered scenes. A
-scene draws one or two contexts (weather, office, chess, ...) and takes most of its objects from
-them, so labels co-occur; class frequencies have a long tail. Objects differ in size, rotation,
+scene has one or two random contexts (weather, office, chess, ...) and most of its objects are from
+them, so that labels co-occur; class frequencies have a long tail. Objects differ in size, rotation,
 aspect, colour, style and blur, may be cut by the border and may be covered by others. An object
-counts as a label when at least :data:`MIN_VISIBLE` of its area can be seen.
+counts as a label when at least `MIN_VISIBLE` of its area is visible.
 
-Every image is a pure function of (seed, split, index): a Philox generator is keyed with a hash of
-the three and all drawing is integer arithmetic in Pillow, so images may be rendered in any order,
-by any number of processes, and again after an interruption, with the same bytes (for one version
-of Pillow). On disk the data set looks like COCO: JPEG files and "instances" JSON files.
+Every image is a pure function of (seed, split, index): a Philox generator is keyed with their hash, and
+Pillow draws with integer arithmetic. Images can therefore be rendered in any order, by any number of
+processes, and again after an interruption, with the same bytes (for one version of Pillow). On disk the
+dataset has the layout of COCO: JPEG files and "instances" JSON files.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ __all__ = [
 ]
 
 SPLITS = {"train": 4000, "test": 1500}
-"""Number of images of each split that :func:`write` puts on disk."""
+"""Number of images of each split on disk."""
 MIN_VISIBLE = 0.35
 """Smallest visible fraction of an object's area at which it counts as a label."""
 JPEG_QUALITY = 88
@@ -68,7 +68,7 @@ class GlyphObject:
 
     Attributes:
         name: class name.
-        bbox: (x, y, width, height) in pixels of what can be seen; (0, 0, 0, 0) if nothing.
+        bbox: (x, y, width, height) of the visible part in pixels; (0, 0, 0, 0) if there is none.
         area: visible area in pixels.
         visible: visible fraction of the object's full area, the part outside the image included.
     """
@@ -80,7 +80,7 @@ class GlyphObject:
 
     @property
     def is_label(self) -> bool:
-        """Whether enough of the object can be seen for it to count as a label."""
+        """Whether enough of the object is visible for a label."""
         return self.visible >= MIN_VISIBLE
 
 
@@ -107,15 +107,14 @@ def render(seed: int, index: int, split: str) -> tuple[Image.Image, list[GlyphOb
     """Render one scene.
 
     Args:
-        seed: seed of the data set.
+        seed: seed of the dataset.
         index: index of the image in its split, from 0.
-        split: any word. Two words are special, for pre-training: class frequencies are flatter
-            and "icons" shows one or two large objects and nothing else; in "pretrain" 30 per cent
-            of the images do.
+        split: any word. "icons" and "pretrain" are for pre-training and have flatter class frequencies: all
+            images of "icons", and 30 per cent of those of "pretrain", show only one or two large objects.
 
     Returns:
-        The RGB image of 128 x 128 pixels and all drawn objects in drawing order, hidden ones
-        included: those with ``is_label`` are the labels.
+        The RGB image of 128 x 128 pixels, and all drawn objects in drawing order, with hidden ones: those
+        with `is_label` are the labels.
     """
     draw = Draw(seed, split, index)
     names = _scene_classes(draw, flat=split in ("pretrain", "icons"))
@@ -161,11 +160,12 @@ def render(seed: int, index: int, split: str) -> tuple[Image.Image, list[GlyphOb
 
 # ------------------------------------------------------------------------------------ files on disk
 
-_PART = 100  # images between two points from which an interrupted rendering goes on
+_PART = 100
+"""Images of a part: an interrupted rendering continues after the last complete part."""
 
 
 def _replace(path: Path, data: bytes) -> None:
-    """Write a file so that it is there as a whole or not at all."""
+    """Write a file atomically."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.write_bytes(data)
     os.replace(temporary, path)
@@ -234,7 +234,7 @@ def _annotations(seed: int, split: str, found: list[dict[str, Any]]) -> dict[str
 
 
 def _complete(path: Path, seed: int, count: int) -> bool:
-    """Whether a split is on disk; its annotations are written last."""
+    """Whether a split is on disk: its annotations are written last."""
     if not path.is_file():
         return False
     stored = json.loads(path.read_text())
@@ -256,23 +256,23 @@ def write(
     progress: Callable[[int, int], None] | None = None,
     sizes: Mapping[str, int] | None = None,
 ) -> Path:
-    """Render the data set to ``<root>/glyphscenes``; what is there already is kept.
+    """Render the dataset to `<root>/glyphscenes`; finished parts are kept.
 
-    The annotation files come last: where they exist, the split is complete. An interrupted call
-    loses at most the unfinished parts of a hundred images.
+    The annotation files are written last: a split that has one is complete. An interrupted call loses at most
+    the unfinished parts, of a hundred images each.
 
     Args:
         root: data folder.
-        seed: seed of the data set; published results use 0.
-        workers: rendering processes; None is one for each core, at most 8; 1 stays in this process.
+        seed: seed of the dataset; published results use 0.
+        workers: rendering processes; None is one for each core, at most 8; 1 renders in this process.
         progress: called with (images done, images in total).
-        sizes: number of images of each split, :data:`SPLITS` if None.
+        sizes: number of images of each split; None is `SPLITS`.
 
     Returns:
-        The folder ``<root>/glyphscenes``.
+        The folder `<root>/glyphscenes`.
 
     Raises:
-        ValueError: the folder holds a data set of another version, seed or size.
+        ValueError: the folder holds a dataset of another version, seed or size.
     """
     folder = Path(root) / "glyphscenes"
     sizes = SPLITS if sizes is None else sizes
@@ -310,11 +310,11 @@ def write(
 
 @contextmanager
 def _mapper(workers: int) -> Iterator[Callable[..., Iterator[Any]]]:
-    """Give an ordered map over argument tuples, in this process or in several."""
+    """An ordered map over argument tuples, in this process or in several."""
     if workers <= 1:
         yield lambda function, jobs: (function(*job) for job in jobs)
         return
-    # "spawn": the caller may have threads (torch), which "fork" does not survive reliably.
+    # "spawn", because "fork" is not safe in a process with threads, such as torch's.
     pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
     try:
         yield lambda function, jobs: pool.map(function, *zip(*jobs, strict=True))
@@ -323,7 +323,7 @@ def _mapper(workers: int) -> Iterator[Callable[..., Iterator[Any]]]:
 
 
 def contact_sheet(path: Path, *, seed: int = 0, split: str = "train", columns: int = 8) -> Path:
-    """Write a PNG with the first scenes of a split, four rows, each named by its labels."""
+    """Write a PNG with the first scenes of a split in four rows, each above its labels."""
     face = ImageFont.truetype(font().path, 9, layout_engine=ImageFont.Layout.BASIC)
     rows, pad, text = 4, 4, 26
     sheet = Image.new(

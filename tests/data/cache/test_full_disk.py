@@ -13,22 +13,11 @@ import pytest
 
 from benchmarks.data import disk
 from benchmarks.data.cache import build
-from benchmarks.data.cache import prepared as cache
 from benchmarks.data.cache.prepared import prepare
 from benchmarks.data.disk import DiskFullError
 from methods.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[3]
-
-
-@pytest.fixture(autouse=True)
-def _short_chunks(monkeypatch):
-    monkeypatch.setattr(cache, "CHUNK", 4)
-
-
-@pytest.fixture
-def dataset(tmp_path, build_dataset):
-    return build_dataset(tmp_path / "images", 20, 9)
 
 
 @pytest.fixture

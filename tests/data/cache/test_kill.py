@@ -14,16 +14,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks.data.cache import pool
-from benchmarks.data.cache import prepared as cache
 from benchmarks.data.cache.prepared import prepare
 from methods.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[3]
-
-
-@pytest.fixture(autouse=True)
-def _short_chunks(monkeypatch):
-    monkeypatch.setattr(cache, "CHUNK", 4)
 
 
 SCRIPT = """

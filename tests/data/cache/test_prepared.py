@@ -12,21 +12,10 @@ import torch
 from PIL import Image
 
 from benchmarks.data.cache import build
-from benchmarks.data.cache import prepared as cache
 from benchmarks.data.cache.decode import load_image
 from benchmarks.data.cache.prepared import prepare
 from benchmarks.data.dataset import Dataset, ImageSet
 from methods.errors import UserError
-
-
-@pytest.fixture
-def dataset(tmp_path, build_dataset):
-    return build_dataset(tmp_path / "images", 20, 9)
-
-
-@pytest.fixture(autouse=True)
-def _short_chunks(monkeypatch):
-    monkeypatch.setattr(cache, "CHUNK", 4)
 
 
 def test_images_come_back_as_they_were_decoded(tmp_path, dataset):

@@ -15,16 +15,6 @@ from benchmarks.data.dataset import Dataset, ImageSet
 from methods.errors import UserError
 
 
-@pytest.fixture(autouse=True)
-def _short_chunks(monkeypatch):
-    monkeypatch.setattr(cache, "CHUNK", 4)
-
-
-@pytest.fixture
-def dataset(tmp_path, build_dataset):
-    return build_dataset(tmp_path / "images", 20, 9)
-
-
 @pytest.fixture
 def bad(dataset):
     """Damages train 2 and 17 and test 5; gives back what was in the files."""

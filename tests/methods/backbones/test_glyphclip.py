@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from benchmarks.data.glyphscenes import captions, clip_model, scenes
 from benchmarks.data.glyphscenes import pretrain_clip as pretrain
-from benchmarks.data.glyphscenes import scenes as glyphscenes
 from tests.conftest import ROOT
 
 FOLDER = ROOT / "methods" / "backbones" / "glyphclip"
@@ -39,8 +39,8 @@ def test_shapes_and_preprocessing(model):
         text = model.encode_text(tokens)
     assert tokens.shape == (2, 77)
     assert image.shape == text.shape == (2, 128)
-    assert model.visual.preprocess_cfg["mean"] == pretrain.MEAN
-    assert model.visual.preprocess_cfg["std"] == pretrain.STD
+    assert model.visual.preprocess_cfg["mean"] == clip_model.MEAN
+    assert model.visual.preprocess_cfg["std"] == clip_model.STD
     assert model.visual.attnpool.positional_embedding.shape == (17, 256)
 
 
@@ -50,7 +50,7 @@ def test_zero_shot_is_above_three_times_chance(model):
 
 
 def test_short_texts_have_the_features_of_padded_ones(model):
-    vocabulary = pretrain.ShortVocabulary(model)
+    vocabulary = clip_model.ShortVocabulary(model)
     texts = ["a photo of a sun.", "there is a big chess king and old moon here."]
     with torch.no_grad():
         short = vocabulary.encode(model, vocabulary.tokens(texts))
@@ -60,18 +60,18 @@ def test_short_texts_have_the_features_of_padded_ones(model):
 
 def test_a_word_outside_the_short_vocabulary_is_an_error(model):
     with pytest.raises(ValueError, match="a word that no template"):
-        pretrain.ShortVocabulary(model).tokens(["a photo of a zebra."])
+        clip_model.ShortVocabulary(model).tokens(["a photo of a zebra."])
 
 
 def test_captions_name_some_objects_and_rarely_others():
     rng = np.random.default_rng(0)
     names = ["sun", "cloud", "dice"]
-    texts = [pretrain.caption(rng, names) for _ in range(2000)]
+    texts = [captions.caption(rng, names) for _ in range(2000)]
     named = np.mean([[name in text for name in names] for text in texts])
     wrong = np.mean([any(o in text for o in ("anchor", "skull", "comet")) for text in texts])
     assert 0.55 < named < 0.72  # 0.6, and never none of them
     assert 0 < wrong < 0.05
-    assert all(any(c in text for c in glyphscenes.class_names()) for text in texts)
+    assert all(any(c in text for c in scenes.class_names()) for text in texts)
 
 
 def test_word_targets_are_distributions_that_ignore_common_words():
@@ -85,8 +85,8 @@ def test_word_targets_are_distributions_that_ignore_common_words():
 
 def test_augmented_images_stay_aligned_with_normalised_ones():
     pixels = np.full((4, 64, 64, 3), 128, dtype=np.uint8)
-    plain = pretrain.normalise(pixels)
-    changed = pretrain.augment(pixels, np.random.default_rng(0))
+    plain = clip_model.normalise(pixels)
+    changed = clip_model.augment(pixels, np.random.default_rng(0))
     assert changed.shape == plain.shape
     # gain within 25 per cent and offset within 0.3 of the normalised value
     assert ((changed - plain).abs() <= 0.25 * plain.abs() + 0.3 + 1e-5).all()
@@ -97,6 +97,6 @@ def test_training_writes_weights_that_the_model_reads(tmp_path, monkeypatch, cap
     arguments = ["--images", "128", "--icons", "128", "--epochs", "1", "--icon-epochs", "1"]
     assert pretrain.main([*arguments, "--out", str(tmp_path)]) == 0
     assert "stage" in capsys.readouterr().out
-    fresh = pretrain.create_model()
+    fresh = clip_model.create_model()
     fresh.load_state_dict(load_file(tmp_path / "glyphclip.safetensors"), strict=True)
     assert [p.name for p in tmp_path.iterdir()] == ["glyphclip.safetensors"]
