@@ -17,6 +17,7 @@ from benchmarks.data.readers.base import Contents, Progress, Reader, Request
 from benchmarks.data.readers.class_names import prompt_names
 from benchmarks.data.splits.rules import check_rule
 from methods.errors import UserError, check_choice, nearest
+from methods.fields import Wording, build
 
 READERS: dict[str, Reader] = {
     "glyphscenes": Reader(glyphscenes.reader(0)),
@@ -151,26 +152,11 @@ class DatasetSpec:
         Raises:
             UserError: an unknown field, or a value that the field refuses.
         """
-        kinds = {field.name: type(field.default) for field in dataclasses.fields(cls)}
-        kinds |= {"name": str, "root": str}
-        values = {key: _tuples(value) for key, value in table.items()}
-        for key, value in values.items():
-            if not isinstance(value, kinds.get(key, ())) or not _is_text(value) or key == "split":
-                raise UserError(f"'reader' has {key!r} = {value!r}, which no dataset has here")
-        if "name" not in values:
-            raise UserError("'reader' has no 'name'")
-        return cls(**values, split=split)
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(entry) for entry in value) if isinstance(value, list | tuple) else value
-
-
-def _is_text(value: Any) -> bool:
-    """Whether a field is a text or a flag, or holds only texts."""
-    if isinstance(value, tuple):
-        return all(_is_text(entry) and not isinstance(entry, bool) for entry in value)
-    return isinstance(value, str | bool)
+        problem = "'reader' has {name!r} = {value!r}, which no dataset has here"
+        wording = Wording(unknown=problem, wrong=problem, missing="'reader' has no {name!r}")
+        if "split" in table:
+            raise UserError(problem.format(name="split", value=table["split"]))
+        return build(cls, {**table, "split": split}, "", wording)
 
 
 def available() -> list[str]:
