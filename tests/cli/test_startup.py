@@ -11,7 +11,17 @@ import pytest
 
 from tests.conftest import ROOT, CommandLine, grid_text
 
-HEAVY = ("torch", "torchvision", "open_clip", "timm", "accelerate", "sklearn", "scipy", "matplotlib", "seaborn")
+HEAVY = (
+    "torch",
+    "torchvision",
+    "open_clip",
+    "timm",
+    "accelerate",
+    "sklearn",
+    "scipy",
+    "matplotlib",
+    "seaborn",
+)
 WATCHED = """
 import json, sys
 from benchmarks.run import main
