@@ -74,10 +74,10 @@ class LeaseRecord:
 
 
 @dataclass(frozen=True)
-class Share:
-    """The part that a further process of a group has in the lease of the group's first one.
+class MemberLease:
+    """What the other ranks of a group hold of rank 0's lease.
 
-    It may record why the attempt failed, as long as nobody has taken the run over.
+    It lets them record why the attempt failed, as long as no other process has taken the run over.
 
     Attributes:
         directory: the run's directory.

@@ -37,7 +37,7 @@ from results.files import (
 from results.lease import (
     DEFAULT_TTL,
     Lease,
-    Share,
+    MemberLease,
     acquire,
     filesystem_now,
     generation_of,
@@ -234,7 +234,7 @@ class RunStore:
         self._require(directory, lease)
         atomic_write_bytes(directory / "result.json", text.encode())
 
-    def write_failure(self, directory: Path, lease: Lease | Share, error: dict[str, Any]) -> bool:
+    def write_failure(self, directory: Path, lease: Lease | MemberLease, error: dict[str, Any]) -> bool:
         """Record why an attempt failed; the run can be claimed again once the lease is released.
 
         The first error of an attempt is its cause and stays: what the other processes of a group
@@ -367,7 +367,7 @@ class RunStore:
     def _failure(self, directory: Path) -> dict[str, Any] | None:
         return self._read(directory, "failure.json") if (directory / "failure.json").exists() else None
 
-    def _require(self, directory: Path, lease: Lease | Share) -> None:
+    def _require(self, directory: Path, lease: Lease | MemberLease) -> None:
         if lease.directory != directory:
             raise StoreError(f"{directory}: the lease is for {lease.directory}")
         lease.require()

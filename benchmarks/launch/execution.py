@@ -13,7 +13,7 @@ from benchmarks.training.group import lost_peer
 from benchmarks.training.strategy import Strategy
 from benchmarks.workspace import Workspace
 from results.errors import LeaseLostError
-from results.lease import Share
+from results.lease import MemberLease
 from results.store import Lease
 from slurm.protocol import EXIT_BROKEN, EXIT_LOST
 
@@ -67,7 +67,7 @@ class Execution:
             GroupBroken: as for `run`.
         """
         task = RunTask(self._context, job) if stage is None else StageTask(self._context, stage, job)
-        self._execute(task, Share(task.directory, generation))
+        self._execute(task, MemberLease(task.directory, generation))
 
     def _claim(self, task: Task, number: int) -> str:
         """Execute a task unless it is done or another process holds its lease."""
@@ -83,7 +83,7 @@ class Execution:
                 self.group.broadcast(number, lease.generation)
             return self._execute(task, lease)
 
-    def _execute(self, task: Task, lease: Lease | Share) -> str:
+    def _execute(self, task: Task, lease: Lease | MemberLease) -> str:
         """Compute a task; an error is recorded with it, and the next task can be done."""
         try:
             with self._watching(task, lease):
@@ -99,7 +99,7 @@ class Execution:
             return "failed"
         return "done"
 
-    def _watching(self, task: Task, lease: Lease | Share) -> AbstractContextManager[None]:
+    def _watching(self, task: Task, lease: Lease | MemberLease) -> AbstractContextManager[None]:
         """Watch the group for hanging; what rank 0 does alone is short and not watched."""
         if not task.together:
             return nullcontext()
@@ -113,7 +113,7 @@ class Execution:
         limit = self.options.hang_seconds
         return self.group.watch.watching(task.directory, lease.generation, limit, hung)
 
-    def _record(self, task: Task, lease: Lease | Share, error: Exception) -> None:
+    def _record(self, task: Task, lease: Lease | MemberLease, error: Exception) -> None:
         """Write the cause of a failure, unless it is recorded already, and report it."""
         known = self.group.world == 1 or isinstance(error, Hung)
         rank = "" if known else f"rank {self.group.rank}: "

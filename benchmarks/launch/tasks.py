@@ -39,7 +39,7 @@ from benchmarks.training.strategy import Strategy
 from benchmarks.training.trainer import Trainer
 from benchmarks.workspace import Workspace
 from results.files import atomic_write_bytes, atomic_write_json
-from results.lease import Share
+from results.lease import MemberLease
 from results.store import Lease
 
 
@@ -102,7 +102,7 @@ class Task(ABC):
         """Whether its result is in the store."""
 
     @abstractmethod
-    def compute(self, lease: Lease | Share) -> None:
+    def compute(self, lease: Lease | MemberLease) -> None:
         """Compute the result, and write it on rank 0.
 
         Args:
@@ -141,7 +141,7 @@ class RunTask(Task):
         """Whether its result is in the store."""
         return self.workspace.store.state(self.directory).kind == "done"
 
-    def compute(self, lease: Lease | Share) -> None:
+    def compute(self, lease: Lease | MemberLease) -> None:
         """Fit or train the method; rank 0 writes the result."""
         memory = PeakMemory(self.device)
         if self.job.cell.kind == "fit":
@@ -188,7 +188,7 @@ class RunTask(Task):
             + (f" pseudo-label OF1 {quality['OF1']:.1f}" if quality and quality["OF1"] else "")
         )
 
-    def _write(self, lease: Lease | Share, found: _Result, memory: PeakMemory) -> None:
+    def _write(self, lease: Lease | MemberLease, found: _Result, memory: PeakMemory) -> None:
         job, scores = self.job, np.ascontiguousarray(found.scores.numpy(), dtype=np.float32)
         self.workspace.store.write_result(
             self.directory,
@@ -237,7 +237,7 @@ class StageTask(Task):
         """Whether its result is there."""
         return self.stage.is_done(self.workspace)
 
-    def compute(self, lease: Lease | Share) -> None:
+    def compute(self, lease: Lease | MemberLease) -> None:
         """Compute features or a warm-up; rank 0 writes them."""
         started = time.monotonic()
         if self.stage.kind == "features":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 
-from results.lease import Share
+from results.lease import MemberLease
 from results.store import RunStore
 
 
@@ -24,7 +24,7 @@ def test_of_two_ranks_that_fail_at_the_same_moment_one_records_it(tmp_path):
             if store.write_failure(run, holder, error):
                 written.append(error)
 
-        threads = [threading.Thread(target=fail, args=(holder,)) for holder in (lease, Share(run, 1))]
+        threads = [threading.Thread(target=fail, args=(holder,)) for holder in (lease, MemberLease(run, 1))]
         for thread in threads:
             thread.start()
         for thread in threads:
