@@ -193,16 +193,16 @@ def test_a_lane_that_breaks_is_reported(prepared):
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="needs posix_fadvise (Linux)")
-def test_the_kernel_is_told_of_each_run_of_neighbours_once(prepared, monkeypatch):
-    told = []
-    monkeypatch.setattr(os, "posix_fadvise", lambda file, *what: told.append(what[:2]))
+def test_the_kernel_gets_each_run_of_neighbours_once(prepared, monkeypatch):
+    advised = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda file, *what: advised.append(what[:2]))
     image = 3 * 16 * 16
     batches = [torch.tensor([9, 3, 4, 5, 3, 11, 10]), torch.tensor([], dtype=torch.int64)]
     iterator = Loader(prepared, "cpu").stream("train", [*batches, torch.tensor([39])])
     next(iterator)
-    assert told == [(3 * image, 3 * image), (9 * image, 3 * image)]
+    assert advised == [(3 * image, 3 * image), (9 * image, 3 * image)]
     list(iterator)
-    assert told[2:] == [(39 * image, image)]
+    assert advised[2:] == [(39 * image, image)]
 
 
 def test_nothing_is_read_ahead_where_the_system_cannot(prepared, monkeypatch):

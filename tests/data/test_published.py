@@ -45,7 +45,7 @@ def test_the_classic_counts_of_arrays_are_accepted_without_a_note(tmp_path, name
     dataset = open_dataset(spec(name), tmp_path)
     assert dataset.notes == ()
     assert (len(dataset.train), len(dataset.test)) == (labelled, test_labelled)
-    if name == "coco2014":  # the counts are of the copy, whatever is dropped or kept of it
+    if name == "coco2014":  # counts refer to the copy, before images are dropped
         kept = open_dataset(spec(name, empty="keep"), tmp_path)
         assert (len(kept.train), len(kept.test), kept.notes) == (train, test, ())
 

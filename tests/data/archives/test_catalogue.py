@@ -187,7 +187,7 @@ def test_a_call_killed_while_unpacking_is_continued(tmp_path, published, monkeyp
     assert files(root) == {"a.txt", "b.txt", "c.txt"}
 
 
-def test_too_little_room_is_said_before_the_first_byte(tmp_path, published, monkeypatch):
+def test_too_little_space_is_reported_before_the_first_byte(tmp_path, published, monkeypatch):
     usage = type("Usage", (), {"free": 100})
     monkeypatch.setattr(archives.shutil, "disk_usage", lambda path: usage)
     monkeypatch.setattr(archives, "fetch", lambda *a, **k: pytest.fail("begun"))

@@ -270,7 +270,7 @@ def test_killed_and_continued_it_is_complete(tmp_path, out, name):
         process.send_signal(signal.SIGKILL)
         process.wait()
         whole = {k: v for k, v in content(out).items() if not k.endswith(".part")}
-        assert all(files[k] == v for k, v in whole.items())  # what is in place is whole
+        assert all(files[k] == v for k, v in whole.items())  # files in place are complete
         counts.append(len(whole))
     assert counts == sorted(counts)
     unpack(path, out)

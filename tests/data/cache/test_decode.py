@@ -155,7 +155,7 @@ def progressive(path: Path) -> None:
         (lambda p: cut(p, 0.5), "truncated"),
         (lambda p: cut(p, 0.98), "truncated"),
         (progressive, "truncated"),
-        (lambda p: cut(p, 0.03), ""),  # inside the header: whatever Pillow says
+        (lambda p: cut(p, 0.03), ""),  # inside the header: any message of Pillow
         (bomb, "exceeds limit"),
         (lambda p: p.unlink(), "No such file or directory"),
         (lambda p: (p.unlink(), p.mkdir()), "Is a directory"),
@@ -174,7 +174,7 @@ def test_a_file_that_cannot_be_read_is_named_with_the_reason(tmp_path, save_jpeg
     assert reason in why
     assert why
     assert "\n" not in why
-    assert str(tmp_path) not in why  # the path is said beside it
+    assert str(tmp_path) not in why  # the caller adds the path
     assert set(file.read_bytes()) == {7}  # nothing of the chunk was written
 
 

@@ -34,7 +34,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_the_need_is_said_before_anything_is_decoded(tmp_path, dataset, monkeypatch):
+def test_the_space_needed_is_announced_before_anything_is_decoded(tmp_path, dataset, monkeypatch):
     lines = []
     real = build.decode
 
@@ -52,7 +52,7 @@ def test_the_need_is_said_before_anything_is_decoded(tmp_path, dataset, monkeypa
     assert len(lines) == 1  # it is there: nothing is needed
 
 
-def test_too_little_room_is_said_before_anything_is_decoded(tmp_path, dataset, monkeypatch):
+def test_too_little_space_is_reported_before_anything_is_decoded(tmp_path, dataset, monkeypatch):
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr("benchmarks.data.cache.build.shutil.disk_usage", lambda path: usage)
     monkeypatch.setattr("benchmarks.data.cache.pool.decode_chunk", lambda c: pytest.fail("decoded"))

@@ -17,7 +17,7 @@ from methods.errors import UserError
 
 @pytest.fixture
 def bad(dataset):
-    """Damages train 2 and 17 and test 5; gives back what was in the files."""
+    """Damages train 2 and 17 and test 5; returns their former contents."""
     paths = [dataset.train.paths[2], dataset.train.paths[17], dataset.test.paths[5]]
     contents = {path: path.read_bytes() for path in paths}
     paths[0].write_bytes(b"")
@@ -80,7 +80,7 @@ def test_unreadable_images_are_left_out_and_recorded(tmp_path, dataset, bad, wor
     ]
     # nothing of the half cache of the whole dataset is left
     assert sorted((tmp_path / "cache").iterdir()) == sorted([record, ready.directory])
-    assert len(lines) == 3  # need of the whole, need of the rest, what is left out
+    assert len(lines) == 3  # space for all images, space for the readable ones, the images left out
     assert lines[-1].startswith("tiny: 3 of 29 images cannot be read and are left out: ")
     assert str(dataset.train.paths[2]) in lines[-1]
     assert str(record) in lines[-1]

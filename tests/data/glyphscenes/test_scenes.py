@@ -66,7 +66,7 @@ def test_an_image_depends_on_seed_split_and_index_only():
 
     first = pixels(0, 7, "train")
     others = [pixels(1, 7, "train"), pixels(0, 8, "train"), pixels(0, 7, "test")]
-    assert pixels(0, 7, "train") == first  # whatever was rendered in between
+    assert pixels(0, 7, "train") == first  # independent of images rendered in between
     assert len({first, *others}) == 4
 
 

@@ -211,7 +211,7 @@ def test_names_are_the_same_in_either_form_of_unicode(folder):
     assert read_one(folder, both)[0] == ("Bär",)
 
 
-# -- what is wrong -----------------------------------------------------------------------------
+# -- wrong files -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

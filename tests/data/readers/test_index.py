@@ -30,7 +30,7 @@ def same(one, two):
 
 
 def grown_old(file, seconds=60.0):
-    """Set back the time of change, as of a file that was unpacked a while ago."""
+    """Set back the modification time, as of a file that was unpacked a while ago."""
     then = time.time() - seconds
     os.utime(file, (then, then))
     return file
@@ -146,7 +146,7 @@ def test_what_is_no_index_is_written_anew(read, damage):
 
 
 def test_no_damage_changes_what_is_read(read):
-    """Bytes flipped and ends cut off: the content is right, whether parsed anew or not."""
+    """Flipped bytes and truncated files: the content is right, parsed again or not."""
     read()
     (stored,) = read.folder.iterdir()
     whole = stored.read_bytes()
@@ -223,7 +223,7 @@ def test_the_dataset_is_the_same_with_and_without_its_index(root, monkeypatch):
         assert one.train.paths == two.train.paths
         assert one.test.labels.tolist() == two.test.labels.tolist()
     assert len({dataset.digest for dataset in after}) == 4
-    # the counts are of the copy, whatever is dropped or kept of it
+    # counts refer to the copy, before images are dropped
     assert all("2 training and 1 test images" in dataset.notes[0] for dataset in after)
 
 

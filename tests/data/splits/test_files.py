@@ -1,4 +1,4 @@
-"""Split files: what is written, how it is compared, what `verify` sees."""
+"""Split files: their content, the comparison with a new draw, and `verify`."""
 
 from __future__ import annotations
 
@@ -277,7 +277,7 @@ def test_a_dataset_is_opened_once_and_as_it_was(tmp_path):
     assert opened == [DatasetSpec("voc2007", alias="toy", allow_counts=True, root="/data/voc")]
 
 
-def test_a_reader_of_another_version_is_said(tmp_path):
+def test_a_reader_of_another_version_is_reported(tmp_path):
     finding = check(tmp_path, record("stratified"), reader={"name": "voc2007", "colour": 1})
     assert finding.problem.endswith("'reader' has 'colour' = 1, which no dataset has here")
     for wrong in ({"name": ["voc2007"]}, {"name": "voc2007", "classes": [1]}, {"root": 1}, {}):
