@@ -13,7 +13,7 @@ LOG_SECONDS = 15.0
 
 
 class Progress:
-    """Shows long work and the lines that workers print.
+    """Shows the progress of long work, and the lines that workers print.
 
     Args:
         interactive: bars (True) or plain lines (False); by default whether stderr is a terminal.
@@ -32,16 +32,16 @@ class Progress:
                 print(text, file=sys.stderr, flush=True)
 
     def counter(self, title: str) -> Callable[[int, int], None]:
-        """A callback (done, total) that shows how far `title` is, with rate and time left.
+        """A callback (done, total) that shows the progress of `title`, its rate and the time left.
 
-        What is done at its first call was done before; rate and time left do not count it. When
-        `done` falls or `total` changes a new count begins.
+        What is done at the first call was done before: rate and time left do not count it. A new
+        count begins when `done` falls or `total` changes.
         """
         return _Count(self, title)
 
 
 class _Count:
-    """One count on its way from where it was found to its total."""
+    """One count, from its value at the first call to its total."""
 
     def __init__(self, progress: Progress, title: str) -> None:
         self.progress, self.title = progress, title
@@ -79,7 +79,7 @@ class _Count:
 
 
 def duration(seconds: float) -> str:
-    """A time for a reader: "45 s", "12 min", "3 h 05 min"."""
+    """A duration as text: "45 s", "12 min", "3 h 05 min"."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -87,5 +87,5 @@ def duration(seconds: float) -> str:
 
 
 def silent(title: str) -> Callable[[int, int], None]:
-    """In the place of `Progress.counter`, where nobody wants to see how far something is."""
+    """Replaces `Progress.counter` where no progress is shown."""
     return lambda done, total: None

@@ -54,7 +54,7 @@ PREFIXES = (
 COMMAND = "SSMLL_COMMAND"
 """Environment variable: the command line that results name; a worker sets it to its user's."""
 CODE_FILE = "CODE.json"
-"""In a copy that was made for jobs: what `code_state` was where it was made."""
+"""File in a copy of the code for jobs: the `code_state` of the original."""
 
 
 @cache
@@ -115,7 +115,7 @@ def cores() -> int:
 
 
 def device_name(device: torch.device) -> str:
-    """The device a run used, in words."""
+    """The name of a device, such as "CPU …, 2 threads"."""
     import torch
 
     if device.type == "cuda":
@@ -144,5 +144,5 @@ def provenance(device: torch.device, processes: int, strategy: str) -> dict[str,
 
 
 def now() -> str:
-    """The present moment, UTC, ISO 8601."""
+    """The current time, UTC, ISO 8601."""
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")

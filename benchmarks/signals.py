@@ -1,4 +1,4 @@
-"""Being asked to stop: Ctrl-C, SIGTERM, and SIGUSR2, which SLURM sends where it is told to."""
+"""Stop signals: SIGINT, SIGTERM and SIGUSR2 (sent by SLURM before a job ends)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Stopped(BaseException):
 
 @contextmanager
 def stopped_by(*numbers: int) -> Iterator[None]:
-    """Turn signals into `Stopped` for the length of a block."""
+    """Raise `Stopped` when a signal arrives inside the block."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise Stopped

@@ -16,7 +16,7 @@ class Workspace:
     """The folders of one user of the harness.
 
     Attributes:
-        data: datasets as their owners ship them, one folder each, and the embedded one.
+        data: one folder per dataset, in its official layout; GlyphScenes too.
         runs: the run store and the stages that runs share.
     """
 

@@ -3,8 +3,8 @@
 A lease is a file `lease.000001`, `lease.000002`, ... in the run's directory; the highest generation
 holds the run. A generation is created by a hard link (or, where there are none, with O_EXCL), which
 fails if the name exists, on local and on network file systems alike; and generations are never
-removed: whoever wants to take a run over has to create exactly the next number, so of two takers
-one fails. No lock of the file system is used.
+removed: a process that takes a run over must create exactly the next number, so one of two
+takers fails. No lock of the file system is used.
 
 The holder touches its file every sixth of the lease's time to live. A lease is free when its
 holder released it, when its holder's process is gone (seen at once on the same machine), or when it
@@ -49,7 +49,7 @@ class LeaseRecord:
 
     @property
     def released(self) -> bool:
-        """Whether the holder gave the run back."""
+        """Whether the holder released the run."""
         return bool(self.content.get("released"))
 
     def free(self, now: float, default_ttl: float = DEFAULT_TTL) -> str:
@@ -88,7 +88,7 @@ class MemberLease:
     generation: int
 
     def require(self) -> None:
-        """Raise `LeaseLostError` if the run was taken over since."""
+        """Raise `LeaseLostError` if another process has taken the run over."""
         latest = read_latest(self.directory)
         if latest is None or latest.generation != self.generation:
             raise LeaseLostError(
@@ -128,7 +128,7 @@ def read_generation(directory: Path, generation: int) -> LeaseRecord:
 
 
 def generation_of(name: str) -> int:
-    """Generation that a file name stands for; 0 for any other file."""
+    """Generation in the name of a lease file; 0 for any other file."""
     match = _NAME.match(name)
     return int(match[1]) if match else 0
 
@@ -233,7 +233,7 @@ class Lease:
             )
 
     def release(self) -> None:
-        """Give the run back, so that the next claim needs not wait; harmless when repeated."""
+        """Release the lease so that the run can be claimed at once. Safe to call twice."""
         if os.getpid() != self._content["pid"] or self._over.is_set():
             return
         mine = self.still_mine()
@@ -279,7 +279,7 @@ def _machine() -> dict[str, str | None]:
 
 
 def _holder_is_gone(content: dict[str, Any]) -> bool:
-    """Whether the holder certainly runs no more; only known on the same machine."""
+    """Whether the holder has certainly ended; known on the same machine only."""
     # The same host name with another boot or another process namespace (a container) says nothing
     # about the process number, so the heartbeat has to decide.
     if any(content.get(key) != here for key, here in _machine().items()):

@@ -88,7 +88,7 @@ class RunStore:
     # ---------------------------------------------------------------- finding runs
 
     def directory(self, run_id: str, spec: dict[str, Any]) -> Path:
-        """Where a run lives; nothing is created.
+        """The directory of a run; nothing is created.
 
         Args:
             run_id: hexadecimal identity of the run.
@@ -167,7 +167,7 @@ class RunStore:
     # ---------------------------------------------------------------- working on a run
 
     def claim(self, directory: Path, spec: dict[str, Any], *, ttl: float = DEFAULT_TTL) -> Lease | None:
-        """Take a run for this process.
+        """Claim a run for this process.
 
         Writes spec.json, puts the failure of an earlier attempt aside and removes temporary files
         that a killed writer left.
@@ -292,7 +292,7 @@ class RunStore:
             os.fsync(file.fileno())
 
     def truncate_epochs(self, directory: Path, epoch: int) -> None:
-        """Forget the rows of an epoch and of those after it (a resumed run repeats them).
+        """Remove the rows of an epoch and of those after it (a resumed run writes them again).
 
         Args:
             directory: the run's directory.
@@ -373,7 +373,7 @@ class RunStore:
         lease.require()
 
     def _clock_offset(self) -> float:
-        """Seconds by which the file system's clock is ahead of this machine's; measured once."""
+        """Seconds that the file system's clock is ahead of this machine's; measured once."""
         if self._offset is None:
             try:
                 self._offset = filesystem_now(self.root) - time.time()
@@ -383,7 +383,7 @@ class RunStore:
 
 
 def error_signature(kind: str, message: str) -> str:
-    """One text for errors that differ in numbers, addresses or paths only, for grouping.
+    """A text that is equal for errors that differ in numbers, addresses or paths only; groups errors.
 
     Args:
         kind: name of the exception.

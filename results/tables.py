@@ -194,13 +194,13 @@ def table(frame: pd.DataFrame, rule: str, metric: str = "mAP") -> Table:
     blocks: dict[str, dict[tuple, float]] = {label: {} for label in labels}
     for label in labels:
         for column in columns:
-            chosen = runs[
+            selected = runs[
                 (runs["label"] == label) & (runs["dataset"] == column[0]) & (runs["ratio"] == column[1])
             ]
-            if chosen.empty:
+            if selected.empty:
                 continue
-            cells[label, column] = _cell(chosen, rule)
-            for seed, value in zip(chosen["seed"], chosen["value"], strict=True):
+            cells[label, column] = _cell(selected, rule)
+            for seed, value in zip(selected["seed"], selected["value"], strict=True):
                 if value == value:
                     block = (*column, int(seed))
                     blocks[label][block] = float(value)

@@ -50,7 +50,7 @@ def why(store: RunStore, query: str) -> str:
 
 
 def matching(store: RunStore, query: str) -> list[Path]:
-    """Directories of the runs that a run id's start, or method/dataset/ratio/seed, can mean.
+    """Directories of the runs that match the start of a run id, or method/dataset/ratio/seed.
 
     Raises:
         StoreError: a part of method/dataset/ratio/seed is unknown; the nearest valid one is named.
@@ -153,26 +153,26 @@ def _by_path(store: RunStore, query: str) -> list[Path]:
         dataset, method = run.parent.parent.name, run.parent.name
         fields.append((method, run, (dataset, ratio, seed)))
     # A label names a variant of a method; it is not in the path, so it is read only if need be.
-    chosen = [(run, rest) for method, run, rest in fields if method == parts[0]]
-    if not chosen:
+    selected = [(run, rest) for method, run, rest in fields if method == parts[0]]
+    if not selected:
         labels = [(_label(store, run), run, rest) for _, run, rest in fields]
-        chosen = [(run, rest) for label, run, rest in labels if label == parts[0]]
-    if not chosen:
+        selected = [(run, rest) for label, run, rest in labels if label == parts[0]]
+    if not selected:
         hint = nearest(parts[0], sorted(_methods(store)))
         raise StoreError(f"no run of method '{parts[0]}' in {store.root}{hint}")
     for place, (kind, part) in enumerate(zip(("dataset", "ratio", "seed"), parts[1:], strict=False)):
         wanted = _ratio(part) if kind == "ratio" else part
-        valid = sorted({rest[place] for _, rest in chosen})
-        chosen = [(run, rest) for run, rest in chosen if rest[place] == wanted]
-        if not chosen:
+        valid = sorted({rest[place] for _, rest in selected})
+        selected = [(run, rest) for run, rest in selected if rest[place] == wanted]
+        if not selected:
             raise StoreError(
                 f"no run of '{'/'.join(parts[: place + 1])}' with {kind} '{part}'{nearest(wanted, valid)}"
             )
-    return [run for run, _ in chosen]
+    return [run for run, _ in selected]
 
 
 def _by_number(store: RunStore, query: str) -> str:
-    """Runs, and means over seeds, that a printed number can stand for."""
+    """Runs, and means over seeds, that round to a printed number."""
     digits = len(query.split(".")[1])
     lines: list[str] = []
     groups: dict[tuple[str, Rule, str], list[tuple[Path, float]]] = {}

@@ -50,7 +50,7 @@ def add(verbs: options.Verbs) -> None:
         help=f"pixels a side (default {SIZE}); several make several caches",
     )
     option("--cache", type=Path, default=None, help="where the cache goes (default: DATA/cache)")
-    option("--download", action="store_true", help="bring the official archives of a dataset that is absent")
+    option("--download", action="store_true", help="download the official archives of an absent dataset")
     option("--verify", action="store_true", help="read the whole cache and compare it with its hashes")
     option("--root", default=None, help="where the dataset lies, if not under --data")
     option(
@@ -101,7 +101,7 @@ def prepare(args: argparse.Namespace) -> int:
 
 
 def _wanted(args: argparse.Namespace) -> dict[DatasetSpec, list[int]]:
-    """What is asked for: datasets and the sizes of each."""
+    """The datasets that the command line names, with the sizes of each."""
     from benchmarks.data.registry import DatasetSpec
 
     given = {field: value for field in (*SHARED, *OWN) if (value := getattr(args, field)) is not None}
@@ -154,7 +154,7 @@ def _prepare(
 
 
 def _opened(spec: DatasetSpec, args: argparse.Namespace, progress: Progress) -> Dataset:
-    """The dataset, brought first where it is absent or incomplete and that is asked for."""
+    """The dataset; with --download, its archives are fetched first if it is absent or incomplete."""
     from benchmarks.data.archives import catalogue as archives
     from benchmarks.data.registry import open_dataset
 

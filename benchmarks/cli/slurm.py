@@ -80,7 +80,7 @@ def add(verbs: options.Verbs) -> None:
 
 
 def cluster(args: argparse.Namespace) -> SlurmOptions:
-    """What the command line asks for.
+    """The SLURM options of the command line.
 
     Raises:
         UserError: a bad profile; SLURM is not here.
@@ -125,7 +125,7 @@ def part(args: argparse.Namespace) -> list[str]:
 def ready(
     args: argparse.Namespace, grid: Grid, workspace: Workspace, report: Callable[[str], None]
 ) -> SlurmOptions:
-    """Check the cluster and have the images cached by a job where they are not yet.
+    """Check the cluster; submit a job that caches the images if they are not cached.
 
     Raises:
         UserError: see `cluster`; with --dry-run, what is not cached.
@@ -217,7 +217,7 @@ def plan(
 ) -> str:
     """What `run` would submit, and what it would cost; the text to print.
 
-    With --probe, what nothing is known of is measured first. With --save, the bundles are written
+    With --probe, runs of unknown speed are measured first. With --save, the bundles are written
     to a file for `slurm/array.sbatch`.
 
     Raises:

@@ -133,7 +133,7 @@ def write_splits(args: argparse.Namespace) -> int:
 
 
 def _wanted(args: argparse.Namespace) -> list[tuple[DatasetSpec, float, int]]:
-    """Dataset, ratio, seed of the splits that are asked for, each once."""
+    """Dataset, ratio and seed of each split that the command line names, without repeats."""
     from benchmarks.data.registry import DatasetSpec
 
     if (args.dataset is None) == (args.grid is None):

@@ -11,22 +11,14 @@ import pytest
 
 from tests.conftest import ROOT, CommandLine, grid_text
 
-HEAVY = (
-    "torch",
-    "torchvision",
-    "open_clip",
-    "timm",
-    "accelerate",
-    "sklearn",
-    "scipy",
-    "matplotlib",
-    "seaborn",
-)
-WATCHED = """
+HEAVY = {"torch", "torchvision", "open_clip", "timm", "accelerate", "sklearn", "scipy", "matplotlib"}
+WATCHED = f"""
 import json, sys
+sys.path.insert(0, {str(ROOT)!r})
 from benchmarks.run import main
 code = main(sys.argv[1:])
-print(json.dumps({"code": code, "modules": sorted({name.partition(".")[0] for name in sys.modules})}))
+modules = sorted({{name.partition(".")[0] for name in sys.modules}})
+print(json.dumps({{"code": code, "modules": modules}}))
 """
 
 
@@ -43,9 +35,9 @@ def finished(tmp_path_factory, voc_root) -> CommandLine:
 def watched(command: CommandLine, *argv: str) -> tuple[str, set[str]]:
     """What a verb prints, and the top-level modules that it has imported."""
     places = ["--data", str(command.data), "--runs", str(command.runs)] if argv[0] != "list" else []
-    done = subprocess.run(
-        [sys.executable, "-c", WATCHED, *argv, *places], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    words = [sys.executable, "-c", WATCHED, *argv, *places]
+    # In the folder of the first call: relative paths of a grid start there, so it is part of the question.
+    done = subprocess.run(words, cwd=command.folder, capture_output=True, text=True, check=True)
     out, _, last = done.stdout.rstrip().rpartition("\n")
     report = json.loads(last)
     assert report["code"] == 0, done.stderr
