@@ -97,7 +97,7 @@ class Batch:
 
     Attributes:
         epoch: epoch counted from 0.
-        step: optimiser step counted from 0 over the whole run.
+        step: step of the epoch counted from 0.
         labelled: (B_l,) int64 positions in the labelled set.
         weak_labelled: weakly augmented labelled images.
         strong_labelled: strongly augmented labelled images.

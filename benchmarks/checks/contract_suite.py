@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,7 +17,17 @@ from torch import Tensor
 
 import methods
 from benchmarks.checks import contract
-from methods.base import OPTIMIZERS, SCHEDULES, Batch, Pool, PseudoLabels, StepMethod, StepOutput, Task
+from methods.base import (
+    OPTIMIZERS,
+    SCHEDULES,
+    Batch,
+    Pool,
+    Processes,
+    PseudoLabels,
+    StepMethod,
+    StepOutput,
+    Task,
+)
 
 Build = Callable[..., StepMethod]
 
@@ -126,7 +137,7 @@ def test_a_gradient_step_lowers_the_loss_of_a_fixed_batch(step_name: str, build:
     with torch.no_grad():
         for parameter in groups:  # aims at lowering the loss by 1 %
             assert parameter.grad is not None
-            parameter -= 0.01 * float(before) / slope * parameter.grad
+            parameter.sub_(0.01 * float(before) / slope * parameter.grad)
         after = total(method(batch))
     assert float(after) < float(before.detach())
 
@@ -145,14 +156,15 @@ def test_two_processes_do_what_one_does(step_name: str, build: Build, labelled: 
         batch.targets[1::2, 0] = 0
         output = contract.forward(whole, batch)
         gradients = torch.autograd.grad(total(output), trained(whole))
-        simulated = contract.Simulated(2)
         shares: list[Any] = [None, None]
 
-        def work(rank: int, processes: Any, batch: Batch = batch, shares: list[Any] = shares) -> StepOutput:
+        def work(
+            rank: int, processes: Processes, batch: Batch = batch, shares: list[Any] = shares
+        ) -> StepOutput:
             shares[rank] = contract.share(batch, rank, 2, processes)
             return contract.forward(parts[rank], shares[rank])
 
-        outputs = simulated.run(work)
+        outputs = contract.Simulated(2).run(work)
         # A process without images of a kind may leave their losses out.
         assert {key for part in outputs for key in part.losses} <= set(output.losses)
         for key, loss in output.losses.items():
@@ -170,22 +182,24 @@ def test_two_processes_do_what_one_does(step_name: str, build: Build, labelled: 
         with torch.no_grad():
             for method in (whole, *parts):
                 for parameter, gradient in zip(trained(method), gradients, strict=True):
-                    parameter -= size * gradient
+                    parameter.sub_(size * gradient)
         contract.after(whole, batch, output)
-        contract.Simulated(2).run(
-            lambda rank, processes, shares=shares, outputs=outputs: contract.after(
-                parts[rank], dataclasses.replace(shares[rank], processes=processes), outputs[rank]
-            )
-        )
+        contract.Simulated(2).run(partial(_after, parts, shares, outputs))
         for name, value in whole.named_buffers():
             one, two = (part.get_buffer(name) for part in parts)
             assert torch.equal(one, two), f"{name} differs between processes"
-            torch.testing.assert_close(
-                value, one, rtol=1e-9, atol=1e-9, msg=lambda m, name=name: f"{name}: {m}"
-            )
+            message = f"{name} depends on the number of processes"
+            torch.testing.assert_close(value, one, rtol=1e-9, atol=1e-9, msg=message)
     with torch.no_grad():
         assert whole.predict(batch.weak_labelled).dtype == torch.float64
         assert whole.score_pool(batch.weak_unlabelled).dtype == torch.float64
+
+
+def _after(
+    parts: list[StepMethod], shares: list[Batch], outputs: list[StepOutput], rank: int, processes: Processes
+) -> None:
+    """What one simulated process does after the optimiser's step."""
+    contract.after(parts[rank], dataclasses.replace(shares[rank], processes=processes), outputs[rank])
 
 
 def _check_pseudo_labels(whole: PseudoLabels | None, parts: list[PseudoLabels | None]) -> None:

@@ -18,6 +18,7 @@ from benchmarks.data.loader import Loader
 from benchmarks.data.rng import uniforms
 from benchmarks.data.sampler import SemiSampler
 from benchmarks.data.views.views import FAMILIES, make_view
+from benchmarks.training.collectives import processes_of
 from benchmarks.training.schedule import Schedule, TrainData
 from benchmarks.training.strategy import Strategy
 from methods.base import Batch
@@ -60,6 +61,7 @@ class Batches:
         sampler: draws the global batches.
         views: the family of views.
         targets: (n_l, K) labels of the labelled images, on the device.
+        processes: what batches ask for totals and rows of the whole step.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class Batches:
         device = strategy.accelerator.device
         self.targets = data.targets.to(device, strategy.dtype)
         self.loader = Loader(data.prepared, device)
+        self.processes = processes_of(strategy.group)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -134,6 +137,7 @@ class Batches:
             strong_unlabelled=strong_u,
             global_labelled=indices.global_labelled,
             global_unlabelled=indices.global_unlabelled,
+            processes=self.processes,
         )
 
     def torch_seed(self, epoch: int, step: int) -> int:

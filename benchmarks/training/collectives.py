@@ -125,7 +125,7 @@ class StepStatistics:
         """
         if not self._before:
             return
-        self.group.at("statistics before the step")
+        self.group.watch.mark("statistics before the step")
         with torch.no_grad():
             with autocast:
                 own = self.method.prepare(batch)
@@ -139,7 +139,7 @@ class StepStatistics:
         """
         own = output.statistics
         if self._after and own is not None:
-            self.group.at("statistics after the step")
+            self.group.watch.mark("statistics after the step")
             with torch.no_grad():
                 self.method.observe_step(self._summed("StepOutput", own))
         elif self._after != (own is not None):

@@ -112,6 +112,22 @@ class Group:
         dist.broadcast(tensor, 0, group=self._control)
         return tuple(tensor.tolist())
 
+    def all_gather_int(self, value: int) -> list[int]:
+        """The values of all ranks, by rank."""
+        if self.world == 1:
+            return [value]
+        values = [torch.tensor(0) for _ in range(self.world)]
+        dist.all_gather(values, torch.tensor(value), group=self._control)
+        return [int(other) for other in values]
+
+    def all_gather_object(self, value: Any) -> list[Any]:
+        """The small plain values of all ranks, by rank; for what happens once in a training."""
+        if self.world == 1:
+            return [value]
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value, group=self._control)
+        return values
+
     def mismatches(self, values: Tensor) -> list[tuple[int, int]]:
         """Where the ranks' (n,) int64 values are not rank 0's: (rank, position) of each."""
         if self.world == 1:

@@ -11,8 +11,9 @@ from torch import Tensor
 from benchmarks.data.cache.prepared import Prepared
 from benchmarks.data.loader import Loader
 from benchmarks.data.views.views import make_view
+from benchmarks.training.schedule import TrainData
 from benchmarks.training.strategy import Strategy
-from methods.base import at_least_fp32
+from methods.base import Pool, StepMethod, at_least_fp32
 
 
 class OutOfMemory(RuntimeError):  # noqa: N818 - it is an outcome of a run before it is an error
@@ -91,6 +92,31 @@ class Scorer:
         if world == 1:
             return torch.cat(rows).cpu()
         return self._gather(mine, torch.cat(rows) if rows else None, len(indices)).cpu()
+
+    def pool(self, method: StepMethod, average: StepMethod, data: TrainData, policy: str, epoch: int) -> Pool:
+        """The scores that `StepMethod.refresh` is given; those it does not ask for cost nothing.
+
+        Args:
+            method: the method in training; left in eval mode if its own scores are asked for.
+            average: its moving average.
+            data: the images.
+            policy: the weak view.
+            epoch: the epoch about to begin.
+        """
+
+        def score(module: StepMethod, images: Tensor) -> Tensor:
+            found = self.scores(module.score_pool, "train", images, policy, epoch)
+            return found.to(self.accelerator.device)
+
+        scores, classes = score(average, data.unlabelled), data.targets.shape[1]
+        wants = method.pool_wants
+        return Pool(
+            epoch,
+            scores[:, :classes],
+            scores[:, classes:],
+            labelled=score(average, data.labelled) if "labelled" in wants else None,
+            model_scores=score(method.eval(), data.unlabelled) if "model_scores" in wants else None,
+        )
 
     def _gather(self, mine: Tensor, scores: Tensor | None, total: int) -> Tensor:
         device = self.accelerator.device

@@ -16,6 +16,7 @@ from torch import Tensor
 from benchmarks.plan.recipe import Recipe
 from benchmarks.training.batches import Batches, StepIndices
 from benchmarks.training.checkpoint import Checkpoints
+from benchmarks.training.collectives import StepStatistics
 from benchmarks.training.ema import Ema
 from benchmarks.training.epoch_losses import EpochLosses
 from benchmarks.training.hidden_labels import HiddenLabels
@@ -24,7 +25,7 @@ from benchmarks.training.schedule import Outcome, Schedule, TrainData, build_opt
 from benchmarks.training.scoring import Scorer, memory_advice
 from benchmarks.training.selection import Selection
 from benchmarks.training.strategy import Strategy
-from methods.base import Pool, StepMethod, at_least_fp32
+from methods.base import StepMethod, at_least_fp32
 
 GO_ON, SAVE, STOP = range(3)
 """What a process requests after a step. All processes follow the highest request."""
@@ -73,6 +74,9 @@ class Trainer:
         self.batches = Batches(data, schedule, recipe.views, seed, strategy)
         optimizer, self.scheduler = build_optimizer(method, schedule, self.steps_per_epoch)
         self.ema = Ema(method, recipe.ema_decay)
+        if method.wants_teacher:
+            method.set_teacher(self.ema.module)
+        self.statistics = StepStatistics(method, self.group)
         sampler = self.batches.sampler
         self.model, self.optimizer = strategy.prepare(
             method,
@@ -100,7 +104,7 @@ class Trainer:
         scaler = self.accelerator.scaler
         return {
             "model": self.method.training_state(),
-            "ema": self.ema.module.training_state(),
+            "ema": self.ema.state(),
             **self.strategy.optimizer_state(self.optimizer),
             "scheduler": self.scheduler.state_dict(),
             "scaler": scaler.state_dict() if scaler is not None else {},
@@ -134,7 +138,7 @@ class Trainer:
         place = device if device.type != "cpu" else "cpu"
         state = self.checkpoints.load(epoch, step, map_location=place)
         self.method.load_training_state(state["model"])
-        self.ema.module.load_training_state(state["ema"])
+        self.ema.load(state["ema"])
         self.strategy.load_optimizer(self.optimizer, state)
         self.scheduler.load_state_dict(state["scheduler"])
         if self.accelerator.scaler is not None:
@@ -221,6 +225,7 @@ class Trainer:
         torch.manual_seed(self.batches.torch_seed(self.epoch, self.step))
         self.group.watch.mark(f"epoch {self.epoch} step {self.step}, forward pass")
         with memory_advice(self._batch_knob()):
+            self.statistics.before_step(batch, self.strategy.autocast())
             with self.strategy.autocast():
                 output = self.model(batch)
             losses = torch.stack([at_least_fp32(loss) for loss in output.losses.values()])
@@ -237,6 +242,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.scheduler.step()
         self.ema.update()
+        self.statistics.after_step(output)
         if self.hidden_labels and output.pseudo_labels is not None:
             self.hidden_labels.update(batch.unlabelled, output.pseudo_labels)
         self.images_seen += batch.global_labelled + batch.global_unlabelled
@@ -250,11 +256,8 @@ class Trainer:
     # -- between epochs ------------------------------------------------------------------------
 
     def _refresh(self) -> None:
-        scores = self.scorer.scores(
-            self.ema.module.score_pool, "train", self.data.unlabelled, self.batches.views.weak, self.epoch
-        ).to(self.accelerator.device)
-        classes = self.data.targets.shape[1]
-        self.method.refresh(Pool(self.epoch, scores[:, :classes], scores[:, classes:]))
+        weak = self.batches.views.weak
+        self.method.refresh(self.scorer.pool(self.method, self.ema.module, self.data, weak, self.epoch))
 
     def _finish_epoch(self) -> Tensor | None:
         """Evaluate, report and save a finished epoch; the EMA's test scores if it was the last one."""

@@ -10,8 +10,9 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-import benchmarks.training.hidden_labels as module
 from benchmarks.training.ema import Ema
+from benchmarks.training.hidden_labels import HiddenLabels
+from benchmarks.training.metrics import pseudo_label_quality
 from methods.base import PseudoLabels, StepMethod
 from methods.errors import UserError
 
@@ -131,8 +132,7 @@ def test_a_pool_field_that_does_not_exist_is_refused():
 
 
 def counter(hidden: np.ndarray):
-    kind = getattr(module, "HiddenLabels", None) or module.PseudoLabelProbe
-    return kind(torch.from_numpy(hidden), Accelerator(cpu=True))
+    return HiddenLabels(torch.from_numpy(hidden), Accelerator(cpu=True))
 
 
 @pytest.fixture
@@ -181,7 +181,7 @@ def test_without_weights_figures_are_those_of_plain_counts_to_the_bit(drawn):
         "tn": (used & ~positive & ~hidden).sum(0),
         "used": used.sum(0),
     }
-    assert plain.summary() == module.pseudo_label_quality({**counts, "total": 120})
+    assert plain.summary() == pseudo_label_quality({**counts, "total": 120})
     # A checkpoint from before there were weights holds these numbers.
     old = counter(hidden)
     old.load({"counts": torch.from_numpy(np.stack(list(counts.values())))})
