@@ -1,0 +1,66 @@
+"""Whole trainings of methods with statistics, a table of all images, and a teacher."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.conftest import ROOT, grid_text
+from tests.training.test_two_processes import assert_alike, outcome
+
+MODULE = ROOT / "benchmarks" / "checks" / "sample_methods.py"
+SAVE_AT = 3  # an epoch has four steps
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory, voc_root):
+    """45 unlabelled images: neither the batches nor the pool divide by two."""
+    folder = tmp_path_factory.mktemp("grids")
+
+    def write(method: str):
+        path = folder / f"{method}.toml"
+        sizes = {"batch_labelled": 5, "batch_unlabelled": 13, "clip_norm": 20.0, "precision": '"fp64"'}
+        path.write_text(f'modules = ["{MODULE}"]' + grid_text(voc_root, f'["{method}"]', **sizes))
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, grid):
+    """What undisturbed trainings by one process end with; each is done once."""
+    folder, found = tmp_path_factory.mktemp("alone"), {}
+
+    def get(method: str):
+        if method not in found:
+            found[method] = outcome(1, grid(method), folder, method)
+        return found[method]
+
+    return get
+
+
+@pytest.mark.parametrize(
+    "method",
+    ["meanteacher_style", "flexmatch_style", pytest.param("freematch_style", marks=pytest.mark.slow)],
+)
+def test_two_processes_end_where_one_does(tmp_path, grid, alone, method):
+    one = alone(method)
+    assert_alike(one, outcome(2, grid(method), tmp_path, method))
+    names = {"meanteacher_style": "agreement", "flexmatch_style": "selected", "freematch_style": "confidence"}
+    state = one[3][names[method]]
+    assert 0 < state.double().mean() < 1  # it has moved
+    assert names[method] not in one[4]  # saved once, with the method
+
+
+# Two processes that are asked at a step stop after the next.
+@pytest.mark.parametrize(("first", "then"), [(1, 1), (2, 1)])
+def test_a_run_goes_on_with_its_table_and_counts(tmp_path, grid, alone, first, then):
+    method = "flexmatch_style"
+    outcome(first, grid(method), tmp_path, method, stop=SAVE_AT - (first > 1))
+    expected, again = alone(method), outcome(then, grid(method), tmp_path, method)
+    assert_alike(expected, again)
+    if first == then:
+        assert torch.equal(expected[0], again[0])
+        for one, two in zip(expected[3:], again[3:], strict=True):
+            assert one.keys() == two.keys()
+            assert all(torch.equal(value, two[name]) for name, value in one.items())
