@@ -13,6 +13,7 @@
     python benchmarks/run.py tables --grid NAME     write and print its tables
     python benchmarks/run.py plots --grid NAME      write its figures
     python benchmarks/run.py why RUN                where a number comes from
+    python benchmarks/run.py test FILE              does a method of your own keep the contract?
 
 `--launcher slurm` submits runs to a cluster instead. `torchrun`, `accelerate launch` and `srun` may
 call the first form too: their processes then train each run together.
@@ -32,13 +33,13 @@ if __package__ in (None, ""):  # called as a file: the packages lie beside this 
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     sys.path = [entry for entry in sys.path if entry != str(Path(__file__).resolve().parent)]
 
-from benchmarks.cli import datasets, options, report, runs, slurm, splits, status
+from benchmarks.cli import datasets, options, report, runs, slurm, splits, status, test
 from benchmarks.signals import Stopped
 from methods.errors import UserError, nearest
 from results.errors import StoreError
 from slurm.protocol import EXIT_STOPPED
 
-FILES = (runs, datasets, splits, status, slurm, report)
+FILES = (runs, datasets, splits, status, slurm, report, test)
 """The modules that add verbs, in the order of `--help`."""
 
 
