@@ -132,8 +132,8 @@ def _prepare(
 
     dataset = _opened(spec, args, progress)
     progress.line(f"{dataset.name}: {_counts(dataset)} in {_root(spec, args.data)}, read as {spec.name}")
-    for note in dataset.notes:
-        progress.line(note)
+    for line in (*dataset.notes, *_classes(dataset)):
+        progress.line(line)
     for size in sizes:
         ready = prepared.prepare(
             dataset,
@@ -197,3 +197,17 @@ def _counts(dataset: Dataset) -> str:
         f"{len(dataset.train)} training and {len(dataset.test)} test images, "
         f"{len(dataset.classes)} classes, {labels / images:.2f} labels an image"
     )
+
+
+def _classes(dataset: Dataset) -> list[str]:
+    """The classes with their numbers of training and test images, and those that have none."""
+    counts = {"training": dataset.train.labels.sum(axis=0), "test": dataset.test.labels.sum(axis=0)}
+    shown = [
+        f"{name} {train}/{test}" for name, train, test in zip(dataset.classes, *counts.values(), strict=True)
+    ]
+    lines = [f"{dataset.name}: classes, with training/test images: {', '.join(shown)}"]
+    for split, numbers in counts.items():
+        without = [name for name, number in zip(dataset.classes, numbers, strict=True) if not number]
+        if without:
+            lines.append(f"{dataset.name}: no {split} image has {', '.join(without)}")
+    return lines

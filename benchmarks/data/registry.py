@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks.data.archives import catalogue as archives
 from benchmarks.data.dataset import Dataset
-from benchmarks.data.readers import coco, csv_table, glyphscenes, npy, nuswide, voc
+from benchmarks.data.readers import coco, csv_table, glyphscenes, npy, nuswide, rules, voc
 from benchmarks.data.readers.base import Contents, Progress, Reader, Request
 from benchmarks.data.readers.class_names import prompt_names
 from benchmarks.data.splits.rules import check_rule
@@ -196,7 +196,8 @@ def open_dataset(
             else f"get it with: {archives.commands(spec.name, root)}"
         )
         raise UserError(f"dataset {spec.name!r} is not in {root}; {how}")
-    notes = _check_counts(spec, found, root)
+    rules.check(found, root)
+    notes = (*found.notes, *_check_counts(spec, found, root))
     prompts = prompt_names(found.classes, spec.prompts)
     dataset = Dataset(spec.alias, found.classes, prompts, found.train, found.test, notes)
     if not spec.classes:

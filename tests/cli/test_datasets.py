@@ -65,7 +65,13 @@ def test_a_tree_is_checked_and_cached(tmp_path, run, voc, capsys):
     lines = err.splitlines()
     assert lines[0].endswith(f"in {voc}, read as voc2007")
     assert "3 training and 2 test images, where the classic voc2007 has 5,011 and 4,952" in lines[1]
-    assert re.match(r"cache of 4 images at 16 px: 0\.0 MiB in .* free$", lines[2])
+    assert lines[2].startswith("voc2007: classes, with training/test images: aeroplane ")
+    assert " diningtable 1/0, dog 0/1, " in lines[2]
+    assert [line.split(" has aeroplane, ")[0] for line in lines[3:5]] == [
+        "voc2007: no training image",
+        "voc2007: no test image",
+    ]
+    assert re.match(r"cache of 4 images at 16 px: 0\.0 MiB in .* free$", lines[5])
     assert run("voc2007", "--root", voc, "--size", 16, "--allow-counts", "--verify") == 0
     out, err = capsys.readouterr()
     assert ", verified, " in out

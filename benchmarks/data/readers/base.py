@@ -62,6 +62,7 @@ class Contents:
         counts: numbers of training and test images to compare with `classic`; options that drop or keep
             images do not change them.
         classic: numbers of the published copy; None where there is none.
+        notes: one-line remarks for the user.
     """
 
     classes: tuple[str, ...]
@@ -69,6 +70,7 @@ class Contents:
     test: ImageSet
     counts: Counts = (0, 0)
     classic: Counts | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

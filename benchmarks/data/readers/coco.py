@@ -20,11 +20,20 @@ from benchmarks.data.dataset import ImageSet
 from benchmarks.data.readers import npy
 from benchmarks.data.readers.base import Contents, Counts, Request, labelled_counts
 from benchmarks.data.readers.class_names import COCO
-from benchmarks.data.readers.files import check_files, holder, is_name, relative, unreadable
+from benchmarks.data.readers.files import (
+    check_files,
+    check_unique,
+    composed,
+    holder,
+    is_name,
+    relative,
+    unreadable,
+)
 from benchmarks.data.readers.index import Parsed, parsed
+from benchmarks.data.readers.rules import class_name
 from methods.errors import UserError
 
-READER = "coco-1"
+READER = "coco-2"
 """Name and version of `_parse`, for its indexes: raise the number when its result changes."""
 
 Images = Path | Sequence[Path]
@@ -77,10 +86,27 @@ def read_files(
     Raises:
         UserError: as `read_pair`.
     """
-    classes, train_images, test_images = read_pair(
+    classes, train_images, test_images, parents = _read_pair(
         train, test, empty=request.empty, order=request.order, index=request.index
     )
-    return Contents(classes, train_images, test_images, labelled_counts(train_images, test_images), classic)
+    unused = [
+        name
+        for name in parents
+        if not any(images.labels[:, classes.index(name)].any() for images in (train_images, test_images))
+    ]
+    notes = tuple(
+        f"category {name!r} is left out: no annotation uses it, and it is the supercategory of other ones"
+        for name in unused
+    )
+    if unused:
+        kept = [k for k, name in enumerate(classes) if name not in unused]
+        classes = tuple(classes[k] for k in kept)
+        train_images, test_images = (
+            ImageSet(images.ids, images.paths, np.ascontiguousarray(images.labels[:, kept]))
+            for images in (train_images, test_images)
+        )
+    counts = labelled_counts(train_images, test_images)
+    return Contents(classes, train_images, test_images, counts, classic, notes)
 
 
 def _coco_id(path: PurePosixPath) -> str:
@@ -127,6 +153,13 @@ def read_instances(
         UserError: the file or an image is missing, or a field is wrong; one line with file and
             field.
     """
+    content, found = _read_split(file, images, empty, order, index)
+    return content.classes, found
+
+
+def _read_split(
+    file: Path, images: Images, empty: str, order: str, index: Path | None
+) -> tuple[Parsed, ImageSet]:
     content = parsed(file, READER, index, _parse)
     folders = [images] if isinstance(images, Path) else images
     folder = holder(folders, content.names[0] if content.names else None)
@@ -137,7 +170,7 @@ def read_instances(
         kept.sort(key=content.ids.__getitem__)
     paths = check_files([folder / content.names[k] for k in kept], str(file))
     ids = tuple(content.ids[k] for k in kept)
-    return content.classes, ImageSet(ids, paths, content.labels[kept])
+    return content, ImageSet(ids, paths, content.labels[kept])
 
 
 def read_pair(
@@ -153,8 +186,16 @@ def read_pair(
     Raises:
         UserError: as `read_instances`, or the two files have different categories.
     """
-    names, train_images = read_instances(*train, empty=empty, order=order, index=index)
-    test_names, test_images = read_instances(*test, empty=empty, order=order, index=index)
+    return _read_pair(train, test, empty=empty, order=order, index=index)[:3]
+
+
+def _read_pair(
+    train: tuple[Path, Images], test: tuple[Path, Images], *, empty: str, order: str, index: Path | None
+) -> tuple[tuple[str, ...], ImageSet, ImageSet, tuple[str, ...]]:
+    """The same as `read_pair`, and the classes that a file names as the group of other ones."""
+    content, train_images = _read_split(*train, empty, order, index)
+    test_content, test_images = _read_split(*test, empty, order, index)
+    names, test_names = content.classes, test_content.classes
     if names != test_names:
         pairs = zip((*names, None), (*test_names, None), strict=False)
         k, (one, other) = next((k, pair) for k, pair in enumerate(pairs) if pair[0] != pair[1])
@@ -162,22 +203,12 @@ def read_pair(
             f"{test[0]}: categories[{k}].name: {other!r}, but {one!r} in {train[0]}; "
             "both files must list the same categories in the same order"
         )
-    return names, train_images, test_images
+    return names, train_images, test_images, content.parents
 
 
 def _parse(file: Path) -> Parsed:
     content = _load(file)
-    columns: dict[Any, int] = {}
-    classes: list[str] = []
-    for k, category in enumerate(_entries(file, content, "categories")):
-        where = f"{file}: categories[{k}]"
-        number, name = _field(where, category, "id"), _field(where, category, "name")
-        if number in columns:
-            raise UserError(f"{where}.id: {number!r} is listed twice")
-        if not isinstance(name, str) or not name.strip() or not is_name(name) or name in classes:
-            raise UserError(f"{where}.name: {name!r} is not a name or is listed twice")
-        columns[number] = k
-        classes.append(name)
+    columns, classes, parents = _categories(file, content)
     rows: dict[Any, int] = {}
     names: list[str] = []
     for k, image in enumerate(_entries(file, content, "images")):
@@ -192,8 +223,66 @@ def _parse(file: Path) -> Parsed:
     ids = tuple(str(number) for number in rows)
     if len(set(ids)) != len(ids):  # 7 and "7"
         raise UserError(f"{file}: images: two ids are the same when written as text")
+    forms = [composed(name) for name in names]
+    numbers = list(rows)
+    check_unique(
+        forms,
+        lambda k, first: (
+            f"{file}: images[{k}].file_name: {names[k]!r} (id {numbers[k]!r}) is also "
+            f"images[{first}].file_name (id {numbers[first]!r}); list a picture once, with all annotations"
+        ),
+    )
     labels = _labels(file, _entries(file, content, "annotations"), rows, columns)
-    return Parsed(tuple(classes), ids, tuple(names), labels)
+    return Parsed(classes, ids, tuple(names), labels, parents)
+
+
+def _categories(
+    file: Path, content: dict[str, Any]
+) -> tuple[dict[Any, int], tuple[str, ...], tuple[str, ...]]:
+    """The column of each category's id, the classes, and those of them that are groups of others.
+
+    A group that has the name of one of its members, as some tools write it, is left out if no annotation uses
+    it.
+    """
+    entries = _entries(file, content, "categories")
+    found: list[tuple[int, Any, str, str]] = []
+    numbers: set[Any] = set()
+    for k, category in enumerate(entries):
+        where = f"{file}: categories[{k}]"
+        number, name = _field(where, category, "id"), _field(where, category, "name")
+        if number in numbers:
+            raise UserError(f"{where}.id: {number!r} is listed twice")
+        numbers.add(number)
+        if not isinstance(name, str):
+            raise UserError(f"{where}.name: {name!r} is not a name")
+        group = composed(str(category.get("supercategory") or "").strip())
+        found.append((k, number, class_name(f"{where}.name:", name), group))
+    columns: dict[Any, int] = {}
+    classes: dict[str, int] = {}
+    names = [name for _, _, name, _ in found]
+    for k, number, name, group in found:
+        twins = [other for other in found if other[2] == name] if names.count(name) > 1 else []
+        if len(twins) > 1 and group != name and any(other[3] == name for other in twins):
+            used = {
+                entry.get("category_id")
+                for entry in _entries(file, content, "annotations")
+                if isinstance(entry, dict) and isinstance(entry.get("category_id"), int | str)
+            }
+            if number not in used:
+                continue
+        if name in classes:
+            raise UserError(
+                f"{file}: categories[{k}].name: {name!r} is also categories[{classes[name]}].name; "
+                "every class needs a name of its own"
+            )
+        columns[number] = len(columns)
+        classes[name] = k
+    parents = tuple(
+        name
+        for name, k in classes.items()
+        if any(group == name and other != k for other, _, _, group in found)
+    )
+    return columns, tuple(classes), parents
 
 
 def _labels(

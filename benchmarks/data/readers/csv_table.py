@@ -31,10 +31,10 @@ from benchmarks.data.readers.files import (
     composed,
     holder,
     is_name,
-    read_classes,
     relative,
     unreadable,
 )
+from benchmarks.data.readers.rules import class_name, joined_classes, read_classes
 from methods.errors import UserError, nearest
 
 SPLITS = ("train", "test")
@@ -188,6 +188,13 @@ def _classes(order: Path, tables: Sequence[_Table], rows: Sequence[Row]) -> tupl
     else:
         named = {name for row in rows if row.split == "train" for name in row.classes}
         classes = tuple(sorted(named))
+        first: dict[str, str] = {}
+        for row in rows:
+            for name in row.classes:
+                first.setdefault(name, row.where)
+        joined = joined_classes(first)
+        if joined:
+            raise UserError("\n".join(joined))
         lacks = f"is a class of no training image; if it is meant, list all classes in {order}"
     for table in tables:
         for name in table.columns or ():
@@ -222,6 +229,7 @@ def _read_table(file: Path, split: str | None) -> _Table:
     for k, name in enumerate(names):
         if not name or not is_name(name):
             raise UserError(f"{where}: column {k + 1} has no name; {FORMS}")
+        class_name(f"{where}: column", name)
         earlier = kinds if kinds[k] in ("path", "split") else names
         if earlier.index(earlier[k]) != k:
             raise UserError(f"{where}: column {name!r} is there twice")
@@ -294,11 +302,11 @@ def _split(where: str, cell: str, expected: str | None) -> str:
 
 
 def _listed(where: str, cell: str) -> tuple[str, ...]:
-    names = tuple(composed(name.strip()) for name in cell.split(";") if name.strip())
-    for name in names:
-        if not is_name(name):
-            raise UserError(f"{where}: class {name!r} is not a name in one line")
-    return names
+    start = f"{where}: class"
+    names = [name for name in cell.split(";") if name.strip()]
+    if len(names) > 1 and cell.strip()[0] in "[({":
+        class_name(start, cell)  # a list that is cut in two is better named as a whole
+    return tuple(class_name(start, name) for name in names)
 
 
 def _present(where: str, name: str, cell: str) -> bool:

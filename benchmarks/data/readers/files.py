@@ -39,25 +39,6 @@ def unreadable(file: Path, error: OSError, hint: str = "") -> UserError:
     return UserError(f"{file}: cannot be read: {error.strerror or error}")
 
 
-def read_classes(file: Path) -> tuple[str, ...]:
-    """Class names, one a line, in the order of the label columns; blank lines are skipped.
-
-    Raises:
-        UserError: the file is missing or empty, or a name is listed twice.
-    """
-    hint = "; it holds the names of the classes, one a line, in the order of the label columns"
-    lines: dict[str, int] = {}
-    for number, line in enumerate(read_lines(file, hint), 1):
-        name = composed(line.strip())
-        if name in lines:
-            raise UserError(f"{file}:{number}: class {name!r} is also in line {lines[name]}")
-        if name:
-            lines[name] = number
-    if not lines:
-        raise UserError(f"{file}: no class is listed")
-    return tuple(lines)
-
-
 def composed(text: str) -> str:
     """The text in Unicode's composed form (NFC): both ways to write "é" give the same name."""
     return unicodedata.normalize("NFC", text)

@@ -38,12 +38,14 @@ class Parsed:
         ids: N names of images, unique.
         names: N paths relative to the folder of images, `/` between folders.
         labels: (N, K) uint8, 1 where the class is present.
+        parents: classes that the file names as the group of another one.
     """
 
     classes: tuple[str, ...]
     ids: tuple[str, ...]
     names: tuple[str, ...]
     labels: NDArray[np.uint8]
+    parents: tuple[str, ...] = ()
 
 
 def parsed(file: Path, reader: str, folder: Path | None, parse: Callable[[Path], Parsed]) -> Parsed:
@@ -100,6 +102,7 @@ def pack(content: Parsed, state: str) -> bytes:
         classes=_bytes(content.classes),
         ids=_bytes(content.ids),
         names=_bytes(content.names),
+        parents=_bytes(content.parents),
         labels=np.packbits(content.labels, axis=1),
     )
     return buffer.getvalue()
@@ -112,14 +115,16 @@ def unpack(index: Path, state: str) -> Parsed | None:
         with np.load(index, allow_pickle=False) as arrays:
             if _texts(arrays["state"]) != state:
                 return None
-            classes, ids, names = (tuple(_texts(arrays[k])) for k in ("classes", "ids", "names"))
+            classes, ids, names, parents = (
+                tuple(_texts(arrays[k])) for k in ("classes", "ids", "names", "parents")
+            )
             packed = arrays["labels"]
         labels = np.unpackbits(packed, axis=1, count=len(classes))
     except Exception:  # zipfile and NumPy raise many kinds on a damaged file: parse again
         return None
     if len(ids) != len(names) or packed.shape != (len(ids), -(-len(classes) // 8)):
         return None
-    return Parsed(classes, ids, names, labels)
+    return Parsed(classes, ids, names, labels, parents)
 
 
 def _bytes(texts: str | Sequence[str]) -> NDArray[np.uint8]:

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from benchmarks.data.dataset import ImageSet
 from benchmarks.data.readers.base import Contents, Counts, Request, labelled_counts
-from benchmarks.data.readers.files import check_files, check_unique, holder, read_classes, relative
+from benchmarks.data.readers.files import check_files, check_unique, composed, holder, relative
+from benchmarks.data.readers.rules import read_classes
 from methods.errors import UserError
 
 
@@ -112,7 +113,9 @@ def read_split(
         )
     paths = [relative(f"{image_file}: entry {k}", _text(name), root) for k, name in enumerate(names)]
     ids = tuple(_id(f"{image_file}: entry {k}", path, name_of) for k, path in enumerate(paths))
-    check_unique(ids, lambda k, first: f"{image_file}: entry {k} ({ids[k]!r}) is also entry {first}")
+    # Compared in one form of Unicode: both forms of a name are the same file in many archives.
+    forms = tuple(map(composed, ids))
+    check_unique(forms, lambda k, first: f"{image_file}: entry {k} ({ids[k]!r}) is also entry {first}")
     folder = holder([root / name for name in folders], paths[0] if paths else None)
     images = ImageSet(ids, tuple(folder / path for path in paths), values.astype(np.uint8))
     if empty == "drop":

@@ -27,11 +27,11 @@ from benchmarks.data.readers.files import (
     check_files,
     check_unique,
     holder,
-    read_classes,
     read_lines,
     relative,
     unreadable,
 )
+from benchmarks.data.readers.rules import read_classes
 from methods.errors import UserError, nearest
 
 TREES = (".", "NUS-WIDE", "nus-wide", "NUSWIDE")

@@ -5,7 +5,8 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from benchmarks.data.readers.files import check_files, check_unique, holder, read_classes, relative
+from benchmarks.data.readers.files import check_files, check_unique, holder, read_lines, relative
+from benchmarks.data.readers.rules import read_classes
 from methods.errors import UserError
 
 
@@ -42,8 +43,12 @@ def test_names_that_come_twice():
 
 def test_classes_one_a_line(tmp_path):
     file = tmp_path / "classes.txt"
-    file.write_bytes("\ufeffcat\r\n\r\n dining table \r\ne\u0301clair\u2028x".encode())
-    assert read_classes(file) == ("cat", "dining table", "éclair\u2028x")
+    file.write_bytes("\ufeffcat\r\n\r\n dining table \r\ne\u0301clair".encode())
+    assert read_classes(file) == ("cat", "dining table", "éclair")
+    file.write_text("cat\ndog\u2028x\n", encoding="utf-8")  # a line for us; no name in one line
+    assert read_lines(file) == ["cat", "dog\u2028x"]
+    with pytest.raises(UserError, match=r"classes.txt:2: class 'dog\\u2028x' is not a name in one line"):
+        read_classes(file)
     file.write_text("cat\ndog\n\ncat\n")
     with pytest.raises(UserError, match=r"classes.txt:4: class 'cat' is also in line 1"):
         read_classes(file)
