@@ -113,8 +113,8 @@ class Chaos:
         self.expected = self._calm()
 
     def _command(self, runs: Path) -> list[str]:
-        words = command(self.grid, self.folder / "data", runs, self.processes)
-        return [*words, "--checkpoint-seconds", "1", "--hang-seconds", "60"]
+        argv = command(self.grid, self.folder / "data", runs, self.processes)
+        return [*argv, "--checkpoint-seconds", "1", "--hang-seconds", "60"]
 
     def _calm(self) -> dict[str, bytes]:
         runs = self.folder / "calm"

@@ -92,8 +92,8 @@ def examine(
         stores = []
         for count in (1, processes):
             runs = folder / f"{precision}-{count}"
-            words = command(grid, folder / "data", runs, count)
-            done = subprocess.run(words, stdout=subprocess.DEVNULL, env=environment, check=False)
+            argv = command(grid, folder / "data", runs, count)
+            done = subprocess.run(argv, stdout=subprocess.DEVNULL, env=environment, check=False)
             if done.returncode:
                 raise UserError(
                     f"{precision} with --processes {count}: the grid ended with exit code "
@@ -136,21 +136,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--processes", type=positive, default=2, metavar="N", help="compared with one (default 2)"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON line")
-    chosen = parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
     started = time.monotonic()
     try:
-        for module in chosen.modules:
+        for module in args.modules:
             import_methods(module, Path.cwd(), "--modules")
         trained = [n for n in methods.available() if issubclass(methods.get(n), StepMethod)]
-        names = chosen.methods or trained
+        names = args.methods or trained
         for name in names:
             if name not in trained:
                 raise UserError(f"--methods: no trained method {name!r}{nearest(name, trained)}")
-        if chosen.processes == 1:
+        if args.processes == 1:
             raise UserError("--processes: 1 process would be compared with itself; take 2 or more")
         with tempfile.TemporaryDirectory(prefix="ssmll-invariance-") as folder:
-            places = [str(Path(m).resolve()) if m.endswith(".py") else m for m in chosen.modules]
-            rows = examine(Path(folder), names, chosen.seeds, chosen.processes, places)
+            places = [str(Path(m).resolve()) if m.endswith(".py") else m for m in args.modules]
+            rows = examine(Path(folder), names, args.seeds, args.processes, places)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
@@ -162,9 +162,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"{row['runs']} runs",
             file=sys.stderr,
         )
-    if chosen.json:
+    if args.json:
         report = {
-            "processes": chosen.processes,
+            "processes": args.processes,
             "rows": rows,
             "broken": len(broken),
             "seconds": round(time.monotonic() - started),

@@ -1,7 +1,10 @@
+import doctest
+
 import pytest
 import torch
 
 import methods
+import methods.exchange
 from methods.base import Task, seeded_rng
 from methods.errors import UserError
 
@@ -40,3 +43,9 @@ def test_saved_state_of_another_shape_of_method_is_refused(load, task):
         method.load_training_state(state)
     with pytest.raises(ValueError, match=r"unknown \['nonsense'\]"):
         method.load_training_state({**method.training_state(), "nonsense": torch.zeros(1)})
+
+
+def test_examples_of_what_goes_to_and_fro():
+    found = doctest.testmod(methods.exchange)
+    assert found.failed == 0
+    assert found.attempted > 3

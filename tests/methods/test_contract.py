@@ -17,7 +17,7 @@ RUN = """
 import sys
 from pathlib import Path
 from benchmarks.checks import contract
-from benchmarks.plan.grid import import_methods
+from benchmarks.plan.user_code import import_methods
 import_methods(sys.argv[1], Path.cwd(), "test")
 sys.exit(contract.run(sys.argv[2:]))
 """
