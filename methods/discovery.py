@@ -1,16 +1,23 @@
 """Find method classes by reading sources; nothing is imported.
 
 A built-in method is one file in the folder of this module: a class with the decorator `@register`
-and a ``name`` that is written out as a string. One file may hold several such classes.
+and a ``name`` that is written out as a string. One file may hold several such classes. The entry
+points of a checkout are read from its ``pyproject.toml``, so they need no installation.
 """
 
 from __future__ import annotations
 
 import ast
 import functools
+import sys
 from pathlib import Path
 
 from methods.errors import UserError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 
 @functools.lru_cache(maxsize=8)
@@ -36,6 +43,31 @@ def scan(folder: Path, package: str) -> dict[str, str]:
                 )
             found[name] = (f"{package}.{path.stem}", path)
     return {name: module for name, (module, _) in sorted(found.items())}
+
+
+@functools.lru_cache(maxsize=8)
+def declared_in(checkout: Path, group: str) -> dict[str, str]:
+    """Find the entry points that a checkout declares, installed or not.
+
+    Args:
+        checkout: folder with a ``pyproject.toml``; a package that was installed lies beside none.
+        group: of entry points.
+
+    Returns:
+        Entry point name to module name. The result is cached: do not change it.
+
+    Raises:
+        UserError: the file is no TOML.
+    """
+    path = checkout / "pyproject.toml"
+    try:
+        project = tomllib.loads(path.read_text(encoding="utf-8")).get("project", {})
+    except FileNotFoundError:
+        return {}
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path}: {error}") from error
+    points = project.get("entry-points", {}).get(group, {})
+    return {name: value.partition(":")[0] for name, value in points.items()}
 
 
 def _names(path: Path) -> list[str]:

@@ -3,7 +3,7 @@
 A name comes from one of four sources:
 
 - a file of this package with a class that is decorated with `register`; see `methods.discovery`;
-- a package of this repository that `declare` names, such as ``csaa``;
+- a package of this repository, such as ``csaa``: `declare` or the checkout's own entry points name it;
 - an installed package with an entry point in the group ``ssmll_bench.methods`` (name = method name,
   object = the class);
 - a module that was imported and used `register`, such as a user's own file.
@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from methods.discovery import scan
+from methods.discovery import declared_in, scan
 from methods.errors import UserError, nearest
 from methods.fields import Wording, build, later_fields
 
@@ -192,7 +192,8 @@ def isolated() -> Iterator[None]:
 
 def _built_in() -> dict[str, str]:
     """Names that belong to this repository, each with the module that registers it."""
-    return {**scan(Path(__file__).parent, __package__ or "methods"), **_declared}
+    folder = Path(__file__).parent
+    return {**scan(folder, "methods"), **declared_in(folder.parent, GROUP), **_declared}
 
 
 def _place(cls: type) -> str:

@@ -3,7 +3,7 @@ import textwrap
 
 import pytest
 
-from methods.discovery import scan
+from methods.discovery import declared_in, scan
 from methods.errors import UserError
 
 
@@ -83,3 +83,14 @@ def test_faults_are_one_line_with_file_and_line(tmp_path, files, message):
     with pytest.raises(UserError, match=message) as error:
         scan(write(tmp_path, **files), "pack")
     assert "\n" not in str(error.value)
+
+
+def test_a_checkout_declares_entry_points_and_an_installed_package_has_none(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "pyproject.toml").write_text('[project.entry-points.g]\nx = "m.n:X"\ny = "m"\n')
+    assert declared_in(tmp_path / "a", "g") == {"x": "m.n", "y": "m"}
+    assert declared_in(tmp_path / "a", "other") == declared_in(tmp_path, "g") == {}
+    (tmp_path / "pyproject.toml").write_text("= 3")
+    declared_in.cache_clear()
+    with pytest.raises(UserError, match=r"pyproject\.toml: .*line 1"):
+        declared_in(tmp_path, "g")
