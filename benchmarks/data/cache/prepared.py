@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from benchmarks.data.cache.build import FORMAT, SPLITS, Builder, Progress, UnreadableError, named
+from benchmarks.data.cache.decode import pixel_limit
 from benchmarks.data.cache.skipped import Skipped
 from benchmarks.data.dataset import Dataset
 from benchmarks.data.disk import DiskFullError, exclusive
@@ -145,6 +146,7 @@ def prepare(
     """
     if size < 1:
         raise UserError(f"image size is {size}; it must be at least 1 pixel")
+    pixel_limit()  # a wrong setting is said once, not for each image
     caches = _Caches(size, cache_root, workers or _cores(), progress, announce)
     if not skip_bad:
         return caches.prepare(dataset)
