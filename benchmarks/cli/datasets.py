@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 SIZE = 224
 SHARED = ("root", "allow_counts", "skip_bad", "difficult", "empty", "labels", "order")
 """Fields of `DatasetSpec` that options give to every dataset of the call."""
-OWN = ("alias", "train", "test", "images")
+OWN = ("alias", "train", "test", "images", "train_images", "test_images")
 """Fields that make sense for one dataset only."""
 
 
@@ -67,6 +67,8 @@ def add(verbs: options.Verbs) -> None:
     option("--train", default=None, metavar="FILE", help="coco, csv: file of the training images")
     option("--test", default=None, metavar="FILE", help="coco, csv: file of the test images")
     option("--images", default=None, metavar="FOLDER", help="folder that image paths start from")
+    option("--train-images", default=None, metavar="FOLDER", help="coco: the same for training images")
+    option("--test-images", default=None, metavar="FOLDER", help="coco: the same for test images")
     option("--labels", default=None, help="VOC: lists (default) or xml")
     option("--difficult", default=None, help="VOC's difficult objects: ignore (default), positive")
     option("--empty", default=None, help="images without a label: drop (default) or keep")
@@ -118,8 +120,8 @@ def _wanted(args: argparse.Namespace) -> dict[DatasetSpec, list[int]]:
     for field in OWN:
         if field in given and len(args.datasets) > 1:
             raise UserError(
-                f"prepare: --{field} is for one dataset, not for {len(args.datasets)}; prepare "
-                "them one by one"
+                f"prepare: --{field.replace('_', '-')} is for one dataset, not for {len(args.datasets)}; "
+                "prepare them one by one"
             )
     sizes = list(dict.fromkeys(args.size or [SIZE]))
     return {DatasetSpec(name=name, **given): sizes for name in args.datasets}

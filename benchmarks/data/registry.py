@@ -33,10 +33,10 @@ READERS: dict[str, Reader] = {
     "nuswide": Reader(nuswide.read, ("empty", "images")),
     "coco": Reader(
         coco.read,
-        ("empty", "order", "train", "test", "images"),
+        ("empty", "order", "train", "test", "images", "train_images", "test_images"),
         "annotations/instances_train.json and annotations/instances_test.json, or the files named "
-        "by train and test, and the images in images/train and images/test, in images/, or in the "
-        "folder named by images",
+        "by train and test, and the images in images/train and images/test, in images/, beside the JSON or "
+        "in data/ beside it, or in the folder named by images (or by train_images and test_images)",
     ),
     "csv": Reader(
         csv_table.read,
@@ -59,7 +59,7 @@ CHOICES = {
     "labels": ("lists", "xml"),
     "order": ("published", "file"),
 }
-OPTIONS = (*CHOICES, "train", "test", "images")
+OPTIONS = (*CHOICES, "train", "test", "images", "train_images", "test_images")
 """Options of `DatasetSpec` and of `Request` that only some readers support."""
 
 
@@ -86,6 +86,8 @@ class DatasetSpec:
         train: coco and csv: file of the training images, relative to the root.
         test: coco and csv: file of the test images, relative to the root.
         images: coco, csv, npy and nuswide: folder of the images, relative to the root.
+        train_images: coco: folder of the training images only, relative to the root or to their file.
+        test_images: coco: folder of the test images only, likewise.
 
     Raises:
         UserError: an unknown name, an alias that is no folder name, a value that is not among the choices, or
@@ -107,6 +109,8 @@ class DatasetSpec:
     train: str = ""
     test: str = ""
     images: str = ""
+    train_images: str = ""
+    test_images: str = ""
 
     def __post_init__(self) -> None:
         if self.name not in READERS:

@@ -34,6 +34,8 @@ class Request:
         test: file of the test images, likewise.
         images: coco, csv, npy and nuswide: folder of the images, relative to the root; empty for the usual
             ones.
+        train_images: coco: folder of the training images only, relative to the root or to their file.
+        test_images: coco: folder of the test images only, likewise.
         progress: called with (done, total) while GlyphScenes is rendered.
         workers: processes that render it; None is one for each core.
     """
@@ -47,6 +49,8 @@ class Request:
     train: str = ""
     test: str = ""
     images: str = ""
+    train_images: str = ""
+    test_images: str = ""
     progress: Progress | None = None
     workers: int | None = None
 

@@ -36,6 +36,9 @@ from methods.errors import UserError
 READER = "coco-2"
 """Name and version of `_parse`, for its indexes: raise the number when its result changes."""
 
+USUAL = ("annotations/instances_{}.json", "{}/_annotations.coco.json", "{}/labels.json")
+"""Names of instances files: COCO's, Roboflow's and FiftyOne's."""
+
 Images = Path | Sequence[Path]
 """The folder of the images of a file, or several in order of preference."""
 
@@ -64,12 +67,13 @@ def read(request: Request) -> Contents | None:
         UserError: as `read_pair`.
     """
     train, test = (
-        request.root / (name or f"annotations/instances_{split}.json")
+        request.root / (name or _usual(request.root, split))
         for split, name in (("train", request.train), ("test", request.test))
     )
     if not (request.train or request.test or train.is_file() or test.is_file()):
         return None
-    return read_files(request, (train, _folders(request, train)), (test, _folders(request, test)))
+    folders = (_folders(request, train, request.train_images), _folders(request, test, request.test_images))
+    return read_files(request, (train, folders[0]), (test, folders[1]))
 
 
 def read_files(
@@ -117,12 +121,32 @@ def _coco_id(path: PurePosixPath) -> str:
     return str(int(digits))
 
 
-def _folders(request: Request, file: Path) -> list[Path]:
-    """Where the images of `instances_<split>.json` may be, in order of preference."""
-    if request.images:
-        return [request.root / request.images]
-    split = file.stem.removeprefix("instances_")
-    return [request.root / name for name in (f"images/{split}", split, "images", ".")]
+def _usual(root: Path, split: str) -> str:
+    """The file of a split where none is named: COCO's own, or as exporters write it."""
+    names = [name.format(split) for name in USUAL]
+    return next((name for name in names if (root / name).is_file()), names[0])
+
+
+def _folders(request: Request, file: Path, own: str) -> list[Path]:
+    """Where the images of an instances file may be, in order of preference.
+
+    Args:
+        request: its root and its folder of all images.
+        file: the instances file.
+        own: the folder that is named for this split; empty for none.
+    """
+    root, beside = request.root, file.parent
+    splits = [file.stem.removeprefix("instances_")] + ([beside.name] if beside != root else [])
+    if own:
+        places = [root / own, beside / own]
+    elif request.images:
+        images = root / request.images
+        places = [images, *(images / split for split in splits), beside / request.images]
+    else:
+        places = [root / name for split in splits for name in (f"images/{split}", split)]
+        places += [root / "images", root, beside / "data", beside, beside / "images"]
+        places += [root / "data" / split for split in splits] + [root / "data"]
+    return list(dict.fromkeys(places))
 
 
 # -- instances files ----------------------------------------------------------------------------
@@ -168,7 +192,13 @@ def _read_split(
     ).tolist()
     if order == "published":
         kept.sort(key=content.ids.__getitem__)
-    paths = check_files([folder / content.names[k] for k in kept], str(file))
+    hint = "unpack the image archive completely"
+    if len(folders) > 1 and content.names and not (folder / content.names[0]).is_file():
+        hint = (
+            f"its first image is in none of {', '.join(map(str, folders))}; name the folder of the images "
+            "(images, or train_images and test_images)"
+        )
+    paths = check_files([folder / content.names[k] for k in kept], str(file), hint)
     ids = tuple(content.ids[k] for k in kept)
     return content, ImageSet(ids, paths, content.labels[kept])
 

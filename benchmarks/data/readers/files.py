@@ -10,6 +10,8 @@ from pathlib import Path, PurePosixPath
 
 from methods.errors import UserError
 
+_DRIVE = re.compile(r"[A-Za-z]:([\\/]|$)")
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://|data:[a-z]+/")
 _NO_NAME = re.compile("[\0\n\r\ud800-\udfff]")
 
 
@@ -48,9 +50,13 @@ def relative(where: str, name: object, folder: object = "the folder of images") 
     r"""An image's path in an annotation, with `/` or `\` between folders.
 
     Raises:
-        UserError: the path is empty, absolute, leaves its folder, or cannot be a file's name; the message
-            starts with `where` and names `folder`.
+        UserError: the path is empty, absolute, a URL, leaves its folder, or cannot be a file's name; the
+            message starts with `where` and names `folder`.
     """
+    if _DRIVE.match(str(name)):
+        raise UserError(f"{where}: {name!r} starts with a drive letter; it must be a path below {folder}")
+    if _URL.match(str(name)):
+        raise UserError(f"{where}: {name!r} is a URL; download the images, and write paths below {folder}")
     path = PurePosixPath(str(name).replace("\\", "/"))
     if not path.name or path.is_absolute() or ".." in path.parts or not is_name(str(path)):
         raise UserError(f"{where}: {name!r} is not a path below {folder}")
@@ -79,7 +85,9 @@ def check_unique(names: Sequence[str], message: Callable[[int, int], str]) -> No
         seen[name] = k
 
 
-def check_files(paths: Iterable[Path], where: str) -> tuple[Path, ...]:
+def check_files(
+    paths: Iterable[Path], where: str, hint: str = "unpack the image archive completely"
+) -> tuple[Path, ...]:
     """Check that every image is on disk, by listing each folder once.
 
     A name that was decomposed (NFD, as in archives made on macOS) or composed on its way is found in its
@@ -110,7 +118,7 @@ def check_files(paths: Iterable[Path], where: str) -> tuple[Path, ...]:
     if missing:
         raise UserError(
             f"{where}: {len(missing)} of {len(found) + len(missing)} images are not on disk, such "
-            f"as {missing[0]}; unpack the image archive completely"
+            f"as {missing[0]}; {hint}"
         )
     return tuple(found)
 
