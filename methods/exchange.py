@@ -1,4 +1,4 @@
-"""What a method is told, what it is handed at each step, and what it gives back.
+"""The method interface: inputs (Task, Batch, Pool) and outputs (StepOutput, PseudoLabels).
 
 Nothing here can hold a label of the unlabelled pool. New fields come last and have defaults.
 """
@@ -15,7 +15,7 @@ from methods.errors import UserError
 
 @dataclass(frozen=True)
 class Task:
-    """All that a method is told when it is built.
+    """What a method knows of a run when it is built.
 
     Attributes:
         classes: K class names as in the dataset.

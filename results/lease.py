@@ -142,14 +142,14 @@ def filesystem_now(directory: Path) -> float:
     Args:
         directory: an existing directory that may be written to.
     """
-    probe = directory / f".clock.{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY_SUFFIX}"
-    descriptor = os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+    stamp = directory / f".clock.{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY_SUFFIX}"
+    descriptor = os.open(stamp, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
     try:
         return os.fstat(descriptor).st_mtime
     finally:
         os.close(descriptor)
         with suppress(FileNotFoundError):  # a new holder may have swept it away already
-            os.unlink(probe)
+            os.unlink(stamp)
 
 
 def acquire(directory: Path, ttl: float = DEFAULT_TTL) -> Lease | None:

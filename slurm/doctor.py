@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from methods.errors import UserError, nearest
-from slurm import client
-from slurm import node_check as probe
+from slurm import client, node_check
 from slurm.findings import Finding, table
 from slurm.profile import SHORTEST, Profile
 
@@ -62,7 +61,7 @@ def examine(
     if submit and hopeless:
         report(f"no job is submitted before this is solved: {', '.join(hopeless)}")
     elif submit:
-        found += probe.from_node(profile, shared, packages, report)
+        found += node_check.from_node(profile, shared, packages, report)
     return found
 
 

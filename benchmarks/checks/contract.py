@@ -176,8 +176,8 @@ def started(method: StepMethod, dtype: torch.dtype = torch.float32) -> StepMetho
     if method.wants_pool(0):
         generator = torch.Generator().manual_seed(2)
         with torch.no_grad():
-            probe = torch.rand(2, 3, SIZE, SIZE, generator=generator).to(dtype)
-            columns = method.eval().score_pool(probe).shape[1]
+            images = torch.rand(2, 3, SIZE, SIZE, generator=generator).to(dtype)
+            columns = method.eval().score_pool(images).shape[1]
         scores, labelled, model = (
             torch.randn(count, columns, generator=generator).to(dtype)
             for count in (POOL, len(method.task.labels), POOL)

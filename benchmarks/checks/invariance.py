@@ -2,12 +2,12 @@
 
     python -m benchmarks.checks.invariance --methods csaa --seeds 8
 
-Twice: in float64, where rounding is too small to be seen in a stored score, so that what is seen
-is a fault of the method or of the harness (exit code 1); and in float32, where it is not always.
-There the first difference is about 1e-6 of a gradient too, but once it decides on which side of
-its kink an activation lies (ReLU), a part of the gradient comes or goes, and Adam makes steps of
-full size of entries that were zero. Two trajectories of float32 are then two samples of the same
-training, as with another number of threads or another processor. The table says how far they part:
+It does so twice. In float64 rounding is too small to change a stored score, so a difference is a
+fault of the method or of the harness (exit code 1). In float32 a difference need not be a fault:
+gradients first differ by about 1e-6 of their size, but once that decides on which side of its kink
+an activation lies (ReLU), a part of the gradient appears or vanishes, and Adam makes full steps for
+entries that were zero. Two trajectories in float32 are then two samples of the same training, as with
+another number of threads or another processor. The table says how far they are apart:
 
     scores   largest difference of two test scores, in standard deviations of the scores: in the
              median run, and in the worst

@@ -67,7 +67,7 @@ def _methods_of(module: str) -> list[str]:
     if is_file and path.resolve().parent == REPOSITORY / "methods":  # a built-in method has its name already
         module = f"methods.{path.stem}"
     before = set(methods.available())
-    import_methods(module, Path.cwd(), "test")
+    import_methods(module, Path.cwd(), "run.py test")
     names = [name for name in methods.available() if name not in before] or _declared_by(module)
     if not names:
         raise UserError(f"{module}: no method there: decorate a class with methods.register")

@@ -177,7 +177,7 @@ class Took(NamedTuple):
     Attributes:
         images: trained on, by all processes of its group.
         began: moment, on the clock that processes of a machine share.
-        ended: likewise.
+        ended: moment, on the same clock.
     """
 
     images: int

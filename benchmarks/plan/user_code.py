@@ -80,7 +80,8 @@ def import_methods(module: str, folder: Path, where: str) -> None:
             importlib.import_module(module)
     except UserError:
         raise
-    except Exception as error:  # the user's own code: whatever is wrong in it, say where
+    # The user's own code: whatever is wrong in it, say where. A script that exits is no module either.
+    except (Exception, SystemExit) as error:
         raise UserError(f"{where}: cannot import {module!r}: {type(error).__name__}: {error}") from error
 
 

@@ -32,7 +32,7 @@ from methods.base import FitMethod, StepMethod, Task
 
 
 def task_of(job: Job, stage: Stage | None = None) -> Task:
-    """What the method of a run, or of its warm-up, is told."""
+    """The `Task` of the method of a run, or of its warm-up."""
     dataset, split = job.prepared.dataset, job.split
     labels = torch.from_numpy(dataset.train.labels[split.labelled].astype(np.float32))
     pool = len(split.unlabelled) if uses_pool(job, stage) else 0

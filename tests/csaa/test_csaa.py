@@ -115,7 +115,7 @@ def test_losses_are_the_written_sums():
     torch.testing.assert_close(output.losses["labelled"], labelled)
     element = asymmetric_loss(logits[4:], method.class_targets[rows].float(), 0, 4, 0.05)
     torch.testing.assert_close(output.losses["unlabelled"], (element * method.class_mask[rows]).sum())
-    # The pseudo-labels that the probe sees are the ones the loss used.
+    # The pseudo-labels that are scored are the ones the loss used.
     assert torch.equal(output.pseudo_labels.targets.bool(), method.class_targets[rows])
     assert torch.equal(output.pseudo_labels.mask.bool(), method.class_mask[rows])
 

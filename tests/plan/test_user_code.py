@@ -108,10 +108,11 @@ def test_a_file_is_read_once_and_again_when_it_has_changed(tmp_path):
     assert methods.get("mine").__doc__ == "Mine, changed."
 
 
-def test_a_file_that_fails_leaves_nothing_behind(tmp_path):
+@pytest.mark.parametrize("error", ["ValueError", "SystemExit"])
+def test_a_file_that_fails_leaves_nothing_behind(tmp_path, error):
     path = write(tmp_path / "my.py")
-    path.write_text(path.read_text() + "\nraise ValueError('odd')\n")
-    with pytest.raises(UserError, match=r"^test: cannot import 'my.py': ValueError: odd$"):
+    path.write_text(path.read_text() + f"\nraise {error}('odd')\n")
+    with pytest.raises(UserError, match=rf"^test: cannot import 'my.py': {error}: odd$"):
         import_methods("my.py", tmp_path, "test")
     assert "mine" not in methods.available()
     assert imported(write(path)).digest == sha256(path)

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from slurm import doctor
-from slurm import node_check as probe
+from slurm import doctor, node_check
 from slurm.doctor import Finding, examine, table
 from slurm.profile import Profile
 from tests.slurm.site import Site
@@ -37,15 +36,15 @@ echo "Submitted batch job 7"
 
 def submitted(tmp_path: Path, asked: Profile) -> tuple[dict[str, Finding], list[str]]:
     told: list[str] = []
-    versions = {"python": platform.python_version(), "numpy": probe.metadata.version("numpy")}
-    found = probe.from_node(asked, tmp_path / "shared", versions, told.append)
+    versions = {"python": platform.python_version(), "numpy": node_check.metadata.version("numpy")}
+    found = node_check.from_node(asked, tmp_path / "shared", versions, told.append)
     return {finding.what: finding for finding in found}, told
 
 
 @pytest.fixture
 def quick(monkeypatch) -> None:
-    monkeypatch.setattr(probe, "POLL_SECONDS", 0.1)
-    monkeypatch.setattr(probe, "APPEAR_SECONDS", 0.5)
+    monkeypatch.setattr(node_check, "POLL_SECONDS", 0.1)
+    monkeypatch.setattr(node_check, "APPEAR_SECONDS", 0.5)
 
 
 NO_SRUN = Profile(gpus=0, use_srun=False)
@@ -102,7 +101,7 @@ def test_a_folder_that_cannot_be_written(site, tmp_path):
 
 
 def test_a_job_that_does_not_start_is_cancelled(site, quick, tmp_path, monkeypatch):
-    monkeypatch.setattr(probe, "START_SECONDS", 0.3)
+    monkeypatch.setattr(node_check, "START_SECONDS", 0.3)
     site.add("sbatch", 'echo "Submitted batch job 7"')
     site.add("squeue", "echo '7|PENDING|Priority|0:00|'")
     found, told = submitted(tmp_path, NO_SRUN)
@@ -123,7 +122,7 @@ def test_an_interruption_leaves_no_job(site, quick, tmp_path, monkeypatch):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        probe.from_node(NO_SRUN, tmp_path / "shared", {}, stop)
+        node_check.from_node(NO_SRUN, tmp_path / "shared", {}, stop)
     assert len(site.calls("scancel")) == 1
 
 
@@ -180,7 +179,7 @@ ANSWER = {
 )
 def test_what_a_node_saw(changes, what, state, words):
     here = {"python": "3.11.2", "torch": "2.5"}
-    found = probe.compare(ANSWER | changes, "t", Profile(gpus=2), here)
+    found = node_check.compare(ANSWER | changes, "t", Profile(gpus=2), here)
     [finding] = [finding for finding in found if finding.what == what]
     assert finding.state == state
     assert words in f"{finding.found} → {finding.advice}"
@@ -190,7 +189,7 @@ def test_what_a_node_saw(changes, what, state, words):
 @pytest.mark.slurm
 def test_a_real_cluster(slurm, monkeypatch):
     monkeypatch.setenv("SLURM_CONF", slurm.env["SLURM_CONF"])
-    versions = {"python": platform.python_version(), "numpy": probe.metadata.version("numpy")}
+    versions = {"python": platform.python_version(), "numpy": node_check.metadata.version("numpy")}
     shared = slurm.folder.parent / f"{slurm.folder.name}-doctor"
     told: list[str] = []
     start = time.monotonic()

@@ -31,7 +31,7 @@ class Request:
         order: VOC and COCO: "published" sorts images as the published splits expect it, "file" keeps the
             order of the files.
         train: coco and csv: file of the training images, relative to the root; empty for the usual name.
-        test: file of the test images, likewise.
+        test: coco and csv: file of the test images, in the same way.
         images: coco, csv, npy and nuswide: folder of the images, relative to the root; empty for the usual
             ones.
         train_images: coco: folder of the training images only, relative to the root or to their file.
