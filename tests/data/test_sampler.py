@@ -100,10 +100,10 @@ def test_a_changed_batch_does_not_change_the_next_call():
 def test_a_batch_costs_no_pass_over_a_large_pool():
     sampler = SemiSampler(7500, 142_500, 16, 48, seed=1)
     sampler.batch(0, 0)
-    start = time.perf_counter()
+    start = time.process_time()  # other processes do not count
     for step in range(1, 1001):
         sampler.batch(0, step)
-    assert time.perf_counter() - start < 1.0  # about 20 ms; sorting the pool each time takes 15 s
+    assert time.process_time() - start < 1.0  # about 20 ms; sorting the pool each time takes 15 s
 
 
 @pytest.mark.parametrize(("epoch", "step"), [(0, 7), (0, -1), (-1, 0)])

@@ -123,9 +123,9 @@ def test_speed_against_scikit_learn() -> None:
     def best(function, repeats: int) -> float:  # type: ignore[no-untyped-def]
         times = []
         for _ in range(repeats):
-            start = time.perf_counter()
+            start = time.process_time()  # other processes do not count
             function()
-            times.append(time.perf_counter() - start)
+            times.append(time.process_time() - start)
         return min(times)
 
     ours = best(lambda: metrics.average_precision(scores, targets), 5)

