@@ -22,9 +22,25 @@ if TYPE_CHECKING:
     from benchmarks.data.registry import DatasetSpec
 
 SIZE = 224
+TABLE = (
+    "path_column",
+    "labels_column",
+    "columns",
+    "separator",
+    "ignore",
+    "nothing",
+    "suffix",
+    "delimiter",
+    "test_share",
+    "test_seed",
+    "train_list",
+    "test_list",
+    "duplicates",
+)
+"""Fields that say how a CSV is written and divided."""
 SHARED = ("root", "allow_counts", "skip_bad", "difficult", "empty", "labels", "order")
 """Fields of `DatasetSpec` that options give to every dataset of the call."""
-OWN = ("alias", "train", "test", "images", "train_images", "test_images")
+OWN = ("alias", "train", "test", "images", "train_images", "test_images", *TABLE)
 """Fields that make sense for one dataset only."""
 
 
@@ -69,10 +85,28 @@ def add(verbs: options.Verbs) -> None:
     option("--images", default=None, metavar="FOLDER", help="folder that image paths start from")
     option("--train-images", default=None, metavar="FOLDER", help="coco: the same for training images")
     option("--test-images", default=None, metavar="FOLDER", help="coco: the same for test images")
+    _table_options(parser.add_argument_group("csv: tables of other forms").add_argument)
     option("--labels", default=None, help="VOC: lists (default) or xml")
     option("--difficult", default=None, help="VOC's difficult objects: ignore (default), positive")
     option("--empty", default=None, help="images without a label: drop (default) or keep")
     option("--order", default=None, help="VOC, COCO: order of images, published (default) or file")
+
+
+def _table_options(option: Callable[..., argparse.Action]) -> None:
+    option("--inspect", action="store_true", help="look at the table and propose a dataset line for a grid")
+    option("--path-column", default=None, metavar="NAME", help="column of the image's path (default: path)")
+    option("--labels-column", default=None, metavar="NAME", help="column of the classes (default: labels)")
+    option("--columns", nargs="+", default=None, metavar="NAME", help="columns that are classes")
+    option("--ignore", nargs="+", default=None, metavar="NAME", help="columns that are no classes")
+    option("--separator", default=None, help="between the classes of a cell (default: ;)")
+    option("--nothing", default=None, metavar="CLASS", help="the class that says that there is none")
+    option("--suffix", default=None, help="what paths lack, such as .jpg")
+    option("--delimiter", default=None, help="between columns (default: a comma; tab is a tab)")
+    option("--test-share", type=float, default=None, metavar="SHARE", help="share drawn for the test")
+    option("--test-seed", type=int, default=None, metavar="SEED", help="seed of that draw (default: 1)")
+    option("--train-list", default=None, metavar="FILE", help="file that lists the training images")
+    option("--test-list", default=None, metavar="FILE", help="file that lists the test images")
+    option("--duplicates", default=None, help="lines that name one image: refuse (default) or merge")
 
 
 def prepare(args: argparse.Namespace) -> int:
@@ -87,6 +121,8 @@ def prepare(args: argparse.Namespace) -> int:
         UserError: bad usage, or datasets that are absent, wrong or unreadable (one line each; the
             others are prepared).
     """
+    if args.inspect:
+        return _inspect(args)
     progress, workspace = Progress(), options.workspace(args)
     cache = args.cache or workspace.cache
     if cache.resolve() != workspace.cache.resolve():
@@ -102,11 +138,26 @@ def prepare(args: argparse.Namespace) -> int:
     return 0
 
 
+def _inspect(args: argparse.Namespace) -> int:
+    """Look at a table, and print a dataset line that reads it."""
+    from benchmarks.data.readers.csv_inspect import propose
+
+    if args.datasets != ["csv"] or args.grid:
+        raise UserError("prepare: --inspect is for a table: `prepare csv --inspect --root FOLDER`")
+    root = Path(args.root).expanduser() if args.root else args.data / "csv"
+    print("\n".join(propose(root, args.train or "")))
+    return 0
+
+
 def _wanted(args: argparse.Namespace) -> dict[DatasetSpec, list[int]]:
     """The datasets that the command line names, with the sizes of each."""
     from benchmarks.data.registry import DatasetSpec
 
-    given = {field: value for field in (*SHARED, *OWN) if (value := getattr(args, field)) is not None}
+    given = {
+        field: tuple(value) if isinstance(value, list) else value
+        for field in (*SHARED, *OWN)
+        if (value := getattr(args, field)) is not None
+    }
     if bool(args.datasets) == bool(args.grid):
         raise UserError("prepare: name either datasets or a --grid")
     if args.grid:

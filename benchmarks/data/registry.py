@@ -12,12 +12,22 @@ from typing import Any
 
 from benchmarks.data.archives import catalogue as archives
 from benchmarks.data.dataset import Dataset
-from benchmarks.data.readers import coco, csv_table, glyphscenes, npy, nuswide, rules, voc
+from benchmarks.data.readers import coco, csv_file, csv_table, glyphscenes, npy, nuswide, rules, voc
 from benchmarks.data.readers.base import Contents, Progress, Reader, Request
 from benchmarks.data.readers.class_names import prompt_names
 from benchmarks.data.splits.rules import check_rule
 from methods.errors import UserError, check_choice, nearest
 from methods.fields import Wording, build
+
+CSV_OPTIONS = (
+    *(field.name for field in dataclasses.fields(csv_file.Form)),
+    "test_share",
+    "test_seed",
+    "train_list",
+    "test_list",
+    "duplicates",
+)
+"""How a table is written, and what says which images are for the test."""
 
 READERS: dict[str, Reader] = {
     "glyphscenes": Reader(glyphscenes.reader(0)),
@@ -40,7 +50,7 @@ READERS: dict[str, Reader] = {
     ),
     "csv": Reader(
         csv_table.read,
-        ("empty", "train", "test", "images"),
+        ("empty", "train", "test", "images", *CSV_OPTIONS),
         "train.csv and test.csv, or labels.csv with a column split, or the files named by train "
         "and test, with the header path,labels (classes separated by ;) or path,<class>,<class>,…",
     ),
@@ -59,7 +69,7 @@ CHOICES = {
     "labels": ("lists", "xml"),
     "order": ("published", "file"),
 }
-OPTIONS = (*CHOICES, "train", "test", "images", "train_images", "test_images")
+OPTIONS = (*CHOICES, "train", "test", "images", "train_images", "test_images", *CSV_OPTIONS)
 """Options of `DatasetSpec` and of `Request` that only some readers support."""
 
 
@@ -88,6 +98,19 @@ class DatasetSpec:
         images: coco, csv, npy and nuswide: folder of the images, relative to the root.
         train_images: coco: folder of the training images only, relative to the root or to their file.
         test_images: coco: folder of the test images only, likewise.
+        path_column: csv: the column of the image's path; empty for `path`.
+        labels_column: csv: the column of the classes, the others being ignored; empty for `labels`.
+        columns: csv: the columns that are classes, the others being ignored; empty for all.
+        separator: csv: between the classes of a cell.
+        ignore: csv: columns that are no classes.
+        nothing: csv: the class that says that there is none, such as "No Finding".
+        suffix: csv: what paths lack, such as ".jpg".
+        delimiter: csv: between the columns; "tab" is a tab.
+        test_share: csv: share of the images that are drawn for the test.
+        test_seed: csv: seed of that draw.
+        train_list: csv: file that lists the training images, relative to the root.
+        test_list: csv: file that lists the test images.
+        duplicates: csv: "refuse" lines that name one image, or "merge" their classes.
 
     Raises:
         UserError: an unknown name, an alias that is no folder name, a value that is not among the choices, or
@@ -111,6 +134,19 @@ class DatasetSpec:
     images: str = ""
     train_images: str = ""
     test_images: str = ""
+    path_column: str = ""
+    labels_column: str = ""
+    columns: tuple[str, ...] = ()
+    separator: str = ";"
+    ignore: tuple[str, ...] = ()
+    nothing: str = ""
+    suffix: str = ""
+    delimiter: str = ","
+    test_share: float = 0.0
+    test_seed: int = 1
+    train_list: str = ""
+    test_list: str = ""
+    duplicates: str = "refuse"
 
     def __post_init__(self) -> None:
         if self.name not in READERS:
@@ -121,6 +157,16 @@ class DatasetSpec:
             raise UserError(f"dataset alias {self.alias!r} names folders: use letters, digits, '.', '_', '-'")
         for field, choices in CHOICES.items():
             check_choice(f"dataset {self.name!r}: {field}", getattr(self, field), choices)
+        check_choice(f"dataset {self.name!r}: duplicates", self.duplicates, ("refuse", "merge"))
+        if not 0 <= self.test_share < 1:
+            raise UserError(f"dataset {self.name!r}: test_share is {self.test_share}; it must be in [0, 1)")
+        if not 0 <= self.test_seed < 2**32:
+            raise UserError(f"dataset {self.name!r}: test_seed is {self.test_seed}; it must be in [0, 2**32)")
+        if not self.separator or (len(self.delimiter) != 1 and self.delimiter not in ("tab", "\\t")):
+            raise UserError(
+                f"dataset {self.name!r}: separator and delimiter are {self.separator!r} and "
+                f"{self.delimiter!r}; each must be a character"
+            )
         check_rule(self.split)
         usual = {field.name: field.default for field in dataclasses.fields(self)}
         for field in OPTIONS:

@@ -139,6 +139,38 @@ def test_bad_usage_is_named(tmp_path, run):
         run("voc2007", "--size", "0")
 
 
+def test_a_table_is_looked_at_and_read_with_the_proposed_options(tmp_path, run, save_jpeg, capsys):
+    lines = ["Image,Finding,Age", "0.jpg,a|b,30", "1.jpg,a,31", "2.jpg,b,32", "3.jpg,a,33", "4.jpg,b,34"]
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t" / "all.csv").write_text("\n".join(lines))
+    for k in range(5):
+        save_jpeg(tmp_path / "t" / f"{k}.jpg", k)
+    assert run("csv", "--inspect", "--root", tmp_path / "t") == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert 'labels_column = "Finding", separator = "|", test_share = 0.2 }]' in line
+    options = ["--train", "all.csv", "--path-column", "Image", "--labels-column", "Finding"]
+    options += ["--separator", "|", "--test-share", "0.2"]
+    assert run("csv", "--root", tmp_path / "t", "--size", 8, *options) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("csv: 4 training and 1 test images, 2 classes, ")
+    assert "csv: classes, with training/test images: a " in err
+    columns = [
+        "--train",
+        "all.csv",
+        "--path-column",
+        "Image",
+        "--columns",
+        "Finding",
+        "Age",
+        "--test-share",
+        ".2",
+    ]
+    with pytest.raises(UserError, match=r"all.csv:2: column 'Finding' is 'a\|b'; it must be 0 or 1"):
+        run("csv", "--root", tmp_path / "t", "--size", 8, *columns)
+    with pytest.raises(UserError, match=r"--inspect is for a table"):
+        run("voc2007", "--inspect")
+
+
 def test_unreadable_images_are_named_or_left_out(tmp_path, run, voc, capsys):
     (images(voc) / "000004.jpg").write_bytes(b"")
     words = ("voc2007", "--root", voc, "--size", 16, "--allow-counts")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks.data.readers.class_names import VOC, prompt_names
-from benchmarks.data.registry import CHOICES, OPTIONS, DatasetSpec, available, open_dataset
+from benchmarks.data.registry import CHOICES, CSV_OPTIONS, OPTIONS, DatasetSpec, available, open_dataset
 from benchmarks.plan import grid
 from methods.errors import UserError
 
@@ -20,6 +20,15 @@ OTHER = {
     "train": "x",
     "test": "x",
     "images": "x",
+    "train_images": "x",
+    "test_images": "x",
+    **dict.fromkeys(CSV_OPTIONS, "x"),
+    "columns": ("x",),
+    "ignore": ("x",),
+    "delimiter": "x",
+    "test_share": 0.5,
+    "test_seed": 2,
+    "duplicates": "merge",
 }
 HAVE = {
     "glyphscenes": set(),
@@ -28,8 +37,8 @@ HAVE = {
     "voc2012": set(CHOICES),
     "coco2014": {"empty", "order"},
     "nuswide": {"empty", "images"},
-    "coco": {"empty", "order", "train", "test", "images"},
-    "csv": {"empty", "train", "test", "images"},
+    "coco": {"empty", "order", "train", "test", "images", "train_images", "test_images"},
+    "csv": {"empty", "train", "test", "images", *CSV_OPTIONS},
     "npy": {"empty", "images"},
 }
 

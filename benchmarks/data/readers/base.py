@@ -36,6 +36,19 @@ class Request:
             ones.
         train_images: coco: folder of the training images only, relative to the root or to their file.
         test_images: coco: folder of the test images only, likewise.
+        path_column: csv: the column of the image's path; empty for `path`.
+        labels_column: csv: the column of the classes, the others being ignored; empty for `labels`.
+        columns: csv: the columns that are classes, the others being ignored; empty for all.
+        separator: csv: between the classes of a cell.
+        ignore: csv: columns that are no classes.
+        nothing: csv: the class that says that there is none, such as "No Finding".
+        suffix: csv: what paths lack, such as ".jpg".
+        delimiter: csv: between the columns; "tab" is a tab.
+        test_share: csv: share of the images that are drawn for the test.
+        test_seed: csv: seed of that draw.
+        train_list: csv: file that lists the training images, relative to the root.
+        test_list: csv: file that lists the test images.
+        duplicates: csv: "refuse" lines that name one image, or "merge" their classes.
         progress: called with (done, total) while GlyphScenes is rendered.
         workers: processes that render it; None is one for each core.
     """
@@ -51,6 +64,19 @@ class Request:
     images: str = ""
     train_images: str = ""
     test_images: str = ""
+    path_column: str = ""
+    labels_column: str = ""
+    columns: tuple[str, ...] = ()
+    separator: str = ";"
+    ignore: tuple[str, ...] = ()
+    nothing: str = ""
+    suffix: str = ""
+    delimiter: str = ","
+    test_share: float = 0.0
+    test_seed: int = 1
+    train_list: str = ""
+    test_list: str = ""
+    duplicates: str = "refuse"
     progress: Progress | None = None
     workers: int | None = None
 

@@ -31,7 +31,8 @@ def class_name(start: str, name: str) -> str:
         raise UserError(f"{start} {name!r} is not a name in one line")
     if text.casefold() in NOTHING:
         raise UserError(
-            f"{start} {text!r} is what programs write for nothing; leave it empty, or rename the class"
+            f"{start} {text!r} is what programs write for nothing; leave it empty, rename the class, "
+            f"or, in a CSV, set nothing = {text!r}"
         )
     if text[0] + text[-1] in ("[]", "{}", "()", "''", '""') and len(text) > 1:
         inside = [part.strip(" '\"") for part in text[1:-1].split(",")]
@@ -74,7 +75,7 @@ def read_classes(file: Path) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def joined_classes(names: Mapping[str, str]) -> list[str]:
+def joined_classes(names: Mapping[str, str], used: str = ";") -> list[str]:
     """Messages for names that are several classes with a separator that was not understood.
 
     A name is meant when all its parts are names too. Of a name with bars it is enough that a part is one, or
@@ -82,12 +83,13 @@ def joined_classes(names: Mapping[str, str]) -> list[str]:
 
     Args:
         names: the name of each class and the place where it is first used.
+        used: the separator that was understood.
 
     Returns:
         One message for each separator, with the first such name.
     """
     found = []
-    for separator in SEPARATORS:
+    for separator in (one for one in SEPARATORS if one != used):
         parts = {name: [part.strip() for part in name.split(separator)] for name in names}
         joined = {name: some for name, some in parts.items() if len(some) > 1 and all(some)}
         for name, some in joined.items():
@@ -96,7 +98,7 @@ def joined_classes(names: Mapping[str, str]) -> list[str]:
             if all(known) or (separator == "|" and any(known)):
                 found.append(
                     f"{names[name]}: class {name!r} looks like {len(some)} classes separated by "
-                    f"{_spoken(separator)}; {_proposal(separator, some)}"
+                    f"{_spoken(separator)}; {_proposal(separator, some, used)}"
                 )
                 break
     return found
@@ -123,5 +125,8 @@ def _spoken(separator: str) -> str:
     return {" ": "blanks", "\t": "tabs"}.get(separator, repr(separator))
 
 
-def _proposal(_separator: str, parts: Sequence[str]) -> str:
-    return f"write {';'.join(parts)}, or list all classes in classes.txt if it is one class"
+def _proposal(separator: str, parts: Sequence[str], used: str) -> str:
+    return (
+        f"write {used.join(parts)} or set separator = {separator!r}, or list all classes in classes.txt "
+        "if it is one class"
+    )
