@@ -36,7 +36,7 @@ from tabulate import tabulate
 import methods
 from benchmarks.arguments import positive
 from benchmarks.checks.small_grid import command, write_grid, write_scenes
-from benchmarks.plan.grid import import_methods
+from benchmarks.plan.user_code import import_methods
 from methods.base import StepMethod
 from methods.errors import UserError, nearest
 from results.store import RunStore
