@@ -11,6 +11,7 @@ from benchmarks.launch.tasks import Options, RunTask, StageTask, Task, TaskConte
 from benchmarks.plan.jobs import Job, Stage
 from benchmarks.training.group import lost_peer
 from benchmarks.training.strategy import Strategy
+from benchmarks.training.watch import START_SECONDS
 from benchmarks.workspace import Workspace
 from results.errors import LeaseLostError
 from results.lease import MemberLease
@@ -111,7 +112,7 @@ class Execution:
             os._exit(EXIT_BROKEN)
 
         limit = self.options.hang_seconds
-        return self.group.watch.watching(task.directory, lease.generation, limit, hung)
+        return self.group.watch.watching(task.directory, lease.generation, limit, hung, start=START_SECONDS)
 
     def _record(self, task: Task, lease: Lease | MemberLease, error: Exception) -> None:
         """Write the cause of a failure, unless it is recorded already, and report it."""

@@ -20,6 +20,8 @@ from pathlib import Path
 from results.files import atomic_write_bytes
 
 _BEATS_PER_LIMIT = 8
+START_SECONDS = 120.0
+"""How long a run may take to load its weights and data, before its first mark, whatever the limit."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,12 @@ class Watch:
 
     @contextmanager
     def watching(
-        self, directory: Path, generation: int, limit: float, hung: Callable[[str], None]
+        self,
+        directory: Path,
+        generation: int,
+        limit: float,
+        hung: Callable[[str], None],
+        start: float = 0.0,
     ) -> Iterator[None]:
         """Watch the group while a run is worked on.
 
@@ -76,11 +83,14 @@ class Watch:
             generation: number of the attempt; beats of earlier attempts are ignored.
             limit: seconds without any movement in the whole group.
             hung: called with one line, from a thread, when the limit is exceeded.
+            start: the same limit for a rank that has passed no mark yet, if it is longer: loading takes
+                longer than a step.
         """
         self._reset()
         over = threading.Event()
+        limits = (max(limit, start), limit)
         thread = threading.Thread(
-            target=self._watch, args=(directory, generation, limit, hung, over), daemon=True
+            target=self._watch, args=(directory, generation, limits, hung, over), daemon=True
         )
         thread.start()
         try:
@@ -95,10 +105,11 @@ class Watch:
         self,
         directory: Path,
         generation: int,
-        limit: float,
+        limits: tuple[float, float],
         hung: Callable[[str], None],
         over: threading.Event,
     ) -> None:
+        limit = limits[1]
         self._beat(directory, generation, 0.0)  # at once: the process may be stopped before the next beat
         pause, woke = limit / _BEATS_PER_LIMIT, time.monotonic()
         while not over.wait(pause):
@@ -108,14 +119,16 @@ class Watch:
                 self._moved = min(now, self._moved + late)
             idle = now - self._moved
             self._beat(directory, generation, idle)
-            if idle < limit:
+            if idle < limits[self._position > 0]:
                 continue
             if self.world == 1:
-                hung(f"{_who()} hangs at {self._place} for {limit:g} s")
+                hung(f"{_who()} hangs at {self._place} for {limits[self._position > 0]:g} s")
                 return
             beats = [_read(directory, generation, rank) for rank in range(self.world)]
-            if all(beat is None or beat.idle + _missed(beat, limit) >= limit for beat in beats):
-                hung(diagnosis(beats, limit))
+            least = min((beat.position for beat in beats if beat), default=0)
+            allowed = limits[least > 0]
+            if all(beat is None or beat.idle + _missed(beat, limit) >= allowed for beat in beats):
+                hung(diagnosis(beats, allowed))
                 return
 
     def _beat(self, directory: Path, generation: int, idle: float) -> None:
