@@ -19,7 +19,8 @@
 call the first form too: their processes then train each run together.
 
 Exit codes: 0 everything done, 1 some runs failed (they are named), 2 bad usage, 75 asked to stop
-(SIGTERM, SIGUSR2), 130 Ctrl-C. After the last two the same command goes on where it stopped.
+(SIGTERM, SIGUSR2), 130 Ctrl-C. After the last two the same command goes on where it stopped. 1 too: the disk
+is full; 141: the reader of the output (`| head`) has left.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ if __package__ in (None, ""):  # called as a file: the packages lie beside this 
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     sys.path = [entry for entry in sys.path if entry != str(Path(__file__).resolve().parent)]
 
-from benchmarks.cli import datasets, options, report, runs, slurm, splits, status, test
+from benchmarks.cli import datasets, options, output, report, runs, slurm, splits, status, test
 from benchmarks.signals import Stopped
 from methods.errors import UserError, nearest
 from results.errors import StoreError
@@ -54,6 +55,10 @@ def parser() -> tuple[options.Parser, list[str]]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
+    return output.guarded(lambda: _main(arguments))
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     argv = list(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:

@@ -1,9 +1,13 @@
-"""Which figures of a folder are up to date: what each was made of, by SHA-256."""
+"""Figures as files: their bytes, and which of a folder are up to date by what each was made of (SHA-256)."""
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import re
+import warnings
+from collections.abc import Callable
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
@@ -13,11 +17,13 @@ from results.files import atomic_write_bytes, atomic_write_json
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
 FILE = "figures.json"
-SOURCE = Path(__file__).with_name("plots.py")
+SOURCES = [Path(__file__).with_name(name) for name in ("plots.py", "text.py")]
 PACKAGES = ("matplotlib", "seaborn", "pandas", "numpy")
 """Packages that decide about a figure's bytes."""
+_NO_GLYPH = re.compile(r"Glyph (\d+) .*missing from")
 
 
 class Drawn:
@@ -75,4 +81,38 @@ class Drawn:
     def _tools(self) -> list[str]:
         """The code that draws, and the versions of its packages."""
         versions = [f"{name} {metadata.version(name)}" for name in PACKAGES]
-        return [hashlib.sha256(SOURCE.read_bytes()).hexdigest(), *versions]
+        return [*(hashlib.sha256(path.read_bytes()).hexdigest() for path in SOURCES), *versions]
+
+
+def rendered(draw: Callable[[], Figure], kind: str, report: Callable[[str], None]) -> bytes:
+    """Bytes of a figure without dates and versions in them.
+
+    Args:
+        draw: makes the figure, which is closed afterwards.
+        kind: "png" or "pdf".
+        report: gets a line that names the letters for which the font has no shape.
+    """
+    import matplotlib.pyplot as plt
+
+    metadata = (
+        {"Software": None} if kind == "png" else {"CreationDate": None, "Producer": None, "Creator": None}
+    )
+    buffer = io.BytesIO()
+    before = set(plt.get_fignums())
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            draw().savefig(buffer, format=kind, metadata=metadata)
+    finally:
+        for number in set(plt.get_fignums()) - before:  # one that failed half way too
+            plt.close(number)
+    absent: list[str] = []
+    for warning in caught:
+        found = _NO_GLYPH.match(str(warning.message))
+        if found:
+            absent.append(chr(int(found[1])))
+        else:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    if absent:
+        report(f"the font has no shape for {' '.join(dict.fromkeys(absent))}; boxes stand for them")
+    return buffer.getvalue()

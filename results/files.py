@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import socket
 from collections.abc import Iterator
@@ -54,7 +55,8 @@ def atomic_writer(path: Path | str) -> Iterator[BinaryIO]:
         A binary file, open for writing and seeking.
 
     Raises:
-        OSError: the disk is full, the directory is missing, and so on; `path` is then unchanged.
+        OSError: the disk is full, the directory is missing, and so on; `path` is then unchanged. The error
+            names `path`, even if writing failed and not opening.
     """
     path = Path(path)
     # Host, process and a random part: two writers never share a temporary file.
@@ -66,9 +68,11 @@ def atomic_writer(path: Path | str) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with suppress(FileNotFoundError):
             os.unlink(temporary)
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+            error.filename = str(path)
         raise
     fsync_directory(path.parent)
 
@@ -179,7 +183,8 @@ def canonical_json(value: Any, *, indent: int | None = None) -> str:
         if place is None:
             raise
         raise ValueError(f"{place} is NaN or infinite and cannot be stored; use None") from error
-    return text + "\n"
+    # File names that are no UTF-8 give names with lone surrogates; JSON can write them, UTF-8 cannot.
+    return re.sub("[\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text) + "\n"
 
 
 def remove_temporaries(directory: Path) -> None:

@@ -10,15 +10,17 @@ figures holds, by file name, the SHA-256 of what each was made of and of the fil
 
 from __future__ import annotations
 
-import io
+import hashlib
 import re
+import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from results.drawn import Drawn
+from results import text
+from results.drawn import Drawn, rendered
 from results.errors import StoreError, nearest
 from results.frames import METRICS, QUALITY, RULES, collect, collect_classes, collect_epochs
 from results.store import RunStore
@@ -48,6 +50,10 @@ GROUP_SHADES = {"head": "#EFEFEF", "medium": "#FFFFFF", "tail": "#EFEFEF"}
 Style = dict[str, dict[str, Any]]
 
 
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
 def write_plots(
     store: RunStore,
     wanted: Sequence[dict[str, Any]],
@@ -56,6 +62,8 @@ def write_plots(
     *,
     metric: str = "mAP",
     formats: Sequence[str] = ("png",),
+    failed: Callable[[str], None] = _to_stderr,
+    remark: Callable[[str], None] = _to_stderr,
 ) -> list[Path]:
     """Draw every figure that the finished runs allow.
 
@@ -66,6 +74,8 @@ def write_plots(
         rule: selection rule of the metric and of the per-class AP.
         metric: what is drawn against the labelled share.
         formats: "png", "pdf" or both.
+        failed: gets a line for each figure that cannot be drawn; the others are drawn all the same.
+        remark: gets a line for each figure with letters that the font lacks.
 
     Returns:
         The files: <metric>-vs-ratio, and for each dataset and ratio with data
@@ -93,7 +103,14 @@ def write_plots(
         for name in formats:
             path = directory / f"{stem}.{name}"
             if not drawn.holds(path, inputs):
-                drawn.write(path, inputs, _rendered(draw, name))
+                try:
+                    content = rendered(draw, name, lambda line, path=path: remark(f"{path.name}: {line}"))
+                except Exception as error:  # whatever a drawing library raises
+                    reason = text.one_line(f"{type(error).__name__}: {error}".splitlines()[0])
+                    path.unlink(missing_ok=True)  # an older one would show older numbers
+                    failed(f"{path.name} is left out: {reason}")
+                    continue
+                drawn.write(path, inputs, content)
             written.append(path)
 
     runs = collect(store, wanted)
@@ -105,15 +122,28 @@ def write_plots(
         ("classes", collect_classes(store, wanted, rule), classes_figure),
         ("pseudo-labels", collect_epochs(store, wanted), quality_figure),
     ):
+        names = _file_names(frame["dataset"])
         for dataset, ratio in sorted(set(zip(frame["dataset"], frame["ratio"], strict=True))):
             part = frame[(frame["dataset"] == dataset) & (frame["ratio"] == ratio)]
             title = f"{dataset}, {percent(float(ratio))} labelled"
             if kind == "classes":
                 title += f"; selection rule: {rule}"
-            stem = f"{kind}-{re.sub(r'[^A-Za-z0-9._+-]', '_', str(dataset))}-{float(ratio):g}"
+            stem = f"{kind}-{names[dataset]}-{float(ratio):g}"
             save(stem, partial(figure, part, style, title), part, title)
     drawn.save()
     return written
+
+
+def _file_names(datasets: Iterable[str]) -> dict[str, str]:
+    """Each dataset's part of a file name; where two would be equal, a hash of the name tells them apart."""
+    names = {str(dataset): re.sub(r"[^A-Za-z0-9._+-]", "_", str(dataset)) for dataset in datasets}
+    folded = [name.lower() for name in names.values()]  # some file systems do not tell A from a
+    return {
+        dataset: name
+        if folded.count(name.lower()) == 1
+        else f"{name}-{hashlib.sha256(text.utf8(dataset)).hexdigest()[:8]}"
+        for dataset, name in names.items()
+    }
 
 
 def method_styles(labels: Sequence[str]) -> Style:
@@ -177,7 +207,7 @@ def ratio_figure(runs: pd.DataFrame, rule: str, metric: str, style: Style) -> Fi
                 x,
                 grouped.mean(),
                 yerr=grouped.std(ddof=1).fillna(0),
-                label=label,
+                label=text.figure(label),
                 capsize=2,
                 elinewidth=1,
                 linewidth=1.6,
@@ -189,7 +219,7 @@ def ratio_figure(runs: pd.DataFrame, rule: str, metric: str, style: Style) -> Fi
         axis.set_xticks(range(len(ratios)), [percent(ratio) for ratio in ratios])
         axis.set_xlim(-0.5, len(ratios) - 0.5)
         axis.grid(axis="x", visible=False)
-        axis.set(title=dataset, xlabel="labelled share of the training images")
+        axis.set(title=text.figure(str(dataset)), xlabel="labelled share of the training images")
     axes[0].set_ylabel(f"{metric} (%)")
     _legend(figure, axes)
     seeds = runs.groupby(["label", "dataset", "ratio"])["seed"].nunique()
@@ -246,18 +276,20 @@ def classes_figure(classes: pd.DataFrame, style: Style, title: str) -> Figure:
         axis.plot(
             range(len(names)),
             row,
-            label=label,
+            label=text.figure(str(label)),
             markersize=5,
             markeredgecolor="white",
             markeredgewidth=0.5,
             zorder=2,
             **look,
         )
-    axis.set_xticks(range(len(names)), names, rotation=90, fontsize=8 if len(names) <= 50 else 7)
+    axis.set_xticks(
+        range(len(names)), list(map(text.figure, names)), rotation=90, fontsize=8 if len(names) <= 50 else 7
+    )
     axis.set_xlim(-0.7, len(names) - 0.3)
     axis.grid(axis="x", visible=False)
     axis.set_ylabel("average precision (%)")
-    axis.set_title(title, pad=18)
+    axis.set_title(text.figure(title), pad=18)
     _legend(figure, [axis])
     _caption(figure, "classes by falling training frequency; points: means over seeds")
     return figure
@@ -299,7 +331,7 @@ def quality_figure(epochs: pd.DataFrame, style: Style, title: str) -> Figure:
             mean, spread = grouped.mean(), grouped.std(ddof=1).fillna(0)
             look = {**style[label], "markersize": 3.5, "markeredgewidth": 0}
             every = max(1, len(mean) // 8)
-            axis.plot(mean.index, mean, label=label, linewidth=1.6, markevery=every, **look)
+            axis.plot(mean.index, mean, label=text.figure(label), linewidth=1.6, markevery=every, **look)
             axis.fill_between(
                 mean.index,
                 mean - spread,
@@ -318,7 +350,7 @@ def quality_figure(epochs: pd.DataFrame, style: Style, title: str) -> Figure:
     axes[7].axis("off")
     handles, labels = axes[0].get_legend_handles_labels()
     axes[7].legend(handles, labels, loc="upper left", frameon=False, borderaxespad=0)
-    figure.suptitle(f"pseudo-labels: {title}")
+    figure.suptitle(text.figure(f"pseudo-labels: {title}"))
     _caption(figure, "mean over seeds, band: standard deviation; hidden labels of the pool as truth")
     return figure
 
@@ -345,6 +377,9 @@ def _theme() -> None:
             "grid.linewidth": 0.6,
             "pdf.fonttype": 42,
             "savefig.dpi": 160,
+            # Names hold dollars and backslashes that mean nothing.
+            "text.parse_math": False,
+            "text.usetex": False,
         },
     )
 
@@ -369,22 +404,6 @@ def _legend(figure: Figure, axes: Sequence[Axes]) -> None:
     figure.legend(list(entries.values()), list(entries), loc="outside right upper", frameon=False)
 
 
-def _caption(figure: Figure, text: str) -> None:
+def _caption(figure: Figure, caption: str) -> None:
     width = int(15 * figure.get_figwidth())  # letters of this size that fit
-    figure.supxlabel(textwrap.fill(text, width), fontsize=7.5, color="#555555")
-
-
-def _rendered(draw: Callable[[], Figure], kind: str) -> bytes:
-    """Bytes of a figure without dates and versions in them."""
-    import matplotlib.pyplot as plt
-
-    figure = draw()
-    buffer = io.BytesIO()
-    metadata = (
-        {"Software": None} if kind == "png" else {"CreationDate": None, "Producer": None, "Creator": None}
-    )
-    try:
-        figure.savefig(buffer, format=kind, metadata=metadata)
-    finally:
-        plt.close(figure)
-    return buffer.getvalue()
+    figure.supxlabel(textwrap.fill(caption, width), fontsize=7.5, color="#555555")

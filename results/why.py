@@ -12,6 +12,7 @@ from results.errors import StoreError, nearest
 from results.frames import METRICS, RULES
 from results.schema import Rule
 from results.store import RunStore
+from results.text import one_line
 
 # Without these a number cannot be traced, so their absence is printed too.
 ESSENTIAL = ("command", "commit", "dirty", "host", "device")
@@ -37,7 +38,10 @@ def why(store: RunStore, query: str) -> str:
     Raises:
         StoreError: nothing matches; the message names the nearest valid part.
     """
-    query = query.strip()
+    return "\n".join(map(one_line, _answer(store, query.strip())))
+
+
+def _answer(store: RunStore, query: str) -> list[str]:
     if "/" not in query and _NUMBER.match(query):
         return _by_number(store, query)
     found = matching(store, query)
@@ -61,7 +65,7 @@ def matching(store: RunStore, query: str) -> list[Path]:
     return found
 
 
-def _one(store: RunStore, run: Path) -> str:
+def _one(store: RunStore, run: Path) -> list[str]:
     state = store.state(run)
     lines = [f"run        {run.relative_to(store.root)}"]
     if state.kind != "done":
@@ -69,7 +73,7 @@ def _one(store: RunStore, run: Path) -> str:
         lines.append("           there is no number yet")
         if state.attempts:
             lines += _section("spec", store.spec(run))
-        return "\n".join(lines)
+        return lines
     result = store.load(run)
     lines += [
         f"run id     {result['run_id']}",
@@ -108,10 +112,10 @@ def _one(store: RunStore, run: Path) -> str:
         curve = " ".join(_number(row.get("mAP_ema")) for row in rows)
         lines += ["", f"mAP of the EMA weights, epoch {rows[0]['epoch']} to {rows[-1]['epoch']}"]
         lines.append(f"  {curve}")
-    return "\n".join(lines)
+    return lines
 
 
-def _several(store: RunStore, runs: list[Path]) -> str:
+def _several(store: RunStore, runs: list[Path]) -> list[str]:
     lines = [f"{len(runs)} runs match; name one of them for its provenance"]
     specs = {run: _flat(store.spec(run)) for run in runs if store.state(run).attempts}
     keys = sorted({key for spec in specs.values() for key in spec})
@@ -139,7 +143,7 @@ def _several(store: RunStore, runs: list[Path]) -> str:
     for (cell, rule), members in groups.items():
         if _seeds_differ(members):
             lines.append(f"{cell}: {rule} mAP {_spread(members, 2)}")
-    return "\n".join(lines)
+    return lines
 
 
 def _by_path(store: RunStore, query: str) -> list[Path]:
@@ -171,7 +175,7 @@ def _by_path(store: RunStore, query: str) -> list[Path]:
     return [run for run, _ in selected]
 
 
-def _by_number(store: RunStore, query: str) -> str:
+def _by_number(store: RunStore, query: str) -> list[str]:
     """Runs, and means over seeds, that round to a printed number."""
     digits = len(query.split(".")[1])
     lines: list[str] = []
@@ -199,7 +203,7 @@ def _by_number(store: RunStore, query: str) -> str:
             f"no stored value or mean over seeds in {store.root} rounds to {query}; it may come "
             "from another store or an older result"
         )
-    return "\n".join([f"{query} can be:", *lines])
+    return [f"{query} can be:", *lines]
 
 
 _WIDTH = 26

@@ -7,31 +7,9 @@ import io
 from pathlib import Path
 from typing import Any
 
+from results import text
 from results.files import atomic_write_bytes
 from results.tables import Cell, Column, Table
-
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    "&": r"\&",
-    "%": r"\%",
-    "$": r"\$",
-    "#": r"\#",
-    "_": r"\_",
-    "{": r"\{",
-    "}": r"\}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "±": r"$\pm$",
-    "×": r"$\times$",
-    "†": r"$^\dagger$",
-    "–": "--",
-    "α": r"$\alpha$",
-    "η": r"$\eta$",
-    "λ": r"$\lambda$",
-    "τ": r"$\tau$",
-}
 
 
 def percent(ratio: float) -> str:
@@ -42,22 +20,19 @@ def percent(ratio: float) -> str:
 def to_markdown(table: Table) -> str:
     """GitHub Markdown: the table, then its footer as a list."""
 
-    def escaped(text: str) -> str:
-        return text.replace("\\", "\\\\").replace("|", "\\|").replace("*", "\\*")
-
     def shown(cell: Cell | None) -> str:
         if cell is None:
             return "n/a"
         number = f"**{cell.number()}**" if cell.best else cell.number()
         return " ".join(filter(None, [number, cell.remark()]))
 
-    head = ["method", *(f"{escaped(d)} {percent(r)}" for d, r in table.columns)]
+    head = ["method", *(f"{text.markdown(d)} {percent(r)}" for d, r in table.columns)]
     rows = [head, [":--", *["--:"] * len(table.columns)]]
     for label in table.labels:
-        name = escaped(label) + _dagger(table, label)
+        name = text.markdown(label) + _dagger(table, label)
         rows.append([name, *(shown(table.cells.get((label, c))) for c in table.columns)])
     lines = ["| " + " | ".join(row) + " |" for row in rows]
-    notes = [f"- {escaped(note)}" for note in table.notes("Bold")]
+    notes = [f"- {text.markdown(note)}" for note in table.notes("Bold")]
     return "\n".join([*lines, "", *notes]) + "\n"
 
 
@@ -72,20 +47,20 @@ def to_text(table: Table) -> str:
 
     rows = [
         [
-            label + _dagger(table, label),
+            text.terminal(label) + _dagger(table, label),
             *(shown(table.cells.get((label, c))) for c in table.columns),
         ]
         for label in table.labels
     ]
     body = tabulate(
         rows,
-        headers=["method", *(f"{d}\n{percent(r)}" for d, r in table.columns)],
+        headers=["method", *(f"{text.terminal(d)}\n{percent(r)}" for d, r in table.columns)],
         tablefmt="simple",
         colalign=["left", *["right"] * len(table.columns)],
         disable_numparse=True,
     )
     lines = [line.rstrip() for line in body.splitlines()]
-    return "\n".join([*lines, "", *table.notes("*")]) + "\n"
+    return "\n".join([*lines, "", *map(text.one_line, table.notes("*"))]) + "\n"
 
 
 def to_latex(table: Table) -> str:
@@ -94,12 +69,12 @@ def to_latex(table: Table) -> str:
     def shown(cell: Cell | None) -> str:
         if cell is None:
             return "n/a"
-        number = latex_escape(cell.number())
+        number = text.latex(cell.number())
         if cell.best:
             # \textbf does not reach into mathematics, so the ± stays between two bold numbers.
             number = number.replace(" $\\pm$ ", "} $\\pm$ \\textbf{")
             number = f"\\textbf{{{number}}}"
-        remark = f"{{\\scriptsize {latex_escape(cell.remark())}}}" if cell.remark() else ""
+        remark = f"{{\\scriptsize {text.latex(cell.remark())}}}" if cell.remark() else ""
         return " ".join(filter(None, [number, remark]))
 
     groups: list[tuple[str, list[float]]] = []
@@ -109,16 +84,16 @@ def to_latex(table: Table) -> str:
         groups[-1][1].append(ratio)
     spans, rules, first = [], [], 2
     for dataset, ratios in groups:
-        spans.append(f"\\multicolumn{{{len(ratios)}}}{{c}}{{{latex_escape(dataset)}}}")
+        spans.append(f"\\multicolumn{{{len(ratios)}}}{{c}}{{{text.latex(dataset)}}}")
         rules.append(f"\\cmidrule(lr){{{first}-{first + len(ratios) - 1}}}")
         first += len(ratios)
-    ratios_row = [latex_escape(percent(r)).replace(" ", r"\,") for _, r in table.columns]
+    ratios_row = [text.latex(percent(r)).replace(" ", r"\,") for _, r in table.columns]
     lines = [
         f"% selection rule: {table.rule}; metric: {table.metric}; results hash sha256:{table.results_hash}",
         "% needs \\usepackage{booktabs}",
         "\\begin{table}[t]",
         "\\centering",
-        f"\\caption{{{latex_escape(table.title())}; selection rule: {table.rule}.}}",
+        f"\\caption{{{text.latex(table.title())}; selection rule: {table.rule}.}}",
         f"\\begin{{tabular}}{{l{'r' * len(table.columns)}}}",
         "\\toprule",
         " & ".join(["", *spans]).strip() + " \\\\",
@@ -127,10 +102,10 @@ def to_latex(table: Table) -> str:
         "\\midrule",
     ]
     for label in table.labels:
-        name = latex_escape(label + _dagger(table, label))
+        name = text.latex(label + _dagger(table, label))
         cells = [shown(table.cells.get((label, c))) for c in table.columns]
         lines.append(" & ".join([name, *cells]) + " \\\\")
-    notes = "\n".join(latex_escape(note) for note in table.notes("Bold"))
+    notes = "\n".join(text.latex(note) for note in table.notes("Bold"))
     lines += [
         "\\bottomrule",
         "\\end{tabular}",
@@ -140,6 +115,9 @@ def to_latex(table: Table) -> str:
         "\\end{minipage}",
         "\\end{table}",
     ]
+    special = text.beyond_pdflatex("\n".join(lines))
+    if special:
+        lines.insert(2, f"% needs XeLaTeX or LuaLaTeX, and fonts that have {' '.join(special)}")
     return "\n".join(lines) + "\n"
 
 
@@ -214,13 +192,8 @@ def write_tables(table: Table, directory: Path | str, stem: str = "") -> list[Pa
         f"{stem}-runs.csv": to_runs_csv(table),
     }
     for name, content in contents.items():
-        atomic_write_bytes(directory / name, content.encode())
+        atomic_write_bytes(directory / name, text.utf8(content))
     return [directory / name for name in contents]
-
-
-def latex_escape(text: str) -> str:
-    """Text that LaTeX prints as it is, Greek letters and ± included."""
-    return "".join(_LATEX.get(letter, letter) for letter in text)
 
 
 def _dagger(table: Table, label: str) -> str:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from benchmarks.cli import options
+from benchmarks.data.disk import FULL
 from benchmarks.plan.summary import PlanSummary
 from benchmarks.workspace import Workspace
+from methods.errors import UserError
+from results.errors import StoreError
 
 
 def add(verbs: options.Verbs) -> None:
@@ -51,21 +55,26 @@ def tables(args: argparse.Namespace) -> int:
     """
     from benchmarks.cli.planning import summary
 
-    print(write(summary(args), options.workspace(args), args.rule, args.out, plots=False))
+    write(summary(args), options.workspace(args), args.rule, args.out, plots=False)
     return 0
 
 
 def plots(args: argparse.Namespace) -> int:
     """Write the figures of a grid and print their paths.
 
+    Returns:
+        1 if a figure could not be drawn, else 0.
+
     Raises:
         UserError: the grid cannot be resolved.
     """
     from benchmarks.cli.planning import summary
 
-    for path in write_figures(summary(args), options.workspace(args), args.rule, args.out):
+    plan, workspace = summary(args), options.workspace(args)
+    paths, failed = write_figures(plan, workspace, _folder(plan, workspace, args.out), args.rule)
+    for path in paths:
         print(path)
-    return 0
+    return 1 if failed else 0
 
 
 def why(args: argparse.Namespace) -> int:
@@ -80,8 +89,10 @@ def why(args: argparse.Namespace) -> int:
     return 0
 
 
-def write(plan: PlanSummary, workspace: Workspace, rule: str, out: Path | None, *, plots: bool) -> str:
-    """Write the tables (and figures) of a grid.
+def write(plan: PlanSummary, workspace: Workspace, rule: str, out: Path | None, *, plots: bool) -> None:
+    """Write the table of a grid in every format, print it, and write the figures.
+
+    A disk that is full and a figure that cannot be drawn do not keep the table from being printed.
 
     Args:
         plan: the runs.
@@ -90,8 +101,9 @@ def write(plan: PlanSummary, workspace: Workspace, rule: str, out: Path | None, 
         out: folder for tables and figures; None is `workspace.tables` and the grid's name.
         plots: whether to write the figures too.
 
-    Returns:
-        The table for a terminal, and where the files are.
+    Raises:
+        OSError: the disk is full.
+        UserError: the folder cannot be written to.
     """
     from results.frames import collect
     from results.tables import table
@@ -99,19 +111,56 @@ def write(plan: PlanSummary, workspace: Workspace, rule: str, out: Path | None, 
 
     folder = _folder(plan, workspace, out)
     made = table(collect(workspace.store, [run.wanted() for run in plan.runs]), rule)
-    paths = write_tables(made, folder)
+    paths, problem = [], None
+    try:
+        paths = write_tables(made, folder)
+    except OSError as error:
+        problem = _unwritten(folder, error)
+    print(to_text(made), flush=True)
+    if problem:
+        raise problem
     if plots:
-        paths += write_figures(plan, workspace, rule, out)
-    names = ", ".join(path.name for path in paths)
-    return f"{to_text(made)}\nwritten to {folder}: {names}"
+        paths += write_figures(plan, workspace, folder, rule)[0]
+    print(f"written to {folder}: {', '.join(path.name for path in paths)}")
 
 
-def write_figures(plan: PlanSummary, workspace: Workspace, rule: str, out: Path | None) -> list[Path]:
-    """Write the figures that the finished runs allow; returns their paths."""
-    from results.plots import write_plots
+def write_figures(
+    plan: PlanSummary, workspace: Workspace, folder: Path, rule: str
+) -> tuple[list[Path], list[str]]:
+    """Write the figures that the finished runs allow; what goes wrong is named on stderr.
 
-    wanted = [run.wanted() for run in plan.runs]
-    return write_plots(workspace.store, wanted, _folder(plan, workspace, out), rule=rule)
+    Returns:
+        Their paths, and the lines on what was left out.
+    """
+    from results.text import one_line
+
+    failed: list[str] = []
+
+    def left_out(line: str) -> None:
+        failed.append(line)
+        print(f"figure {line}", file=sys.stderr)
+
+    def remark(line: str) -> None:
+        print(f"figure {line}", file=sys.stderr)
+
+    try:
+        from results.plots import write_plots
+
+        wanted = [run.wanted() for run in plan.runs]
+        paths = write_plots(workspace.store, wanted, folder, rule=rule, failed=left_out, remark=remark)
+    except StoreError:
+        raise
+    except Exception as error:  # the drawing packages are absent or broken, or the folder is read-only
+        left_out(f"files are left out: {one_line(f'{type(error).__name__}: {error}')}")
+        paths = []
+    return paths, failed
+
+
+def _unwritten(folder: Path, error: OSError) -> Exception:
+    """What is raised where tables cannot be written: a full disk stays an `OSError`, with the folder."""
+    if error.errno in FULL:
+        return OSError(error.errno, error.strerror, str(folder))
+    return UserError(f"{folder}: cannot be written: {error.strerror}")
 
 
 def _folder(plan: PlanSummary, workspace: Workspace, out: Path | None) -> Path:

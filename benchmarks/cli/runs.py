@@ -209,7 +209,7 @@ def _finish(args: argparse.Namespace, summary: PlanSummary, workspace: Workspace
     """Print the table and name what is missing in it."""
     from benchmarks.cli.report import write
 
-    print(write(summary, workspace, args.rule, args.out, plots=not args.no_plots))
+    write(summary, workspace, args.rule, args.out, plots=not args.no_plots)
     left = {kind: group for kind, group in summary.states(workspace).items() if kind != "done"}
     for kind, group in left.items():
         for each in group:

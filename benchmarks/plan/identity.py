@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from results.text import one_line
+
 
 def canonical(value: Any) -> str:
     """Return canonical JSON: sorted keys, no spaces, no NaN, ASCII only."""
@@ -82,4 +84,4 @@ class RunSpec:
     def title(self) -> str:
         """A name for people: method, dataset, ratio, seed and the start of the identity."""
         name = self.label or self.method
-        return f"{name} · {self.dataset} p={self.ratio:g} seed={self.seed} [{self.run_id[:8]}]"
+        return one_line(f"{name} · {self.dataset} p={self.ratio:g} seed={self.seed} [{self.run_id[:8]}]")

@@ -21,6 +21,7 @@ from methods.errors import UserError
 from results.errors import StoreError
 from results.files import folders
 from results.store import RunState, RunStore
+from results.text import one_line
 from slurm import client
 from slurm.launches import Launch, Launches, assigned
 
@@ -310,4 +311,4 @@ def _title(directory: Path, run_id: str) -> str:
         method, dataset = spec.get("label") or method, spec["dataset"]["alias"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass  # never begun, or written by a newer version: the name says nearly as much
-    return f"{method} · {dataset} p={ratio} seed={seed} [{run_id[:8]}]"
+    return one_line(f"{method} · {dataset} p={ratio} seed={seed} [{run_id[:8]}]")

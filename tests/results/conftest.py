@@ -40,7 +40,7 @@ class FakeRuns:
         """Want a run and bring it into a state; returns its identity."""
         method = method or label.lower().replace(" ", "_")
         identity = f"{label}{dataset}{ratio}{seed}{hyper}"
-        run_id = hashlib.sha256(identity.encode()).hexdigest()
+        run_id = hashlib.sha256(identity.encode(errors="surrogatepass")).hexdigest()
         keys = {"ratio": ratio, "seed": seed, "method": method, "label": label}
         self.wanted.append({"run_id": run_id, "dataset": dataset, **keys})
         spec = {

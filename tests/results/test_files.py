@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -87,3 +88,17 @@ def test_remove_temporaries_leaves_other_files(tmp_path: Path) -> None:
         (tmp_path / name).write_text("x")
     remove_temporaries(tmp_path)
     assert sorted(os.listdir(tmp_path)) == [".hidden", "notes.tmp", "result.json"]
+
+
+def test_a_name_that_is_no_unicode_survives_a_file(tmp_path: Path) -> None:
+    value = {"classes": ["caf\udce9", "café", "\\udce9"]}
+    atomic_write_json(tmp_path / "a.json", value)
+    assert json.loads((tmp_path / "a.json").read_bytes()) == value
+    assert "café" in (tmp_path / "a.json").read_text(encoding="utf-8")
+
+
+def test_a_full_disk_is_said_of_the_file(tmp_path: Path) -> None:
+    with pytest.raises(OSError) as caught, atomic_writer(tmp_path / "a"):  # noqa: PT011
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert caught.value.filename == str(tmp_path / "a")
+    assert list(tmp_path.iterdir()) == []

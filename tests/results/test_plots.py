@@ -94,6 +94,58 @@ def test_files_are_deterministic_and_only_made_with_data(fake: Any, tmp_path: Pa
     assert write_plots(fake.store, empty, tmp_path / "d", "last") == []
 
 
+NAMES = ["Ba$$in", "$x^{", "_a", "two\nlines", r"\frac{", "tau ≥ .5 שלום"]
+
+
+def test_names_are_drawn_as_they_are(fake: Any, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr("tests.results.conftest.CLASSES", NAMES)
+    for number, name in enumerate(NAMES):
+        fake.add(name, 50.0 + number, dataset="$a$ and $b$", method=f"m{number}")
+    figure = ratio_figure(collect(fake.store, fake.wanted), "last", "mAP", method_styles(NAMES))
+    texts = [entry.get_text() for entry in figure.legends[0].get_texts()]
+    assert texts == ["Ba$$in", "$x^{", "\u200b_a", "two lines", r"\frac{", "tau ≥ .5 שלום"]
+    assert not any(entry.get_parse_math() for entry in figure.findobj(plt.Text))
+    plt.close(figure)
+    assert len(write_plots(fake.store, fake.wanted, tmp_path, "last")) == 3
+    assert capsys.readouterr().err == ""
+
+
+def test_datasets_whose_file_names_would_be_equal_get_files_of_their_own(fake: Any, tmp_path: Path) -> None:
+    for dataset in ("a b", "a&b", "A_b", "c d"):
+        fake.add("CSAA", 60.0, dataset=dataset)
+    names = [path.name for path in write_plots(fake.store, fake.wanted, tmp_path, "last")]
+    assert len(set(names)) == len(names) == 9
+    assert "classes-c_d-0.05.png" in names
+
+
+def test_a_figure_that_fails_is_named_and_the_others_are_drawn(
+    fake: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    def broken(*arguments: Any) -> None:
+        plt.figure()
+        raise ValueError("no room\nat all")
+
+    fake.add("CSAA", 60.0)
+    write_plots(fake.store, fake.wanted, tmp_path, "last")
+    fake.add("FixMatch", 61.0)
+    monkeypatch.setattr("results.plots.classes_figure", broken)
+    lines: list[str] = []
+    open_before = plt.get_fignums()
+    paths = write_plots(fake.store, fake.wanted, tmp_path, "last", failed=lines.append)
+    assert lines == ["classes-GlyphScenes-0.05.png is left out: ValueError: no room"]
+    assert [path.name for path in paths] == ["mAP-vs-ratio.png", "pseudo-labels-GlyphScenes-0.05.png"]
+    assert not (tmp_path / "classes-GlyphScenes-0.05.png").exists()  # it showed older numbers
+    assert plt.get_fignums() == open_before
+
+
+def test_letters_that_the_font_lacks_are_named(fake: Any, tmp_path: Path, recwarn: Any) -> None:
+    fake.add("猫 and 犬", 60.0, method="m")
+    lines: list[str] = []
+    assert len(write_plots(fake.store, fake.wanted, tmp_path, "last", remark=lines.append)) == 3
+    assert "mAP-vs-ratio.png: the font has no shape for 猫 犬; boxes stand for them" in lines
+    assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]
+
+
 def test_wrong_names(fake: Any, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="unknown figure format 'jpg'"):
         write_plots(fake.store, [], tmp_path, "last", formats=["jpg"])

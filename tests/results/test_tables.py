@@ -17,7 +17,6 @@ from results.errors import StoreError
 from results.frames import collect, collect_classes, collect_epochs
 from results.tables import Table, table
 from results.writers import (
-    latex_escape,
     percent,
     to_csv,
     to_latex,
@@ -219,10 +218,6 @@ def test_latex_is_escaped_and_balanced(fake: Any) -> None:
     assert {len(re.findall(r"(?<!\\)&", line)) for line in rows if "multicolumn" not in line} == {2}
     for opened, closed in ((r"\begin{", r"\end{"), ("{", "}")):
         assert body.count(opened) == body.count(closed)
-
-
-def test_latex_escape_survives_its_own_output() -> None:
-    assert latex_escape(r"a\b_{c}~^") == (r"a\textbackslash{}b\_\{c\}\textasciitilde{}\textasciicircum{}")
 
 
 def test_text_marks_the_best_and_has_no_trailing_blanks(fake: Any) -> None:

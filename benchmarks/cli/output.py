@@ -1,0 +1,90 @@
+"""What the command line prints: to terminals of any encoding, to readers that leave early, to full disks."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import select
+import sys
+from collections.abc import Callable
+from typing import TextIO
+
+from benchmarks.data.disk import FULL
+from results.text import PLAIN_ERRORS
+
+READER_GONE = 141
+"""Exit code of a program whose output nobody reads: 128 + SIGPIPE, as shells show it."""
+
+
+def guarded(work: Callable[[], int]) -> int:
+    """Carry out a command and write what it prints.
+
+    Args:
+        work: prints to `sys.stdout`, returns the exit code.
+
+    Returns:
+        Its exit code; `READER_GONE` if the reader of the output has left, which is no error; 1 if the output,
+        or a file, cannot be written because the disk is full, which stderr says in one line.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        # Handlers that a person asked for, such as PYTHONIOENCODING=ascii:replace, are left alone.
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+            stream.reconfigure(errors=PLAIN_ERRORS)
+    try:
+        try:
+            return work()
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()  # here and not at the interpreter's end, which would print a traceback
+    except BrokenPipeError:
+        gone = [stream for stream in (sys.stdout, sys.stderr) if _reader_gone(stream)]
+        if not gone:
+            raise  # the pipe to a process of ours
+        for stream in gone:
+            _discard(stream)
+        return READER_GONE
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        _discard_unwritten(sys.stdout)
+        # Files are written by functions that name them; what has no name is most likely the output.
+        place = error.filename or "standard output"
+        _say(f"error: {place}: {error.strerror or os.strerror(error.errno or errno.ENOSPC)}")
+        return 1
+
+
+def _reader_gone(stream: TextIO | None) -> bool:
+    """Whether a stream is a pipe without a reader."""
+    try:
+        poll = select.poll()
+        poll.register(stream.fileno(), select.POLLOUT)  # type: ignore[union-attr]
+        return any(event & select.POLLERR for _, event in poll.poll(0))
+    except (OSError, ValueError, AttributeError):  # no stream, a closed one, or one without a file
+        return False
+
+
+def _discard_unwritten(stream: TextIO | None) -> None:
+    try:
+        if stream is not None:
+            stream.flush()
+    except OSError:
+        _discard(stream)
+
+
+def _discard(stream: TextIO | None) -> None:
+    """Send what a stream still holds, and gets, nowhere: the interpreter flushes it once more at its end."""
+    if stream is None:
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, stream.fileno())
+    finally:
+        os.close(nowhere)
+
+
+def _say(line: str) -> None:
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except OSError:  # stderr lies on the full disk too
+        _discard(sys.stderr)
