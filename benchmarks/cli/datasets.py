@@ -10,7 +10,7 @@ import argparse
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.arguments import positive
 from benchmarks.cli import options
@@ -153,7 +153,7 @@ def _wanted(args: argparse.Namespace) -> dict[DatasetSpec, list[int]]:
     """The datasets that the command line names, with the sizes of each."""
     from benchmarks.data.registry import DatasetSpec
 
-    given = {
+    given: dict[str, Any] = {
         field: tuple(value) if isinstance(value, list) else value
         for field in (*SHARED, *OWN)
         if (value := getattr(args, field)) is not None

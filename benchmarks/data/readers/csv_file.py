@@ -120,7 +120,7 @@ def read_table(file: Path, split: str | None, form: Form, problems: list[str]) -
             f"{file}:{line}: there is a column split, and test_share or a list of images too; leave one "
             f"of them out (ignore = [{header.names[header.split]!r}])"
         )
-    kept = [header.names[k] for k in header.classes if header.names[k] != form.nothing]
+    kept = [header.names[k] for k in header.classes if header.names[k] != composed(form.nothing.strip())]
     table = Table(file, None if header.labels is not None else tuple(kept))
     try:
         for line, cells in lines:
@@ -164,7 +164,7 @@ def _header(where: str, cells: Sequence[str], form: Form) -> _Header:
         same = kinds if k in path or k in split else names
         if same.index(same[k]) != k:
             raise UserError(f"{where}: column {names[k]!r} is there twice")
-        if k in classes:
+        if k in classes and names[k] != composed(form.nothing.strip()):
             class_name(f"{where}: column", names[k])
     if len(path) != 1 or len(lists) + bool(classes) != 1:
         raise UserError(f"{where}: {form.cut.join(names)!r}: {FORMS}{OTHER_FORMS}")
@@ -193,10 +193,10 @@ def _row(file: Path, line: int, cells: Sequence[str], header: _Header, form: For
     if header.split is not None:
         part = _split(where, cells[header.split], split)
     if header.labels is not None:
-        found = _listed(where, cells[header.labels], form.separator)
+        found = _listed(where, cells[header.labels], form)
     else:
         found = tuple(header.names[k] for k in header.classes if _present(where, header.names[k], cells[k]))
-    nothing = composed(form.nothing)
+    nothing = composed(form.nothing.strip())
     if nothing and nothing in found:
         others = [name for name in found if name != nothing]
         if others:
@@ -251,12 +251,16 @@ def _split(where: str, cell: str, expected: str | None) -> str:
     return value
 
 
-def _listed(where: str, cell: str, separator: str) -> tuple[str, ...]:
+def _listed(where: str, cell: str, form: Form) -> tuple[str, ...]:
     start = f"{where}: class"
-    names = [name for name in cell.split(separator) if name.strip()]
+    nothing = composed(form.nothing.strip())
+    if nothing and composed(cell.strip()) == nothing:
+        return (nothing,)  # such as "nan" and "[]", which are no names
+    names = [name for name in cell.split(form.separator) if name.strip()]
     if len(names) > 1 and cell.strip()[0] in "[({":
         class_name(start, cell)  # a list that is cut in two is better named as a whole
-    return tuple(class_name(start, name) for name in names)
+    clean = (composed(name.strip()) for name in names)
+    return tuple(name if nothing == name else class_name(start, name) for name in clean)
 
 
 def _present(where: str, name: str, cell: str) -> bool:

@@ -173,11 +173,11 @@ def _labels(
     if not hot:
         raise UserError(f"{file}: no column holds names of classes, and none holds only 0 and 1")
     remarks.append(f"# {len(hot)} columns of 0 and 1: {', '.join(header[k] for k in hot[:30])}")
-    others = [header[k] for k in columns if k not in taken and k not in hot]
+    rest = [header[k] for k in columns if k not in taken and k not in hot]
     options = {}
-    if others:
+    if rest:
         options["columns"] = [header[k] for k in hot]
-        remarks.append(f"# ignored: {', '.join(map(repr, others))}")
+        remarks.append(f"# ignored: {', '.join(map(repr, rest))}")
     return options | _nothing([header[k] for k in hot])
 
 

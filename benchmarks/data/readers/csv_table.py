@@ -163,7 +163,9 @@ def read_files(
     if test is None:
         tables = [read_table(train, "" if division else None, form, problems)]
     else:
-        tables = [read_table(file, split, form, problems) for file, split in zip(files, SPLITS, strict=True)]
+        tables = [
+            read_table(file, split, form, problems) for file, split in zip((train, test), SPLITS, strict=True)
+        ]
     rows = _unique([row for table in tables for row in table.rows], merge, problems, notes)
     if division:
         rows = _divided(rows, division, form, problems, notes)

@@ -146,6 +146,20 @@ def test_lines_of_one_image_are_merged_when_asked_for(tmp_path):
         opened(tmp_path, duplicates="merge")
 
 
+@pytest.mark.parametrize("nothing", ["nan", "None", "[]", " no finding ", "N/A"])
+def test_what_a_message_proposes_for_nothing_is_read(tmp_path, nothing):
+    for k in range(3):
+        (tmp_path / f"{k}.png").touch()
+    text = f"path,labels,split\n0.png,cat,train\n1.png,{nothing},train\n2.png,cat,test\n"
+    (tmp_path / "labels.csv").write_text(text)
+    dataset = opened(tmp_path, nothing=nothing, empty="keep")
+    assert dataset.classes == ("cat",)
+    assert classes_of(dataset) == {"0.png": {"cat"}, "1.png": set(), "2.png": {"cat"}}
+    columns = f"path,cat,{nothing},split\n0.png,1,0,train\n1.png,0,1,train\n2.png,1,0,test\n"
+    (tmp_path / "labels.csv").write_text(columns)
+    assert opened(tmp_path, nothing=nothing, empty="keep").digest == dataset.digest
+
+
 def test_nothing_beside_a_class_is_a_contradiction(xray):
     table = xray / "Data_Entry_2017.csv"
     table.write_text(table.read_text().replace("0001_000.png,No", "0001_000.png,Mass|No"))
