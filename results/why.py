@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import statistics
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from results.errors import StoreError, nearest
+from results.files import canonical_json
 from results.frames import METRICS, RULES
 from results.schema import Rule
 from results.store import RunStore
@@ -18,7 +20,9 @@ from results.text import one_line
 ESSENTIAL = ("command", "commit", "dirty", "host", "device")
 _DIGEST = re.compile(r"[0-9a-f]{32,64}$")
 _HASH = re.compile(r"[0-9a-fA-F]{4,64}$")
-_NUMBER = re.compile(r"\d+\.\d+$")
+_NUMBER = re.compile(r"(\d+\.\d+)\*?(?:\s*(?:±|\+-)\s*(\d+\.\d+)\*?)?$")
+SOME_SEEDS = 10
+"""Most seeds of which every choice is tried."""
 
 
 def why(store: RunStore, query: str) -> str:
@@ -28,8 +32,9 @@ def why(store: RunStore, query: str) -> str:
         store: where the runs are.
         query: the first characters (four or more) of a run id; or method/dataset/ratio/seed, whose
             end may be left off (csaa/GlyphScenes/0.05), with the method's name or its label; or a
-            number as a table prints it (62.43): every run and every mean over seeds that rounds to
-            it is listed.
+            number as a table prints it (62.43, or "62.4 ± 0.3"): every run and every mean over seeds
+            that rounds to it is listed; without any, the means over some of the seeds, which a table of
+            a part of the grid prints.
 
     Returns:
         One run in full, or a list of the runs that match with their values, mean and standard
@@ -42,8 +47,9 @@ def why(store: RunStore, query: str) -> str:
 
 
 def _answer(store: RunStore, query: str) -> list[str]:
-    if "/" not in query and _NUMBER.match(query):
-        return _by_number(store, query)
+    number = _NUMBER.match(query)
+    if number:
+        return _by_number(store, query, number[1], number[2] or "")
     found = matching(store, query)
     if not found:
         raise StoreError(
@@ -141,8 +147,8 @@ def _several(store: RunStore, runs: list[Path]) -> list[str]:
         parts += [f"{key}={specs[run].get(key, 'absent')}" for key in varying if run in specs]
         lines.append("  " + "  ".join(parts))
     for (cell, rule), members in groups.items():
-        if _seeds_differ(members):
-            lines.append(f"{cell}: {rule} mAP {_spread(members, 2)}")
+        for variant in _variants(store, members):
+            lines.append(f"{cell}: {rule} mAP {_spread(variant, 2)}{_seeds_of(variant, members)}")
     return lines
 
 
@@ -175,9 +181,9 @@ def _by_path(store: RunStore, query: str) -> list[Path]:
     return [run for run, _ in selected]
 
 
-def _by_number(store: RunStore, query: str) -> list[str]:
-    """Runs, and means over seeds, that round to a printed number."""
-    digits = len(query.split(".")[1])
+def _by_number(store: RunStore, query: str, mean: str, std: str) -> list[str]:
+    """Runs, and means over seeds, that round to a printed number; `std` is empty where none was printed."""
+    digits = len(mean.split(".")[1])
     lines: list[str] = []
     groups: dict[tuple[str, Rule, str], list[tuple[Path, float]]] = {}
     for run in store.scan():
@@ -189,15 +195,36 @@ def _by_number(store: RunStore, query: str) -> list[str]:
             for metric, value in values.items():
                 if metric not in METRICS or metric == "num_classes" or value is None:
                     continue
-                if f"{value:.{digits}f}" == query:
+                if not std and f"{value:.{digits}f}" == mean:
                     lines.append(f"  {run.relative_to(store.root)}  {rule} {metric} {value:.4f}")
                 key = (_cell(store, run), rule, metric)
                 groups.setdefault(key, []).append((run, value))
-    for (cell, rule, metric), members in groups.items():
-        mean = statistics.fmean(value for _, value in members)
-        if _seeds_differ(members) and f"{mean:.{digits}f}" == query:
-            names = ", ".join(run.name for run, _ in members)
-            lines.append(f"  {cell}: {rule} {metric} {_spread(members, 4)}: {names}")
+
+    def matches(members: list[tuple[Path, float]]) -> bool:
+        values = [value for _, value in members]
+        if std and f"{statistics.stdev(values):.{len(std.split('.')[1])}f}" != std:
+            return False
+        return f"{statistics.fmean(values):.{digits}f}" == mean
+
+    variants = [
+        (f"  {cell}: {rule} {metric} ", variant)
+        for (cell, rule, metric), members in groups.items()
+        for variant in _variants(store, members)
+    ]
+    lines += [
+        f"{head}{_spread(variant, 4)}: {', '.join(run.name for run, _ in variant)}"
+        for head, variant in variants
+        if matches(variant)
+    ]
+    if not lines:
+        lines = [
+            f"{head}{_spread(list(some), 4)} of {len(variant)}: {', '.join(run.name for run, _ in some)}"
+            for head, variant in variants
+            if len(variant) <= SOME_SEEDS
+            for size in range(len(variant) - 1, 1, -1)
+            for some in itertools.combinations(variant, size)
+            if matches(list(some))
+        ]
     if not lines:
         raise StoreError(
             f"no stored value or mean over seeds in {store.root} rounds to {query}; it may come "
@@ -238,10 +265,29 @@ def _cell(store: RunStore, run: Path) -> str:
     return f"{_label(store, run) or run.parent.name} on {run.parent.parent.name} at {ratio}"
 
 
+def _variants(store: RunStore, members: list[tuple[Path, float]]) -> list[list[tuple[Path, float]]]:
+    """The runs of a cell as groups with a run per seed and more than one seed.
+
+    A store may hold a cell twice, trained in two ways; each then is a group of its own, and a mean over both
+    is in no table.
+    """
+    if _seeds_differ(members):
+        return [members]
+    groups: dict[str, list[tuple[Path, float]]] = {}
+    for run, value in members:
+        spec = {k: v for k, v in store.spec(run).items() if k not in ("seed", "split_digest")}
+        groups.setdefault(canonical_json(spec), []).append((run, value))
+    return [group for group in groups.values() if _seeds_differ(group)]
+
+
 def _seeds_differ(members: list[tuple[Path, float]]) -> bool:
-    """Whether a mean over some runs is a mean over seeds, not over variants of a run as well."""
     seeds = {run.name.rsplit("-", 1)[0] for run, _ in members}
     return len(seeds) == len(members) > 1
+
+
+def _seeds_of(variant: list[tuple[Path, float]], members: list[tuple[Path, float]]) -> str:
+    """The runs of a variant, where its cell has others."""
+    return "" if variant is members else f": {', '.join(run.name for run, _ in variant)}"
 
 
 def _spread(members: list[tuple[Path, float]], digits: int) -> str:

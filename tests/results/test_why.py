@@ -71,6 +71,31 @@ def test_a_printed_number_leads_to_runs_and_means(fake: Any) -> None:
         why(fake.store, "62.04")
 
 
+def test_a_mean_of_one_variant_is_found_beside_another(fake: Any) -> None:
+    for seed, (value, other) in enumerate([(61.8, 50.0), (61.9, 51.0), (62.0, 55.0)], start=1):
+        fake.add("CSAA", value, seed=seed, lr=0.1)
+        fake.add("CSAA", other, seed=seed, lr=0.2)
+    fake.add("CSAA", 61.3, seed=1, lr=0.3)  # one seed: its value is no mean
+    for query in ("61.9", "61.9 ± 0.1", "61.9*", "61.9 +- 0.1"):
+        text = why(fake.store, query)
+        assert "CSAA on GlyphScenes at 0.05: last mAP 61.9000 ± 0.1000 over 3 seeds" in text
+    assert "last mAP 52.0000 ± 2.6458 over 3 seeds" in why(fake.store, "52.0")
+    with pytest.raises(StoreError, match="no stored value or mean"):
+        why(fake.store, "61.9 ± 0.2")
+    with pytest.raises(StoreError, match="no stored value or mean"):
+        why(fake.store, "56.95 ± 5.67")  # the mean over both variants, which no table prints
+    listed = why(fake.store, "csaa/GlyphScenes/0.05")
+    assert "last mAP 61.90 ± 0.10 over 3 seeds" in listed
+    assert "last mAP 52.00 ± 2.65 over 3 seeds" in listed
+
+
+def test_a_mean_over_some_of_the_seeds_is_found(fake: Any) -> None:
+    for seed, value in enumerate([60.0, 61.0, 66.0], start=1):
+        fake.add("CSAA", value, seed=seed)
+    text = why(fake.store, "60.5 ± 0.7")
+    assert "last mAP 60.5000 ± 0.7071 over 2 seeds (std, ddof = 1) of 3: p0.05-s1-" in text
+
+
 def test_runs_without_a_number(fake: Any) -> None:
     run_id = fake.add("CSAA", None, state="failed")
     text = why(fake.store, run_id[:8])
