@@ -37,6 +37,12 @@ def head(path: Path) -> bytes:
         return file.read(_HEAD)
 
 
+def stand_in(first: bytes) -> str:
+    """As `kind`, for a file that should hold text: what stands there instead; empty for any text."""
+    what = kind(first)
+    return "" if what.startswith("a JSON text") else what
+
+
 def is_heif(first: bytes) -> bool:
     """Whether a file starts as a HEIC or HEIF image does."""
     return first[4:8] == b"ftyp" and first[8:12] in HEIF_BRANDS

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.data import kinds
 from benchmarks.data.dataset import ImageSet
 from benchmarks.data.readers import npy
 from benchmarks.data.readers.base import Contents, Counts, Request, labelled_counts
@@ -339,6 +340,9 @@ def _load(file: Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise UserError(f"{file}: not UTF-8 text at byte {error.start}") from None
     except json.JSONDecodeError as error:
+        what = kinds.stand_in(kinds.head(file))
+        if what:
+            raise UserError(f"{file}: not valid JSON: {what}") from None
         raise UserError(
             f"{file}: not valid JSON at line {error.lineno} column {error.colno}: {error.msg}"
         ) from None

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from benchmarks.data import kinds
 from benchmarks.data.readers.files import composed, is_name, relative, unreadable
 from benchmarks.data.readers.rules import class_name
 from methods.errors import UserError, nearest
@@ -215,6 +216,10 @@ def records(file: Path, delimiter: str = ",") -> Iterator[tuple[int, list[str]]]
         content = file.read_bytes()
     except OSError as error:
         raise unreadable(file, error) from None
+    what = kinds.stand_in(content[:4096])
+    if what:
+        hint = "; export the table as CSV in UTF-8" if "ZIP" in what else ""  # such as .xlsx
+        raise UserError(f"{file}: not a CSV file: {what}{hint}")
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

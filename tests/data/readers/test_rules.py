@@ -138,6 +138,22 @@ def test_names_that_only_look_joined_are_taken_from_a_list(tmp_path):
     assert table(tmp_path, text)().classes == ("tree house", "tree", "house")
 
 
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1234\n", "a Git LFS pointer"),
+        (b"<!DOCTYPE html>\n<title>Log in</title>", "an HTML page"),
+        (b"PK\3\4" + bytes(40), "a ZIP archive"),
+    ],
+)
+def test_what_stands_in_for_an_annotation_file_is_named(tmp_path, content, what):
+    for name, file in (("csv", "labels.csv"), ("coco", "annotations/instances_train.json")):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_bytes(content)
+        with pytest.raises(UserError, match=f"{file}: not .*: {what}"):
+            open_dataset(DatasetSpec(name, root=str(tmp_path)), tmp_path / "none")
+
+
 # -- one entry for each image --------------------------------------------------------------------
 
 
