@@ -7,6 +7,7 @@ name is one line in all of them. Names of letters, digits and single signs come 
 from __future__ import annotations
 
 import codecs
+import io
 import re
 import unicodedata
 
@@ -144,6 +145,16 @@ def figure(text: str) -> str:
 def utf8(text: str) -> bytes:
     """A file's bytes; lone surrogates, which UTF-8 does not have, become the replacement character."""
     return re.sub("[\ud800-\udfff]", REPLACEMENT, text).encode()
+
+
+def replace_signs(*streams: object) -> None:
+    """Let streams write other signs for those that their encoding lacks, instead of raising.
+
+    Handlers that a person asked for, such as PYTHONIOENCODING=ascii:replace, are left alone.
+    """
+    for stream in streams:
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+            stream.reconfigure(errors=PLAIN_ERRORS)
 
 
 def _plain(error: UnicodeError) -> tuple[str, int]:

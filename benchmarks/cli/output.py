@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import io
 import os
 import select
 import sys
@@ -11,7 +10,7 @@ from collections.abc import Callable
 from typing import TextIO
 
 from benchmarks.data.disk import FULL
-from results.text import PLAIN_ERRORS
+from results.text import replace_signs
 
 READER_GONE = 141
 """Exit code of a program whose output nobody reads: 128 + SIGPIPE, as shells show it."""
@@ -27,10 +26,7 @@ def guarded(work: Callable[[], int]) -> int:
         Its exit code; `READER_GONE` if the reader of the output has left, which is no error; 1 if the output,
         or a file, cannot be written because the disk is full, which stderr says in one line.
     """
-    for stream in (sys.stdout, sys.stderr):
-        # Handlers that a person asked for, such as PYTHONIOENCODING=ascii:replace, are left alone.
-        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
-            stream.reconfigure(errors=PLAIN_ERRORS)
+    replace_signs(sys.stdout, sys.stderr)
     try:
         try:
             return work()

@@ -37,6 +37,7 @@ from benchmarks.training.trainer import Interrupted
 from benchmarks.workspace import Workspace
 from methods.errors import UserError
 from results.lease import DEFAULT_TTL
+from results.text import replace_signs
 from slurm.protocol import EXIT_LOST, EXIT_STOPPED
 
 POLL_SECONDS = 0.3
@@ -255,6 +256,7 @@ def work(
 def main() -> int:
     """Entry point of `python -m benchmarks.launch.worker PLAN [BUNDLE]`."""
     path, *bundle = sys.argv[1:]
+    replace_signs(sys.stdout, sys.stderr)
     try:
         order = WorkOrder.read(Path(path))
         # A local worker takes its launcher from the order: its parent of now may be another process

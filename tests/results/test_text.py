@@ -128,6 +128,14 @@ def test_committed_tables_have_the_bytes_they_would_get(folder: str) -> None:
     assert text.beyond_pdflatex(latex) == []
 
 
+def test_a_stream_without_a_sign_prints_another() -> None:
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, encoding="ascii")
+    text.replace_signs(stream, None)
+    print("tau ≥ .5 猫", end="", file=stream, flush=True)
+    assert raw.getvalue() == b"tau >= .5 ?"
+
+
 @pytest.mark.parametrize(
     ("encoding", "shown"),
     [
