@@ -98,13 +98,16 @@ def write_plots(
     written: list[Path] = []
     drawn = Drawn(directory)
 
+    def remark_on(name: str, line: str) -> None:
+        remark(f"{name}: {line}")
+
     def save(stem: str, draw: Callable[[], Figure], frame: pd.DataFrame, *texts: str) -> None:
         inputs = drawn.inputs(stem, style, frame, *texts)
         for name in formats:
             path = directory / f"{stem}.{name}"
             if not drawn.holds(path, inputs):
                 try:
-                    content = rendered(draw, name, lambda line, path=path: remark(f"{path.name}: {line}"))
+                    content = rendered(draw, name, partial(remark_on, path.name))
                 except Exception as error:  # whatever a drawing library raises
                     reason = text.one_line(f"{type(error).__name__}: {error}".splitlines()[0])
                     path.unlink(missing_ok=True)  # an older one would show older numbers
