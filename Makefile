@@ -8,11 +8,12 @@ READY_ALL := $(VENV)/.installed-all
 # files that take longest first, so that no process ends with one of them alone.
 PARALLEL ?= -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-slurm test-all lint format clean help
+.PHONY: demo test test-groups test-slurm test-all lint format clean help
 
 help:
 	@echo "make demo      install, render the embedded dataset, run every method, print the table"
 	@echo "make test      install and run the tests (make test-all: the slow ones too)"
+	@echo "make test-groups  the slow tests of process groups in which a rank raises, hangs, is stopped or fills memory"
 	@echo "make test-slurm   the tests that start a real Slurm here (Debian, root; installs its packages)"
 	@echo "make lint      ruff and mypy"
 
@@ -32,6 +33,10 @@ demo: $(READY)
 
 test: $(READY_ALL)
 	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not slurm"
+
+# Slow, but CI runs them: what happens to a group when one of its processes gets into trouble.
+test-groups: $(READY_ALL)
+	$(BIN)/python -m pytest -m slow tests/launch/test_groups.py -k "trouble or told_with_its_rank or hangs_alone"
 
 # Clusters without accounting exist: everything has to work there too.
 test-slurm: $(READY_ALL)

@@ -137,7 +137,7 @@ def long(tmp_path_factory, voc_root):
     return grid, calm
 
 
-@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("stop", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_run_stopped_in_the_middle_ends_with_the_same_bytes(tmp_path, long, stop):
     grid, calm = long
     rough = CommandLine(tmp_path)

@@ -103,6 +103,7 @@ def troubled(tmp_path_factory, trouble, voc_root):
     return command, out, err
 
 
+@pytest.mark.slow
 def test_trouble_in_one_process_fails_that_run_and_no_other(troubled):
     command, out, err = troubled
     assert "1 failed" in out
@@ -126,12 +127,14 @@ def test_trouble_in_one_process_fails_that_run_and_no_other(troubled):
         ("fills", r"rank 1: OutOfMemory: out of memory with recipe.batch_warmup = 12 over 2 proce"),
     ],
 )
+@pytest.mark.slow
 def test_the_cause_is_told_with_its_rank(troubled, method, message):
     lines = [line for line in troubled[2].splitlines() if line.startswith(f"failed: {method} ")]
     assert re.search(message, lines[0])
     assert len(lines) == 2  # when it came, and at the end
 
 
+@pytest.mark.slow
 def test_a_process_that_hangs_alone_fails_its_run_and_the_next_is_done(command, trouble, voc_root):
     grid = command.folder / "grid.toml"
     text = grid_text(voc_root, '["hangs", "supervised"]')
@@ -228,7 +231,8 @@ def test_a_killed_process_is_replaced_and_the_bytes_are_the_same(tmp_path, calm,
     assert_same_bytes(one, rough)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
 def test_a_launcher_that_is_asked_to_stop_saves_and_goes_on_later(tmp_path, calm, number):
     one, words = calm
     rough = CommandLine(tmp_path)

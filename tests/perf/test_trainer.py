@@ -88,6 +88,7 @@ def test_the_bare_loop_does_without_average_and_schedule(grid, tmp_path):
         assert torch.equal(before[name], value), name
 
 
+@pytest.mark.slow
 def test_the_json_line_has_every_figure(grid, tmp_path):
     done = subprocess.run(
         [

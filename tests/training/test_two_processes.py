@@ -160,13 +160,23 @@ def assert_alike(one, two, tolerance: float = 0.0):
     assert one[2] == two[2]
 
 
-@pytest.mark.parametrize("method", ["supervised", "fixmatch", "dualcoop", "csaa"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "fixmatch",
+        "csaa",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("supervised", "dualcoop")),
+    ],
+)
 def test_two_processes_end_where_one_does(calm, method):
     assert_alike(calm(1, method), calm(2, method))
 
 
 # Two processes that are asked at the last step but one of an epoch save after its last.
-@pytest.mark.parametrize(("first", "then"), [(2, 1), (1, 2), (2, 2)])
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [(2, 1), *(pytest.param(*pair, marks=pytest.mark.slow) for pair in ((1, 2), (2, 2)))],
+)
 def test_a_run_goes_on_with_another_number_of_processes(tmp_path, grid, calm, first, then):
     outcome(first, grid("csaa"), tmp_path, "csaa", stop=SAVE_AT)
     assert_alike(calm(1, "csaa"), outcome(then, grid("csaa"), tmp_path, "csaa"))
