@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from benchmarks.data.cache.decode import pixel_limit
 from benchmarks.data.cache.skipped import Skipped
 from benchmarks.data.dataset import Dataset
 from benchmarks.data.disk import DiskFullError, exclusive
+from benchmarks.provenance import cores
 from methods.errors import UserError
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ def prepare(
     if size < 1:
         raise UserError(f"image size is {size}; it must be at least 1 pixel")
     pixel_limit()  # a wrong setting is said once, not for each image
-    caches = _Caches(size, cache_root, workers or _cores(), progress, announce)
+    caches = _Caches(size, cache_root, workers or min(cores(), 16), progress, announce)
     if not skip_bad:
         return caches.prepare(dataset)
     skipped = Skipped(dataset, cache_root)
@@ -266,8 +266,3 @@ def _read_meta(directory: Path) -> dict[str, Any]:
 
 def _damaged(directory: Path, what: str) -> UserError:
     return UserError(f"cache {directory} is damaged: {what}; remove the folder and prepare again")
-
-
-def _cores() -> int:
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(allowed or 1, 16)
