@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-import torch
-from accelerate import Accelerator
 from torch import Tensor
 
+from benchmarks.training.group import Group
 from benchmarks.training.schedule import TrainData
 from methods.base import Batch
 
@@ -34,11 +33,11 @@ class EpochLosses:
     Args:
         method: name of the method, for messages.
         data: its images, for messages.
-        accelerator: sums over processes.
+        group: the processes whose losses are summed.
     """
 
-    def __init__(self, method: str, data: TrainData, accelerator: Accelerator) -> None:
-        self.method, self.data, self.accelerator = method, data, accelerator
+    def __init__(self, method: str, data: TrainData, group: Group) -> None:
+        self.method, self.data, self.group = method, data, group
         self._sums: dict[str, float] = {}
         self._pending: _Pending | None = None
 
@@ -83,12 +82,17 @@ class EpochLosses:
             self._sums[name] = self._sums.get(name, 0.0) + value
 
     def total(self) -> dict[str, float]:
-        """The epoch's losses so far, summed over processes; all of them call."""
+        """The epoch's losses so far, summed over processes; all of them call.
+
+        They are summed by name: a process whose part of a step holds no unlabelled images may have met the
+        names in another order, or not all of them.
+        """
         self.read()
-        if self.accelerator.num_processes == 1 or not self._sums:
-            return dict(self._sums)
-        own = torch.tensor(list(self._sums.values()), dtype=torch.float64, device=self.accelerator.device)
-        return dict(zip(self._sums, self.accelerator.reduce(own).tolist(), strict=True))
+        total: dict[str, float] = {}
+        for sums in self.group.all_gather_object(self._sums):
+            for name, value in sums.items():
+                total[name] = total.get(name, 0.0) + value
+        return total
 
     def load(self, total: dict[str, float], is_main: bool) -> None:
         """Continue the running epoch of a checkpoint: the main process with the sums of all of them."""

@@ -87,7 +87,7 @@ class Trainer:
         self.method = method  # what `model` wraps
         self.scorer = Scorer(data.prepared, strategy, recipe.eval_batch, seed)
         self.epoch, self.step, self.images_seen, self.seconds = 0, 0, 0, 0.0
-        self.losses = EpochLosses(method.name, data, self.accelerator)
+        self.losses = EpochLosses(method.name, data, self.group)
 
     @property
     def steps_per_epoch(self) -> int:

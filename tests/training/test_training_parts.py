@@ -1,4 +1,4 @@
-"""The trainer's parts on their own: checkpoints, moving average, hidden labels."""
+"""The trainer's parts on their own: checkpoints, moving average, hidden labels, losses."""
 
 import logging
 import pickle
@@ -13,6 +13,8 @@ from torch import nn
 
 from benchmarks.training.checkpoint import Checkpoints
 from benchmarks.training.ema import Ema
+from benchmarks.training.epoch_losses import EpochLosses
+from benchmarks.training.group import Group
 from benchmarks.training.hidden_labels import HiddenLabels
 from benchmarks.training.strategy import check_statistics
 from methods.base import PseudoLabels, StepMethod
@@ -166,3 +168,17 @@ def test_batch_statistics_of_a_part_of_the_batch_are_refused():
     net.train = lambda mode=True: net  # as a backbone with frozen statistics does
     net.norm.eval()
     check_statistics(net, 2)
+
+
+def test_losses_of_processes_are_summed_by_name_whatever_they_met_first():
+    class TwoRanks(Group):
+        """A group whose other rank met the names in another order, and one of them never."""
+
+        def all_gather_object(self, value):
+            return [value, {"context": 10.0, "labelled": 20.0}]
+
+    losses = EpochLosses("csaa", SimpleNamespace(), TwoRanks(0, 2))
+    batch = SimpleNamespace(epoch=0, step=0, labelled=torch.arange(1), unlabelled=torch.arange(1))
+    for values in ([1.0, 2.0, 3.0], [4.0, 5.0, 6.0]):
+        losses.add(batch, ["labelled", "unlabelled", "context"], torch.tensor(values))
+    assert losses.total() == {"labelled": 25.0, "unlabelled": 7.0, "context": 19.0}

@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 
 from benchmarks.data.glyphscenes import captions, clip_model, scenes
 from benchmarks.data.glyphscenes import pretrain_clip as pretrain
+from benchmarks.data.glyphscenes.classes import SEEDS
 from tests.conftest import ROOT
 
 FOLDER = ROOT / "methods" / "backbones" / "glyphclip"
@@ -47,6 +48,19 @@ def test_shapes_and_preprocessing(model):
 def test_zero_shot_is_above_three_times_chance(model):
     result = pretrain.zero_shot(model, 300)
     assert result["mAP"] > 3 * result["chance"]
+
+
+def test_pre_training_is_judged_on_other_scenes_than_the_test_images(model, monkeypatch):
+    render, seen = scenes.render, set()
+
+    def recorded(seed, index, split):
+        seen.add((seed, split))
+        return render(seed, index, split)
+
+    monkeypatch.setattr(scenes, "render", recorded)
+    pretrain.zero_shot(model, 100)
+    assert seen == {(SEEDS["glyphscenes-dev"], "test")}
+    assert SEEDS["glyphscenes-dev"] != SEEDS["glyphscenes"]
 
 
 def test_short_texts_have_the_features_of_padded_ones(model):
