@@ -1,7 +1,8 @@
 """What `result.json` holds: its fields, their types and the number of its format.
 
-Format 1 has no number; format 2 says its own, and may hold the peak memory of the run. Fields that are not
-listed here are kept and not looked at, so that a newer writer may add some without a new format.
+Format 1 has no number; format 2 says its own, and may hold the peak memory of the run; in format 3 the chosen
+epochs count from 1, before from 0. Fields that are not listed here are kept and not looked at, so that a
+newer writer may add some without a new format.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from results.errors import StoreError
 
 Rule = Literal["last", "val", "oracle"]
 
-FORMAT = 2
+FORMAT = 3
 """The format that is written. All formats up to it are read."""
+_FROM_ONE = 3
+"""The first format whose epochs count from 1."""
 
 
 class Dataset(TypedDict):
@@ -52,8 +55,8 @@ class _SummaryLater(TypedDict, total=False):
 class Summary(_SummaryLater):
     """Measures under one selection rule, in percent; None where a measure does not exist.
 
-    K classes each have a value in AP, groups and train_counts. The rule ``oracle`` has the epoch and the
-    weights that were chosen.
+    K classes each have a value in AP, groups and train_counts. The rule ``oracle`` has the epoch, which
+    counts from 1, and the weights that were chosen; ``val`` has the epoch.
     """
 
     mAP: float
@@ -147,7 +150,7 @@ def check(record: Any, where: str) -> Result:
         where: its file, for the message.
 
     Returns:
-        The record, unchanged.
+        The record; epochs of an earlier format count from 1 in it, and nothing else differs.
 
     Raises:
         StoreError: a field is missing or has the wrong type, or a newer version wrote the record; the first
@@ -161,10 +164,31 @@ def check(record: Any, where: str) -> Result:
             f"{where}: format {version} is newer than this version of SSMLL-Bench reads "
             f"(up to {FORMAT}); update it"
         )
-    problem = _problem(record, Result, "") or _unequal_lengths(record)
+    problem = _problem(record, Result, "") or _unequal_lengths(record) or _epoch_problem(record, version)
     if problem:
         raise StoreError(f"{where}: {problem}")
-    return typing.cast(Result, record)
+    return typing.cast(Result, record if version >= _FROM_ONE else _from_one(record))
+
+
+def _epoch_problem(record: dict[str, Any], version: int) -> str | None:
+    """A chosen epoch that lies before the first."""
+    first = 1 if version >= _FROM_ONE else 0
+    for rule, summary in record["metrics"].items():
+        epoch = summary.get("epoch", first) if isinstance(summary, dict) else first
+        if epoch < first:
+            return f"metrics.{rule}.epoch is {epoch}; epochs of format {version} count from {first}"
+    return None
+
+
+def _from_one(record: dict[str, Any]) -> dict[str, Any]:
+    """A record of an earlier format, whose epochs count from 0, with epochs that count from 1."""
+    metrics = {
+        rule: {**summary, "epoch": summary["epoch"] + 1}
+        if isinstance(summary, dict) and "epoch" in summary
+        else summary
+        for rule, summary in record["metrics"].items()
+    }
+    return {**record, "metrics": metrics}
 
 
 def _problem(value: Any, kind: Any, field: str) -> str | None:

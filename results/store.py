@@ -4,7 +4,7 @@
         spec.json          what was asked for
         result.json        written once, last; a run is done when it exists
         predictions.npz    test scores and labels, from which every metric can be recomputed
-        epochs.jsonl       one line per finished epoch
+        epochs.jsonl       one line per finished epoch, the first of which is epoch 1
         failure.json       error of the newest attempt; older ones are failure.<attempt>.json
         lease.000001 ...   who works or worked on it, see `results.lease`
 
@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from results import epochs
 from results.errors import StoreError
 from results.files import (
     atomic_write_bytes,
@@ -271,37 +272,12 @@ class RunStore:
         return True
 
     def append_epoch(self, directory: Path, row: dict[str, Any]) -> None:
-        """Add one line to epochs.jsonl; a torn last line of a killed writer is cut off first.
-
-        Args:
-            directory: the run's directory; it must exist.
-            row: JSON-able, with an integer "epoch".
-        """
-        if not isinstance(row.get("epoch"), int):
-            raise StoreError(f"{directory}: an epoch row needs an integer 'epoch'")
-        line = canonical_json(row).encode()
-        with open(directory / "epochs.jsonl", "ab+") as file:
-            size = file.seek(0, os.SEEK_END)
-            if size:
-                file.seek(size - 1)
-                if file.read(1) != b"\n":
-                    file.seek(0)
-                    file.truncate(file.read().rfind(b"\n") + 1)
-            file.write(line)  # append mode: one write at the end
-            file.flush()
-            os.fsync(file.fileno())
+        """Add a finished epoch, see `results.epochs.append`."""
+        epochs.append(directory, row)
 
     def truncate_epochs(self, directory: Path, epoch: int) -> None:
-        """Remove the rows of an epoch and of those after it (a resumed run writes them again).
-
-        Args:
-            directory: the run's directory.
-            epoch: first epoch to forget.
-        """
-        path = directory / "epochs.jsonl"
-        if path.exists():
-            kept = [row for row in self.epochs(directory) if row["epoch"] < epoch]
-            atomic_write_bytes(path, "".join(map(canonical_json, kept)).encode())
+        """Forget an epoch and those after it, see `results.epochs.truncate`."""
+        epochs.truncate(directory, epoch)
 
     # ---------------------------------------------------------------- reading
 
@@ -323,22 +299,8 @@ class RunStore:
         return hashlib.sha256(self._bytes(directory, "result.json")).hexdigest()
 
     def epochs(self, directory: Path) -> list[dict[str, Any]]:
-        """Rows of epochs.jsonl in file order; a torn last line is ignored, no file is no rows.
-
-        Raises:
-            StoreError: a line other than a torn last one is not JSON.
-        """
-        try:
-            raw = (directory / "epochs.jsonl").read_bytes()
-        except FileNotFoundError:
-            return []
-        rows = []
-        for number, line in enumerate(raw[: raw.rfind(b"\n") + 1].splitlines(), start=1):
-            try:
-                rows.append(json.loads(line))
-            except ValueError as error:
-                raise StoreError(f"{directory}/epochs.jsonl: line {number} is damaged") from error
-        return rows
+        """The finished epochs of a run, finished or not, see `results.epochs.read`."""
+        return epochs.read(directory)
 
     def predictions(self, directory: Path) -> dict[str, np.ndarray]:
         """Arrays of a finished run; StoreError when the run is not done."""

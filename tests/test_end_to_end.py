@@ -87,7 +87,7 @@ def test_pseudo_labelling_methods_record_their_quality(smoke):
     for method in ("fixmatch", "csaa"):
         directory, _ = result_of(command.runs, method)
         rows = [json.loads(line) for line in (directory / "epochs.jsonl").read_text().splitlines()]
-        assert [row["epoch"] for row in rows] == list(range(len(rows)))
+        assert [row["epoch"] for row in rows] == list(range(1, len(rows) + 1))
         assert {"OP", "OR", "CP", "CR", "coverage"} <= set(rows[-1]["pseudo_labels"])
 
 

@@ -149,7 +149,7 @@ class RunTask(Task):
             return
         trainer, progress = self._trainer(None, self._on_epoch)
         if self.group.is_main:
-            self.workspace.store.truncate_epochs(self.directory, trainer.epoch)
+            self.workspace.store.truncate_epochs(self.directory, trainer.epoch + 1)
         outcome = trainer.fit()
         if self.group.is_main:
             self._write(lease, self._trained(trainer, outcome), memory)
@@ -173,7 +173,7 @@ class RunTask(Task):
         last = summariser(self.job)(outcome.scores)
         return _Result(
             outcome.scores,
-            {"last": last, "val": outcome.val, "oracle": outcome.oracle},
+            {"last": last, "val": _from_one(outcome.val), "oracle": _from_one(outcome.oracle)},
             outcome.seconds,
             sum(value.numel() for value in trainer.method.parameters() if value.requires_grad),
             outcome.images_seen,
@@ -183,7 +183,7 @@ class RunTask(Task):
         self.workspace.store.append_epoch(self.directory, row)
         quality, score = row["pseudo_labels"], row["mAP_ema"]
         self.options.report(
-            f"{self.title} epoch {row['epoch'] + 1}"
+            f"{self.title} epoch {row['epoch']}"
             + (f" mAP {score:.2f}" if score is not None else "")
             + (f" pseudo-label OF1 {quality['OF1']:.1f}" if quality and quality["OF1"] else "")
         )
@@ -296,6 +296,11 @@ class _Result:
     seconds: float
     trainable: int
     images: int
+
+
+def _from_one(chosen: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The summary of a chosen epoch as it is stored, where epochs count from 1."""
+    return chosen and {**chosen, "epoch": chosen["epoch"] + 1}
 
 
 def _save_array(path: Path, values: np.ndarray) -> None:

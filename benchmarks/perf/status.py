@@ -181,7 +181,9 @@ def _write(directory: Path, kind: str, k: int, spec: dict[str, Any], launch: Lau
     }
     _json(directory / "lease.000001", lease)
     _json(directory / "spec.json", spec)
-    rows = [{"epoch": epoch, "mAP_ema": 50.0, "losses": {"labelled": 1.0}} for epoch in range(5)]
+    rows = [
+        {"format": 2, "epoch": epoch, "mAP_ema": 50.0, "losses": {"labelled": 1.0}} for epoch in range(1, 6)
+    ]
     (directory / "epochs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     log = str(launch.log(f"1000_{k // BUNDLE}"))
     if kind == "done":
@@ -209,6 +211,7 @@ def _write(directory: Path, kind: str, k: int, spec: dict[str, Any], launch: Lau
         _json(
             directory / "progress.json",
             {
+                "format": 2,
                 "title": "",
                 "epoch": 3,
                 "epochs": 40,

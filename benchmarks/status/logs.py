@@ -207,5 +207,5 @@ def _epochs(run: Run, lines: int) -> list[str]:
         losses = "  ".join(f"{name} {value:.4g}" for name, value in row.get("losses", {}).items())
         score = row.get("mAP_ema")
         mean = f"  mAP {score:.2f}" if score is not None else ""
-        found.append(f"  epoch {row['epoch'] + 1}{mean}  {losses}".rstrip())
+        found.append(f"  epoch {row['epoch']}{mean}  {losses}".rstrip())
     return found

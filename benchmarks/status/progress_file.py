@@ -1,7 +1,9 @@
 """The progress of a training, in a file beside its checkpoints, for `status` and `logs`.
 
     <run or stage>/progress.json
-        title, epoch, epochs, step, steps    steps are those of one epoch
+        format       2; in files without one, of earlier versions, epochs count from 0
+        title, epoch, epochs, step, steps    steps are those of one epoch that are done; the first epoch is
+                     1, and the end is the last epoch with all its steps
         seconds      training time, over all attempts
         left         estimated seconds to the end; null until two steps were timed
         time         when this was written, seconds since the epoch
@@ -25,6 +27,7 @@ from results.files import TEMPORARY_SUFFIX
 from slurm.protocol import LOG, job_number
 
 NAME = "progress.json"
+FORMAT = 2
 EVERY = 10.0
 """Seconds between two writes inside an epoch."""
 
@@ -47,6 +50,7 @@ class ProgressFile:
         self.path = directory / NAME
         self.epochs, self.every = epochs, every
         self._fixed = {
+            "format": FORMAT,
             "title": title,
             "epochs": epochs,
             "host": socket.gethostname(),
@@ -80,8 +84,8 @@ class ProgressFile:
             self._written = now
             self._write(
                 {
-                    "epoch": epoch,
-                    "step": step,
+                    "epoch": min(epoch + 1, self.epochs),
+                    "step": step if epoch < self.epochs else steps,
                     "steps": steps,
                     "seconds": seconds,
                     "left": self._left(epoch, step, steps),
@@ -123,7 +127,7 @@ class ProgressFile:
 
 
 def read(directory: Path) -> dict[str, Any] | None:
-    """The values in the file of a run or stage; None where there is no valid one."""
+    """The values in the file of a run or stage, epochs from 1; None where there is no valid one."""
     try:
         with open(directory / NAME, encoding="utf-8") as file:
             found = json.load(file)
@@ -132,4 +136,10 @@ def read(directory: Path) -> dict[str, Any] | None:
     if not isinstance(found, dict):
         return None
     numbers = (found.get(name) for name in ("epoch", "epochs", "step", "steps", "time"))
-    return found if all(isinstance(value, int | float) for value in numbers) else None
+    if not all(isinstance(value, int | float) for value in numbers):
+        return None
+    if "format" not in found:  # a run that an earlier version was training
+        ended = found["epoch"] >= found["epochs"]
+        place = {"epoch": found["epochs"], "step": found["steps"]} if ended else {"epoch": found["epoch"] + 1}
+        found = {**found, **place, "format": FORMAT}
+    return found

@@ -172,9 +172,9 @@ def _running(run: Run, view: Overview) -> str:
 
 def _place(progress: dict[str, Any]) -> str:
     epoch, epochs = progress["epoch"], progress["epochs"]
-    if epoch >= epochs:
+    if epoch >= epochs and progress["step"] >= progress["steps"]:
         return f"epoch {epochs}/{epochs} ended"
-    return f"epoch {epoch + 1}/{epochs} step {progress['step']}/{progress['steps']}"
+    return f"epoch {epoch}/{epochs} step {progress['step']}/{progress['steps']}"
 
 
 def _preempted(run: Run, view: Overview) -> str:

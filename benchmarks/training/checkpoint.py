@@ -195,7 +195,7 @@ def check_agreement(state: dict[str, Any], epoch: int, step: int, group: Group) 
     if mismatches:
         rank, k = mismatches[0]
         raise RuntimeError(
-            f"rank {rank} has another {names[k]} than rank 0 at epoch {epoch} step {step} "
+            f"rank {rank} has another {names[k]} than rank 0 in epoch {epoch + 1} after {step} steps "
             f"({len(mismatches)} tensors differ): the processes have come apart"
         )
 

@@ -73,7 +73,7 @@ class EpochLosses:
             labelled = self.data.labelled[last.labelled.cpu()].tolist()
             unlabelled = self.data.unlabelled[last.unlabelled.cpu()].tolist()
             raise Diverged(
-                f"loss of {self.method} not finite at epoch {last.epoch} step {last.step}: "
+                f"loss of {self.method} not finite at epoch {last.epoch + 1} step {last.step + 1}: "
                 + ", ".join(f"{name}={value:g}" for name, value in values.items())
                 + f"; labelled images {labelled}"
                 + (f", unlabelled {unlabelled}" if unlabelled else "")

@@ -12,8 +12,8 @@ class TrainingHost:
     """The program around a training; by default nobody listens and nobody wants it to stop.
 
     Attributes:
-        on_epoch: called on the main process with the row of each finished epoch.
-        on_step: called with epoch, step, steps of an epoch and training time in seconds before the
+        on_epoch: called on the main process with the row of each finished epoch, whose "epoch" counts from 1.
+        on_step: called with epoch (from 0), step, steps of an epoch and training time in seconds before the
             first step, after every step and after every epoch; it must take no time.
         should_stop: asked after every step; True makes the loop save and raise `Interrupted`.
     """

@@ -91,7 +91,8 @@ class Outcome:
 
     Attributes:
         scores: (n_test, K) float32 of the last epoch's EMA weights; None when not evaluated.
-        oracle: summary of the best evaluation on test, with "epoch" and "weights"; None when not evaluated.
+        oracle: summary of the best evaluation on test, with "epoch" (from 0) and "weights"; None when not
+            evaluated.
         val: summary under the held-out rule, or None when nothing was held out.
         images_seen: views that went through a training step.
         seconds: training time, over all attempts.

@@ -23,7 +23,8 @@ class Selection:
         summarise_held_out: summary of scores of the held-out labelled images.
 
     Attributes:
-        oracle: summary of the best evaluation on test, with "epoch" and "weights"; None before the first.
+        oracle: summary of the best evaluation on test, with "epoch" (from 0, as in all of the training) and
+            "weights"; None before the first.
         val: test summary of the epoch that was best on the held-out images, with "epoch" and "val_mAP";
             None when nothing was held out.
     """

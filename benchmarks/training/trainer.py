@@ -218,18 +218,18 @@ class Trainer:
         return SAVE if inside and self.checkpoints.due() else GO_ON
 
     def _train_step(self, indices: StepIndices, images: Tensor) -> None:
-        self.group.watch.mark(f"epoch {self.epoch} step {self.step}, views")
+        self.group.watch.mark(f"{self._place()}, views")
         batch = self.batches.batch(indices, images)
         # Dropout and the like draw from torch's generator: seeding it per step keeps a continued
         # run on the same draws without storing generator states.
         torch.manual_seed(self.batches.torch_seed(self.epoch, self.step))
-        self.group.watch.mark(f"epoch {self.epoch} step {self.step}, forward pass")
+        self.group.watch.mark(f"{self._place()}, forward pass")
         with memory_advice(self._batch_knob()):
             self.statistics.before_step(batch, self.strategy.autocast())
             with self.strategy.autocast():
                 output = self.model(batch)
             losses = torch.stack([at_least_fp32(loss) for loss in output.losses.values()])
-            self.group.watch.mark(f"epoch {self.epoch} step {self.step}, backward pass")
+            self.group.watch.mark(f"{self._place()}, backward pass")
             # Losses are sums over this process's samples and gradients are averaged over
             # processes: the factor makes the step follow the gradient of the sum over the global
             # batch.
@@ -247,6 +247,10 @@ class Trainer:
             self.hidden_labels.update(batch.unlabelled, output.pseudo_labels)
         self.images_seen += batch.global_labelled + batch.global_unlabelled
 
+    def _place(self) -> str:
+        """The present step in words, which count from 1."""
+        return f"epoch {self.epoch + 1} step {self.step + 1}"
+
     def _batch_knob(self) -> str:
         schedule = self.schedule
         name = "recipe.batch_unlabelled" if schedule.batch_unlabelled else "recipe.batch_warmup"
@@ -263,7 +267,7 @@ class Trainer:
         """Evaluate, report and save a finished epoch; the EMA's test scores if it was the last one."""
         epoch, steps = self.epoch, self.steps_per_epoch
         row: dict[str, Any] = {
-            "epoch": epoch,
+            "epoch": epoch + 1,  # people read the rows, and count from 1
             "lr": [float(group["lr"]) for group in self.optimizer.param_groups],
             "losses": {name: value / steps for name, value in self.losses.total().items()},
             "mAP_ema": None,

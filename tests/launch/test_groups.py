@@ -118,7 +118,7 @@ def test_trouble_in_one_process_fails_that_run_and_no_other(troubled):
         ("raises", r"rank 1: ValueError: a number that is none$"),
         (
             "hangs",
-            r"Hung: rank 1 \(.*process \d+\) hangs at epoch 0 step 3, forward pass",
+            r"Hung: rank 1 \(.*process \d+\) hangs at epoch 1 step 4, forward pass",
         ),
         (
             "stopped",
@@ -142,7 +142,7 @@ def test_a_process_that_hangs_alone_fails_its_run_and_the_next_is_done(command, 
     words = ("--workers", "1", "--no-plots", "--hang-seconds", str(HANG_SECONDS))
     _, err = command("--grid", str(grid), *words, code=1)
     (line,) = {line for line in err.splitlines() if line.startswith("failed: hangs ")}
-    assert re.search(rf"Hung: .*process \d+ hangs at epoch 0 step 3, forward pass for {HANG_SECONDS} s", line)
+    assert re.search(rf"Hung: .*process \d+ hangs at epoch 1 step 4, forward pass for {HANG_SECONDS} s", line)
     assert result_of(command.runs, "supervised")
 
 

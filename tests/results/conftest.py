@@ -54,9 +54,9 @@ class FakeRuns:
             return run_id
         lease = self.store.claim(run, spec)
         assert lease is not None
-        for epoch in range(4):
+        for epoch in range(1, 5):
             self.store.append_epoch(
-                run, {"epoch": epoch, "mAP_ema": 50.0 + epoch, "pseudo_labels": quality(epoch)}
+                run, {"epoch": epoch, "mAP_ema": 49.0 + epoch, "pseudo_labels": quality(epoch - 1)}
             )
         if state == "failed":
             self.store.write_failure(run, lease, {"type": "ValueError", "message": "NaN"})

@@ -68,7 +68,7 @@ def test_quality_figure_has_a_panel_per_measure(fake: Any) -> None:
     panels = {axis.get_title(): axis for axis in figure.axes if axis.get_title()}
     assert len(panels) == 7
     line = panels["CF1: macro F1"].lines[0]
-    assert list(line.get_xdata()) == [1, 2, 3]
+    assert list(line.get_xdata()) == [2, 3, 4]
     assert list(line.get_ydata()) == [48.0, 51.0, 54.0]
     plt.close(figure)
 

@@ -19,17 +19,35 @@ OLD = Path(__file__).with_name("result-format-1.json")
 """Written by the runner of commit b1c1b62, before results had a format: CSAA of `--grid demo`."""
 
 
-def test_a_result_without_a_format_is_of_format_1_and_passes_unchanged():
-    record = json.loads(OLD.read_text())
+def test_a_result_without_a_format_is_of_format_1_and_its_epochs_come_to_count_from_1():
+    record, again = json.loads(OLD.read_text()), json.loads(OLD.read_text())
     assert "format" not in record
-    assert check(record, "old") is record
+    found = check(record, "old")
+    assert found["metrics"]["oracle"]["epoch"] == record["metrics"]["oracle"]["epoch"] + 1
+    found["metrics"]["oracle"]["epoch"] -= 1
+    assert found == record == again
+
+
+@pytest.mark.parametrize(("version", "written", "read"), [(2, 0, 1), (2, 7, 8), (3, 1, 1), (3, 8, 8)])
+@pytest.mark.parametrize("rule", ["val", "oracle"])
+def test_chosen_epochs_count_from_1_whatever_wrote_them(version: int, written: int, read: int, rule: str):
+    record = make_result(format=version)
+    record["metrics"][rule] = make_summary(epoch=written)
+    assert check(record, "x")["metrics"][rule]["epoch"] == read
+
+
+def test_a_writer_that_counts_from_0_is_found():
+    record = make_result(format=FORMAT)
+    record["metrics"]["val"] = make_summary(epoch=0)
+    with pytest.raises(StoreError, match=r"metrics\.val\.epoch is 0; epochs of format 3 count from 1"):
+        check(record, "x")
 
 
 def test_written_results_say_their_format_and_old_files_keep_their_bytes(store: RunStore, run: Path):
     peak = {"host": 1 << 30, "device": None}
     with claim(store, run) as lease:
         store.write_result(run, lease, make_result(cost=make_cost(peak_memory_bytes=peak)), {})
-    assert store.load(run)["format"] == FORMAT == 2
+    assert store.load(run)["format"] == FORMAT == 3
     assert store.load(run)["cost"]["peak_memory_bytes"] == peak
     (run / "result.json").write_bytes(OLD.read_bytes())
     store.load(run)
@@ -37,7 +55,7 @@ def test_written_results_say_their_format_and_old_files_keep_their_bytes(store: 
 
 
 def test_fields_of_a_later_writer_are_kept():
-    record = make_result(colour="red", cost=make_cost(joules=3))
+    record = make_result(format=FORMAT, colour="red", cost=make_cost(joules=3))
     assert check(record, "x") == record
 
 
@@ -89,7 +107,7 @@ def changed(path: str, value: Any) -> dict[str, Any]:
         ("finished", None, "finished is None, not text"),
         ("format", "2", "format is '2', not a whole number above 0"),
         ("format", 0, "format is 0, not a whole number above 0"),
-        ("format", 3, r"format 3 is newer than this version of SSMLL-Bench reads \(up to 2\); update it"),
+        ("format", 4, r"format 4 is newer than this version of SSMLL-Bench reads \(up to 3\); update it"),
     ],
 )
 def test_a_damaged_field_is_named(path, value, message):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from results.errors import StoreError
+from results.schema import FORMAT
 from results.store import RunStore, error_signature
 from tests.results.records import RUN_ID, claim, make_cost, make_result, make_spec, python, wait_for
 
@@ -72,7 +73,7 @@ def test_states_from_start_to_end(store: RunStore, run: Path) -> None:
         store.write_result(run, lease, make_result(), {"scores": np.zeros((3, 2))})
     assert store.state(run).kind == "done"
     assert store.state(run).attempts == 3
-    assert store.load(run) == {**make_result(), "format": 2}
+    assert store.load(run) == {**make_result(), "format": FORMAT}
     assert store.spec(run) == make_spec()
     assert store.claim(run, make_spec()) is None
 
@@ -160,26 +161,43 @@ def test_error_signature(message: str, signature: str) -> None:
 
 def test_epochs_append_truncate_and_torn_tail(store: RunStore, run: Path) -> None:
     assert store.epochs(run) == []
-    store.truncate_epochs(run, 0)  # nothing there yet
+    store.truncate_epochs(run, 1)  # nothing there yet
     with claim(store, run):
-        for epoch in range(3):
+        for epoch in range(1, 4):
             store.append_epoch(run, {"epoch": epoch, "lr": 0.1})
         path = run / "epochs.jsonl"
         whole = path.read_bytes()
-        path.write_bytes(whole + b'{"epoch": 3, "l')  # killed in the middle of a line
-        assert [row["epoch"] for row in store.epochs(run)] == [0, 1, 2]
-        store.append_epoch(run, {"epoch": 3})
-        assert [row["epoch"] for row in store.epochs(run)] == [0, 1, 2, 3]
-        assert path.read_bytes() == whole + b'{"epoch":3}\n'
-        store.truncate_epochs(run, 2)
-        assert [row["epoch"] for row in store.epochs(run)] == [0, 1]
+        path.write_bytes(whole + b'{"epoch": 4, "l')  # killed in the middle of a line
+        assert [row["epoch"] for row in store.epochs(run)] == [1, 2, 3]
+        store.append_epoch(run, {"epoch": 4})
+        assert [row["epoch"] for row in store.epochs(run)] == [1, 2, 3, 4]
+        assert path.read_bytes() == whole + b'{"epoch":4,"format":2}\n'
+        store.truncate_epochs(run, 3)
+        assert [row["epoch"] for row in store.epochs(run)] == [1, 2]
         with pytest.raises(StoreError, match="integer 'epoch'"):
             store.append_epoch(run, {"lr": 1})
+        with pytest.raises(StoreError, match="of at least 1"):
+            store.append_epoch(run, {"epoch": 0})
         with pytest.raises(ValueError, match="lr is NaN"):
             store.append_epoch(run, {"epoch": 2, "lr": float("nan")})
         path.write_bytes(b'{"epoch": 0}\n{"ep\n{"epoch": 2}\n')
         with pytest.raises(StoreError, match="line 2 is damaged"):
             store.epochs(run)
+
+
+def test_epochs_of_an_earlier_version_count_from_1_too_and_a_continued_run_does_not_mix(
+    store: RunStore, run: Path
+) -> None:
+    with claim(store, run):
+        path = run / "epochs.jsonl"
+        path.write_bytes(b'{"epoch":0,"lr":1}\n{"epoch":1,"lr":2}\n{"epoch":2,"lr":3}\n')
+        assert [(row["epoch"], row["lr"]) for row in store.epochs(run)] == [(1, 1), (2, 2), (3, 3)]
+        store.append_epoch(run, {"epoch": 4, "lr": 4})  # without a cut: lines of both kinds
+        assert [(row["epoch"], row["lr"]) for row in store.epochs(run)] == [(1, 1), (2, 2), (3, 3), (4, 4)]
+        store.truncate_epochs(run, 3)  # continued from the checkpoint after two epochs
+        store.append_epoch(run, {"epoch": 3, "lr": 5})
+        assert [(row["epoch"], row["lr"]) for row in store.epochs(run)] == [(1, 1), (2, 2), (3, 5)]
+        assert path.read_text().count('"format":2') == 3
 
 
 def test_a_kill_while_results_are_written_leaves_whole_results_only(store: RunStore, run: Path) -> None:

@@ -249,7 +249,7 @@ def test_class_and_epoch_frames(fake: Any) -> None:
     assert np.isnan(classes[classes["class"] == "cloud"].iloc[0]["AP"])
     assert collect_classes(fake.store, fake.wanted, "val").empty
     epochs = collect_epochs(fake.store, fake.wanted)
-    assert list(epochs["epoch"]) == [1, 2, 3, 1, 2, 3]  # epoch 0 has no pseudo-labels
+    assert list(epochs["epoch"]) == [2, 3, 4, 2, 3, 4]  # the first has no pseudo-labels
     assert epochs.iloc[0]["OP"] == 43.0
 
 

@@ -36,7 +36,7 @@ def test_preempted_array_elements_are_requeued_and_go_on(slurm, tmp_path, long, 
     assert list(attempts(command.runs).values()) == [2, 2]
     for run in runs:
         rows = [json.loads(line) for line in (run / "epochs.jsonl").read_text().splitlines()]
-        assert [row["epoch"] for row in rows] == list(range(30))
+        assert [row["epoch"] for row in rows] == list(range(1, 31))
 
 
 def test_lost_jobs_and_nodes_end_in_a_complete_table(slurm, tmp_path, small, calm):

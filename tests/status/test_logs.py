@@ -17,7 +17,7 @@ def test_logs_of_a_run(folder, capsys):
     place = ["--runs", str(folder.runs)]
     run_id = folder.add(1, "failed")
     folder.store.append_epoch(
-        folder.place(run_id), {"epoch": 0, "mAP_ema": 41.5, "losses": {"labelled": 0.25}}
+        folder.place(run_id), {"epoch": 1, "mAP_ema": 41.5, "losses": {"labelled": 0.25}}
     )
     assert main(["logs", run_id[:6], *place]) == 0
     out = capsys.readouterr().out

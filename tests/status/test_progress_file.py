@@ -48,7 +48,8 @@ def test_time_left_counts_steps_and_what_is_between_epochs(tmp_path, monkeypatch
         file(epoch, step, 10, 0.0)
         found = progressfile.read(tmp_path)
         assert found is not None
-        assert (found["epoch"], found["step"], found["epochs"]) == (epoch, step, 3)
+        shown = (epoch + 1, step) if epoch < 3 else (3, 10)  # the file counts from 1
+        assert (found["epoch"], found["step"], found["epochs"]) == (*shown, 3)
         return found["left"]
 
     assert left(0, 0, 0.0) is None
@@ -61,6 +62,21 @@ def test_time_left_counts_steps_and_what_is_between_epochs(tmp_path, monkeypatch
     assert left(1, 1, 2.0) == pytest.approx(2 * 19 + 2 * 30)
     left(2, 0, 0.0)
     assert left(3, 0, 0.0) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("epoch", "step", "text"),
+    [(0, 3, "epoch 1/4 step 3/9"), (3, 8, "epoch 4/4 step 8/9"), (4, 0, "4/4 ended")],
+)
+def test_the_place_is_the_same_in_files_of_an_earlier_version(folder, epoch, step, text):
+    place = folder.place(folder.add(1, "running"))
+    file = ProgressFile(place, "x", epochs=4)
+    file(epoch, step, 9, 1.0)
+    assert text in plain(overview(folder.runs))
+    written = json.loads((place / progressfile.NAME).read_text())
+    del written["format"]
+    (place / progressfile.NAME).write_text(json.dumps({**written, "epoch": epoch, "step": step}))
+    assert text in plain(overview(folder.runs))
 
 
 def test_progress_is_written_seldom_and_harms_nothing(tmp_path, monkeypatch):
