@@ -8,9 +8,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from benchmarks.cli.options import load_grid, workspace
-from benchmarks.plan import remembered
+from benchmarks.plan import earlier, remembered
 from benchmarks.plan.summary import PlanSummary
-from benchmarks.progress import Progress
+from benchmarks.progress import Progress, silent
+from methods.errors import UserError
 
 if TYPE_CHECKING:
     from benchmarks.plan.grid import Grid
@@ -56,6 +57,48 @@ def summary(args: argparse.Namespace) -> PlanSummary:
         UserError: see `resolved`.
     """
     return recalled(args) or resolved(args, Progress().counter)[2]
+
+
+def known(args: argparse.Namespace, remark: Callable[[str], None]) -> PlanSummary:
+    """The summary of the plan for tables, figures and `status`, which prepare, download and render nothing.
+
+    Where something has changed the plan is resolved; if that is not possible here, the newest remembered
+    plan is taken as it is.
+
+    Args:
+        args: the command line.
+        remark: gets one line where the plan may be another than the grid's today, with the reason.
+
+    Raises:
+        UserError: a wrong grid file; or the runs are not known: nothing is remembered, and data are absent
+            or not prepared.
+    """
+    fresh = recalled(args)
+    if fresh is not None:
+        return fresh
+    place = workspace(args)
+    found = earlier.newest(_question(args), place)
+    if found is not None and found.absent:
+        remark(found.remark())
+        return found.plan
+    from benchmarks.plan import jobs
+
+    grid = load_grid(args)
+    try:
+        unprepared = jobs.uncached(grid, place)
+        if unprepared:
+            raise UserError(f"not prepared: {', '.join(unprepared)}")
+        return resolved(args, lambda title: silent(title))[2]
+    except UserError as error:
+        reason = "; ".join(str(error).splitlines())
+        if found is None:
+            raise UserError(
+                f"{reason}; and no plan of grid {args.grid} is remembered in "
+                f"{place.runs / remembered.FOLDER}, so its runs are not known: `run` and `plan` leave one "
+                "where they have the data"
+            ) from None
+        remark(f"{found.remark()}; it cannot be made anew: {reason}")
+        return found.plan
 
 
 def _question(args: argparse.Namespace) -> remembered.Question:

@@ -51,11 +51,11 @@ def tables(args: argparse.Namespace) -> int:
     """Write and print the tables of a grid.
 
     Raises:
-        UserError: the grid cannot be resolved.
+        UserError: its runs are not known.
     """
-    from benchmarks.cli.planning import summary
+    from benchmarks.cli.planning import known
 
-    write(summary(args), options.workspace(args), args.rule, args.out, plots=False)
+    write(known(args, _remark), options.workspace(args), args.rule, args.out, plots=False)
     return 0
 
 
@@ -66,11 +66,11 @@ def plots(args: argparse.Namespace) -> int:
         1 if a figure could not be drawn, else 0.
 
     Raises:
-        UserError: the grid cannot be resolved.
+        UserError: its runs are not known.
     """
-    from benchmarks.cli.planning import summary
+    from benchmarks.cli.planning import known
 
-    plan, workspace = summary(args), options.workspace(args)
+    plan, workspace = known(args, _remark), options.workspace(args)
     paths, failed = write_figures(plan, workspace, _folder(plan, workspace, args.out), args.rule)
     for path in paths:
         print(path)
@@ -154,6 +154,10 @@ def write_figures(
         left_out(f"files are left out: {one_line(f'{type(error).__name__}: {error}')}")
         paths = []
     return paths, failed
+
+
+def _remark(line: str) -> None:
+    print(f"remark: {line}", file=sys.stderr)
 
 
 def _unwritten(folder: Path, error: OSError) -> Exception:

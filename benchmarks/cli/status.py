@@ -64,7 +64,7 @@ def status(args: argparse.Namespace) -> int:
         1 if a run has failed, else 0.
 
     Raises:
-        UserError: a filter without a grid, or a grid that cannot be resolved.
+        UserError: a filter without a grid, or a grid whose runs are not known.
     """
     from benchmarks.status.view import as_json, live, plain
 
@@ -113,12 +113,19 @@ def _looker(args: argparse.Namespace) -> Callable[[], Overview]:
         if given:
             raise UserError(f"{', '.join(given)}: these choose runs of a grid; add --grid NAME")
         return lambda: overview(args.runs, cluster=cluster)
-    from benchmarks.cli.planning import summary
+    from benchmarks.cli.planning import known
 
-    plan, workspace = summary(args), options.workspace(args)
+    remarks: list[str] = []
+    plan, workspace = known(args, remarks.append), options.workspace(args)
     wanted = [(run.run_id, run.title, run.directory(workspace)) for run in plan.runs]
     stages = [workspace.runs / path for path in plan.stages]
-    return lambda: overview(args.runs, wanted, name=f"grid {plan.name}", stages=stages, cluster=cluster)
+
+    def look() -> Overview:
+        view = overview(args.runs, wanted, name=f"grid {plan.name}", stages=stages, cluster=cluster)
+        view.remarks[:0] = remarks
+        return view
+
+    return look
 
 
 def _show(text: str) -> None:

@@ -96,11 +96,8 @@ class Question:
 def recall(question: Question, workspace: Workspace) -> PlanSummary | None:
     """The remembered plan; None without one, or when something that it was made from has changed."""
     try:
-        record = json.loads(question.file(workspace).read_bytes())
-        body, digest = record["body"], record["digest"]
-        if record["format"] != FORMAT or digest != _digest(body):
-            return None
-        fresh = (
+        body = read(question.file(workspace))
+        fresh = body is not None and (
             body["question"] == _plain(question.values(workspace))
             and body["installed"] == installed()
             and body["environment"] == _environment(body["environment"])
@@ -110,9 +107,19 @@ def recall(question: Question, workspace: Workspace) -> PlanSummary | None:
             and _hold(body["folders"])
             and all(_stat(path) == state for path, state in body["pixels"].items())
         )
-        return _plan(body["plan"]) if fresh else None
-    # A file that is absent, truncated or written by something else is no answer.
+        return plan_of(body) if body is not None and fresh else None
+    # What was written by something else is no answer.
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def read(file: Path) -> dict[str, Any] | None:
+    """What a file says: question, key and plan; None if it is absent, damaged or of another format."""
+    try:
+        record = json.loads(file.read_bytes())
+        body = record["body"]
+        return body if record["format"] == FORMAT and record["digest"] == _digest(body) else None
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
@@ -172,6 +179,8 @@ def _keep_inputs(reads: Reads, jobs: Sequence[Job], workspace: Workspace) -> Non
     datasets = _below(*{job.cell.dataset.folder(workspace.data) for job in jobs})
 
     def is_input(path: str) -> bool:
+        if os.path.isdir(path):  # opened to flush what was written in it
+            return False
         record = path.endswith((f"{os.sep}meta.json", "-skipped.json"))
         return record if path.startswith(cache) else not path.startswith(runs)
 
@@ -246,7 +255,13 @@ def _environment(names: Iterable[str]) -> dict[str, str | None]:
     return {name: os.environ.get(name) for name in names}
 
 
-def _plan(values: dict[str, Any]) -> PlanSummary:
+def plan_of(body: dict[str, Any]) -> PlanSummary:
+    """The plan in what `read` returns.
+
+    Raises:
+        KeyError, TypeError: another version wrote it.
+    """
+    values = body["plan"]
     texts = {name: tuple(values[name]) for name in ("stages", "remarks", "notices")}
     return PlanSummary(values["name"], tuple(PlannedRun(**run) for run in values["runs"]), **texts)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -65,6 +66,17 @@ def test_nothing_heavy_is_imported(finished, name):
     out, modules = watched(finished, *(grid if word == "GRID" else word for word in argv))
     assert text in out
     assert not modules.intersection(HEAVY)
+
+
+@pytest.mark.parametrize("verb", ["tables", "plots", "status"])
+def test_a_copied_store_answers_without_data_and_without_heavy_packages(finished, tmp_path, verb):
+    copy = CommandLine(tmp_path)
+    shutil.copytree(finished.runs, copy.runs)
+    shutil.copyfile(finished.folder / "grid.toml", tmp_path / "grid.toml")
+    out, modules = watched(copy, verb, "--grid", "grid.toml")
+    assert {"tables": "linear_probe", "plots": "mAP-vs-ratio.png", "status": "2 done"}[verb] in out
+    assert not modules.intersection(HEAVY)
+    assert not copy.data.exists()
 
 
 def test_figures_are_drawn_again_only_when_results_change(finished):
