@@ -71,8 +71,7 @@ def atomic_writer(path: Path | str) -> Iterator[BinaryIO]:
     except BaseException as error:
         with suppress(FileNotFoundError):
             os.unlink(temporary)
-        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
-            error.filename = str(path)
+        _name(error, path)
         raise
     fsync_directory(path.parent)
 
@@ -91,12 +90,14 @@ def atomic_write_bytes(path: Path | str, data: bytes) -> None:
         file.write(data)
 
 
-def create_bytes(path: Path, data: bytes) -> bool:
+def create_bytes(path: Path, data: bytes, *, whole: bool = False) -> bool:
     """Create a file with its content unless it exists: of several processes exactly one succeeds.
 
     Args:
         path: file to create; its directory must exist.
         data: its content.
+        whole: what a file system without hard links cannot do: False gives up that the file appears together
+            with its content, True that exactly one of several processes succeeds.
 
     Returns:
         Whether this call created it.
@@ -118,12 +119,25 @@ def create_bytes(path: Path, data: bytes) -> bool:
                 if os.fstat(file.fileno()).st_nlink != 2:
                     return False
             except OSError:
-                return _create_without_links(path, data)
+                if not whole:
+                    return _create_without_links(path, data)
+                if path.exists():
+                    return False
+                os.replace(temporary, path)
+    except OSError as error:
+        _name(error, path)
+        raise
     finally:
         with suppress(FileNotFoundError):
             os.unlink(temporary)
     fsync_directory(path.parent)
     return True
+
+
+def _name(error: BaseException, path: Path) -> None:
+    """Have an error of the system name the file that was to be written, where it names none."""
+    if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+        error.filename = str(path)
 
 
 def _create_without_links(path: Path, data: bytes) -> bool:

@@ -9,16 +9,22 @@ takers fails. No lock of the file system is used.
 The holder touches its file every sixth of the lease's time to live. A lease is free when its
 holder released it, when its holder's process is gone (seen at once on the same machine), or when it
 was not touched for its time to live (by the clock of the file system, not of this machine).
+
+A holder that was stopped for longer (Ctrl-Z, `scontrol suspend`, a frozen network disk) is a holder no more,
+and does not know it. It finds out by `Lease.held`, which costs nothing while the heartbeat runs; and what it
+writes carries its generation, or is only created, so that it never replaces what a later holder has written.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import secrets
 import socket
 import threading
+import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -26,10 +32,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from results.errors import LeaseLostError
+from results.errors import LeaseLostError, StoreError
 from results.files import TEMPORARY_SUFFIX, atomic_write_json, canonical_json, create_bytes
 
 DEFAULT_TTL = 60.0  # seconds
+LEASE_SECONDS = "SSMLL_LEASE_SECONDS"
+"""Environment variable: seconds without a sign of life after which another process may take a run over."""
 _NAME = re.compile(r"lease\.(\d{6})$")
 
 
@@ -87,6 +95,10 @@ class MemberLease:
     directory: Path
     generation: int
 
+    def held(self) -> bool:
+        """Whether rank 0 may still hold the run; it finds out itself, and the step's agreement tells."""
+        return True
+
     def require(self) -> None:
         """Raise `LeaseLostError` if another process has taken the run over."""
         latest = read_latest(self.directory)
@@ -94,6 +106,22 @@ class MemberLease:
             raise LeaseLostError(
                 f"{self.directory}: lease {self.generation} was taken over; nothing was written"
             )
+
+
+def seconds_to_live() -> float:
+    """Time to live of the leases that this process takes.
+
+    Raises:
+        StoreError: the environment variable is no number of seconds.
+    """
+    text = os.environ.get(LEASE_SECONDS, "")
+    try:
+        seconds = float(text) if text else DEFAULT_TTL
+    except ValueError:
+        seconds = math.nan
+    if not 1.0 <= seconds < math.inf:
+        raise StoreError(f"{LEASE_SECONDS}={text!r}: it must be a number of seconds, at least 1")
+    return seconds
 
 
 def read_latest(directory: Path) -> LeaseRecord | None:
@@ -202,6 +230,7 @@ class Lease:
         self.ttl: float = content["ttl"]
         self._content = content
         self._path = _path(directory, self.generation)
+        self._confirmed = _uptime()
         self._over = threading.Event()  # released or lost
         self._thread = threading.Thread(
             target=self._beat, name=f"lease-heartbeat-{directory.name}", daemon=True
@@ -222,6 +251,21 @@ class Lease:
             and not record.released
             and not _path(self.directory, self.generation + 1).exists()
         )
+
+    def held(self) -> bool:
+        """Whether this process still holds the run; looks at the disk only where the heartbeat is late.
+
+        For questions asked at every step: the heartbeat confirms the lease every sixth of its time to live.
+        A process that was stopped and goes on finds the last confirmation old, and looks.
+        """
+        if self._over.is_set():
+            return False
+        if _uptime() - self._confirmed < self.ttl / 2:
+            return True
+        # A hiccup of a network disk is no loss: what is written while it lasts fails by itself.
+        with suppress(OSError):
+            self._confirm()
+        return not self._over.is_set()
 
     def require(self) -> None:
         """Raise `LeaseLostError` unless this process still holds the run."""
@@ -257,10 +301,22 @@ class Lease:
         while not self._over.wait(self.ttl / 6):
             # A hiccup of a network disk is no reason to stop: five beats may be missed.
             with suppress(OSError):
-                if not self.still_mine():
-                    self._over.set()
-                    return
-                os.utime(self._path)
+                self._confirm()
+            if self._over.is_set():
+                return
+
+    def _confirm(self) -> None:
+        """Touch the lease if it is still this process's; otherwise it is over."""
+        if self.still_mine():
+            os.utime(self._path)
+            self._confirmed = _uptime()
+        else:
+            self._over.set()
+
+
+def _uptime() -> float:
+    """Seconds by a clock that goes on while the machine sleeps, where there is one."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 def _path(directory: Path, generation: int) -> Path:

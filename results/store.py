@@ -15,6 +15,7 @@ alone, so a store can be copied, read on a laptop and shared between nodes.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import re
@@ -25,11 +26,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from results import epochs
-from results.errors import StoreError
+from results.errors import LeaseLostError, StoreError
 from results.files import (
-    atomic_write_bytes,
     atomic_write_json,
-    atomic_writer,
     canonical_json,
     create_bytes,
     folders,
@@ -231,9 +230,11 @@ class RunStore:
         self._require(directory, lease)
         if (directory / "result.json").exists():
             raise StoreError(f"{directory}: result.json exists already and is never rewritten")
-        _write_arrays(directory / "predictions.npz", arrays)
+        self._put_predictions(directory, lease, arrays)
         self._require(directory, lease)
-        atomic_write_bytes(directory / "result.json", text.encode())
+        # Created, never replaced: a process that sleeps here and is overtaken cannot write over a result.
+        if not create_bytes(directory / "result.json", text.encode(), whole=True):
+            raise LeaseLostError(f"{directory}: another process has written the result")
 
     def write_failure(self, directory: Path, lease: Lease | MemberLease, error: dict[str, Any]) -> bool:
         """Record why an attempt failed; the run can be claimed again once the lease is released.
@@ -257,7 +258,7 @@ class RunStore:
             raise StoreError(f"{directory}: an error needs 'type' and 'message', not {set(error)}")
         self._require(directory, lease)
         first = self._failure(directory)
-        if first is not None and first.get("generation") == lease.generation:
+        if first is not None and int(first.get("generation", 0)) >= lease.generation:
             return False
         record = {
             "signature": error_signature(error["type"], error["message"]),
@@ -271,13 +272,17 @@ class RunStore:
         atomic_write_json(directory / "failure.json", record)
         return True
 
-    def append_epoch(self, directory: Path, row: dict[str, Any]) -> None:
+    def append_epoch(self, directory: Path, row: dict[str, Any], generation: int = 0) -> None:
         """Add a finished epoch, see `results.epochs.append`."""
-        epochs.append(directory, row)
+        epochs.append(directory, row, generation)
 
     def truncate_epochs(self, directory: Path, epoch: int) -> None:
         """Forget an epoch and those after it, see `results.epochs.truncate`."""
         epochs.truncate(directory, epoch)
+
+    def settle_epochs(self, directory: Path) -> None:
+        """Tidy the rows of a run whose result is written, see `results.epochs.settle`."""
+        epochs.settle(directory)
 
     # ---------------------------------------------------------------- reading
 
@@ -312,6 +317,14 @@ class RunStore:
             return {name: file[name] for name in file.files}
 
     # ---------------------------------------------------------------- helpers
+
+    def _put_predictions(self, directory: Path, lease: Lease, arrays: dict[str, np.ndarray]) -> None:
+        """Create predictions.npz; one that an overtaken attempt left without a result is removed first."""
+        path = directory / "predictions.npz"
+        data = _array_bytes(path, arrays)
+        while not create_bytes(path, data, whole=True):
+            self._require(directory, lease)
+            path.unlink(missing_ok=True)
 
     def _bytes(self, directory: Path, name: str) -> bytes:
         try:
@@ -366,12 +379,14 @@ def _safe(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._+-]", "_", name).lstrip(".") or "_"
 
 
-def _write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+def _array_bytes(path: Path, arrays: dict[str, np.ndarray]) -> bytes:
+    """The content of a .npz file: the same arrays give the same bytes."""
     import numpy as np
 
     for name, array in arrays.items():
         if np.asarray(array).dtype.hasobject:
             raise StoreError(f"{path}: array '{name}' holds Python objects, which are not stored")
-    with atomic_writer(path) as file:
-        # Sorted names and the fixed dates of savez: the same arrays give the same bytes.
-        np.savez(file, **{name: arrays[name] for name in sorted(arrays)})  # type: ignore[arg-type]
+    buffer = io.BytesIO()
+    # Sorted names and the fixed dates of savez.
+    np.savez(buffer, **{name: arrays[name] for name in sorted(arrays)})  # type: ignore[arg-type]
+    return buffer.getvalue()

@@ -145,7 +145,7 @@ def test_a_run_stopped_in_the_middle_ends_with_the_same_bytes(tmp_path, long, st
 
     def in_the_middle():
         """The run has saved a step inside its second epoch."""
-        return list((rough.runs / "store").glob("*/csaa/*/checkpoints/00001-*[1-9]"))
+        return list((rough.runs / "store").glob("*/csaa/*/checkpoints/00001-*[1-9].*"))
 
     wait_for(in_the_middle, process)
     if stop == signal.SIGKILL:

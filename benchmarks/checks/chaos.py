@@ -1,11 +1,11 @@
 """Kills a grid's processes at random moments and checks whether anything was lost.
 
-    python -m benchmarks.checks.chaos --kills 100 --json
+    python -m benchmarks.checks.chaos --kills 100 --stops 20 --json
 
 A small grid is run undisturbed, and then by two launchers that compete for the same store, while every
-few seconds a launcher, all processes of a worker, or one of them is killed (SIGKILL). Launchers that have
-ended are started again. When every run is finished and kills are left, a new store is filled. Counted
-at the end of each store:
+few seconds a launcher, all processes of a worker, or one of them is killed (SIGKILL), or stopped for longer
+than its lease and then woken up (SIGSTOP, SIGCONT). Launchers that have ended are started again. When every
+run is finished and kills or stops are left, a new store is filled. Counted at the end of each store:
 
 * lost: results that were seen and are gone or changed, and runs that are not finished;
 * torn: results that cannot be read, or whose predictions are not those they were written with;
@@ -36,9 +36,12 @@ import psutil
 
 from benchmarks.checks.small_grid import command, write_grid, write_scenes
 from results.errors import StoreError
+from results.lease import LEASE_SECONDS
 from results.store import RunStore
 
 LAUNCHERS = 2
+LEASE = 6.0
+"""Time to live of the leases, seconds; stops take half of it to twice as long."""
 KINDS = ("launcher", "worker", "process")
 METHODS = ("linear_probe", "supervised", "fixmatch", "csaa")
 
@@ -49,6 +52,7 @@ class Seen:
 
     Attributes:
         kills: kills by kind of victim.
+        stops: stops by kind of victim.
         runs: finished runs that were checked.
         stores: stores that were filled.
         lost: see the module.
@@ -59,6 +63,7 @@ class Seen:
     """
 
     kills: Counter[str] = field(default_factory=Counter)
+    stops: Counter[str] = field(default_factory=Counter)
     runs: int = 0
     stores: int = 0
     lost: int = 0
@@ -100,7 +105,7 @@ class Chaos:
         folder: where everything goes.
         processes: processes that train each run together.
         seeds: seeds of the grid: four runs each.
-        pace: mean seconds between kills.
+        pace: mean seconds between kills and stops.
         draw: random numbers for victims and moments.
     """
 
@@ -109,7 +114,7 @@ class Chaos:
         self.grid = write_grid(folder / "chaos.toml", write_scenes(folder), seeds, METHODS)
         self.seen = Seen()
         # Two launchers at once: with more threads they would fight for the cores.
-        self.environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        self.environment = {**os.environ, "OMP_NUM_THREADS": "1", LEASE_SECONDS: str(LEASE)}
         self.expected = self._calm()
 
     def _command(self, runs: Path) -> list[str]:
@@ -124,11 +129,13 @@ class Chaos:
             found[str(place.relative_to(runs))] = (place / "predictions.npz").read_bytes()
         return found
 
-    def disturb(self, kills: int) -> None:
-        """Run the grid in a new store with at most this many kills, and check the store."""
+    def disturb(self, kills: int, stops: int) -> None:
+        """Run the grid in a new store with at most this many kills and stops, and check the store."""
         witness = Witness(self.folder / f"rough-{self.seen.stores}")
         launchers: list[subprocess.Popen[bytes]] = []
-        left, next_kill = kills, time.monotonic() + self._pause()
+        left = Counter({"kill": kills, "stop": stops})
+        moment = time.monotonic() + self._pause()
+        asleep: list[tuple[float, list[psutil.Process]]] = []
         with open(self.folder / "launchers.log", "ab") as log:
             while True:
                 witness.look()
@@ -145,36 +152,37 @@ class Chaos:
                             env=self.environment,
                         )
                     )
-                if left and launchers and time.monotonic() >= next_kill:
-                    left -= self._kill(launchers)
-                    next_kill = time.monotonic() + self._pause()
+                if left.total() and launchers and time.monotonic() >= moment:
+                    what = self.draw.choices(list(left), list(left.values()))[0]
+                    kind, victims = self._victims(launchers)
+                    if what == "kill" and _send(victims, signal.SIGKILL):
+                        self.seen.kills[kind] += 1
+                        left[what] -= 1
+                    elif what == "stop" and _send(victims, signal.SIGSTOP):
+                        asleep.append((time.monotonic() + self.draw.uniform(0.5, 2) * LEASE, victims))
+                        self.seen.stops[kind] += 1
+                        left[what] -= 1
+                    moment = time.monotonic() + self._pause()
+                asleep = _wake(asleep)
                 time.sleep(0.1)
         self.check(witness)
 
     def _pause(self) -> float:
         return self.draw.expovariate(1 / self.pace)
 
-    def _kill(self, launchers: list[subprocess.Popen[bytes]]) -> int:
-        """Kill something; the number of kills, 0 when there was nothing to kill."""
+    def _victims(self, launchers: list[subprocess.Popen[bytes]]) -> tuple[str, list[psutil.Process]]:
+        """What is disturbed next: its kind, and the processes; none where there are none of the kind."""
         kind = self.draw.choice(KINDS)
-        launcher = self.draw.choice(launchers)
-        victims: list[int] = [launcher.pid]
-        if kind != "launcher":
-            try:
-                children = psutil.Process(launcher.pid).children()
-            except psutil.NoSuchProcess:
-                return 0
-            victims = [child.pid for child in children]
-            if kind == "process" and victims:
-                victims = [self.draw.choice(victims)]
-        for pid in victims:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
-        if victims:
-            self.seen.kills[kind] += 1
-        return int(bool(victims))
+        try:
+            launcher = psutil.Process(self.draw.choice(launchers).pid)
+            if kind == "launcher":
+                return kind, [launcher]
+            victims = launcher.children()
+        except psutil.NoSuchProcess:
+            return kind, []
+        if kind == "process" and victims:
+            victims = [self.draw.choice(victims)]
+        return kind, victims
 
     def check(self, witness: Witness) -> None:
         """Compare a store with what the witness has seen of it and with the undisturbed results."""
@@ -204,6 +212,27 @@ class Chaos:
         self.seen.problems.append(f"{kind}: {line}")
 
 
+def _send(victims: list[psutil.Process], number: signal.Signals) -> bool:
+    """Send a signal to processes; whether one of them was there."""
+    reached = False
+    for victim in victims:
+        try:
+            victim.send_signal(number)  # psutil makes sure that the number is still this process's
+            reached = True
+        except psutil.NoSuchProcess:
+            continue
+    return reached
+
+
+def _wake(asleep: list[tuple[float, list[psutil.Process]]]) -> list[tuple[float, list[psutil.Process]]]:
+    """Wake those whose time has come, and return the others."""
+    now = time.monotonic()
+    for when, victims in asleep:
+        if when <= now:
+            _send(victims, signal.SIGCONT)
+    return [entry for entry in asleep if entry[0] > now]
+
+
 def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
@@ -220,6 +249,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.checks.chaos", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--kills", type=int, default=20, metavar="N", help="kills (default 20)")
+    parser.add_argument("--stops", type=int, default=0, metavar="N", help="stops (default 0)")
     parser.add_argument(
         "--processes",
         type=int,
@@ -231,7 +261,11 @@ def main() -> int:
         "--seeds", type=int, default=4, metavar="N", help="seeds of the grid, four runs each (default 4)"
     )
     parser.add_argument(
-        "--pace", type=float, default=6.0, metavar="S", help="mean seconds between kills (default 6)"
+        "--pace",
+        type=float,
+        default=6.0,
+        metavar="S",
+        help="mean seconds between kills and stops (default 6)",
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of victims and moments")
     parser.add_argument("--json", action="store_true", help="print one JSON line")
@@ -241,19 +275,22 @@ def main() -> int:
         chaos = Chaos(Path(folder), args.processes, args.seeds, args.pace, random.Random(args.seed))
         seen = chaos.seen
         while True:
-            chaos.disturb(args.kills - seen.kills.total())
+            chaos.disturb(args.kills - seen.kills.total(), args.stops - seen.stops.total())
             print(
-                f"store {seen.stores}: {seen.kills.total()} kills, {seen.runs} runs checked, "
+                f"store {seen.stores}: {seen.kills.total()} kills, {seen.stops.total()} stops, "
+                f"{seen.runs} runs checked, "
                 f"{len(seen.problems)} problems",
                 file=sys.stderr,
                 flush=True,
             )
-            if seen.kills.total() >= args.kills or seen.problems:
+            done = seen.kills.total() >= args.kills and seen.stops.total() >= args.stops
+            if done or seen.problems:
                 break
     for line in seen.problems:
         print(line, file=sys.stderr)
     report = {
         "kills": seen.kills.total(),
+        "stops": seen.stops.total(),
         "lost": seen.lost,
         "torn": seen.torn,
         "differing": seen.differing,
@@ -261,6 +298,7 @@ def main() -> int:
         "runs": seen.runs,
         "stores": seen.stores,
         "by": dict(sorted(seen.kills.items())),
+        "stops_by": dict(sorted(seen.stops.items())),
         "processes": args.processes,
         "seconds": round(time.monotonic() - started),
     }

@@ -14,7 +14,7 @@ from benchmarks.training.strategy import Strategy
 from benchmarks.training.watch import START_SECONDS
 from benchmarks.workspace import Workspace
 from results.errors import LeaseLostError
-from results.lease import MemberLease
+from results.lease import MemberLease, seconds_to_live
 from results.store import Lease
 from slurm.protocol import EXIT_BROKEN, EXIT_LOST
 
@@ -74,7 +74,7 @@ class Execution:
         """Execute a task unless it is done or another process holds its lease."""
         if task.is_done():
             return "done"
-        lease = self.workspace.store.claim(task.directory, task.claim_record)
+        lease = self.workspace.store.claim(task.directory, task.claim_record, ttl=seconds_to_live())
         if lease is None:
             return "busy"
         with lease:
@@ -91,14 +91,26 @@ class Execution:
                 task.compute(lease)
         except Exception as error:
             in_group = self.group.world > 1 and task.together
+            if isinstance(error, LeaseLostError):
+                return self._given_up(task, in_group)
             if in_group and lost_peer(error):  # the run is not at fault: it is continued later
                 self.options.report(f"a process of the group is gone: {task.title}")
                 raise GroupBroken(EXIT_LOST) from None
-            self._record(task, lease, error)
+            recorded = self._record(task, lease, error)
+            if not recorded:
+                return self._given_up(task, in_group)
             if in_group:
                 raise GroupBroken(EXIT_BROKEN) from None
             return "failed"
         return "done"
+
+    def _given_up(self, task: Task, in_group: bool) -> str:
+        """Leave a task to the process that has taken it over, as this one has not moved for too long."""
+        if self.group.is_main:
+            self.options.report(f"given up, another process took it over: {task.title}")
+        if in_group:  # the ranks may be at different places
+            raise GroupBroken(EXIT_LOST) from None
+        return "busy"
 
     def _watching(self, task: Task, lease: Lease | MemberLease) -> AbstractContextManager[None]:
         """Watch the group for hanging; what rank 0 does alone is short and not watched."""
@@ -114,8 +126,12 @@ class Execution:
         limit = self.options.hang_seconds
         return self.group.watch.watching(task.directory, lease.generation, limit, hung, start=START_SECONDS)
 
-    def _record(self, task: Task, lease: Lease | MemberLease, error: Exception) -> None:
-        """Write the cause of a failure, unless it is recorded already, and report it."""
+    def _record(self, task: Task, lease: Lease | MemberLease, error: Exception) -> bool:
+        """Write the cause of a failure, unless it is recorded already, and report it.
+
+        Returns:
+            Whether the failure is this attempt's: not if another process has taken the task over.
+        """
         known = self.group.world == 1 or isinstance(error, Hung)
         rank = "" if known else f"rank {self.group.rank}: "
         line = f"{rank}{type(error).__name__}: {error}"
@@ -124,6 +140,7 @@ class Execution:
             if self.workspace.store.write_failure(task.directory, lease, record):
                 self.options.report(f"failed: {task.title}: {line}")
         except LeaseLostError:
-            self.options.report(f"given up, another process took it over: {task.title}: {line}")
+            return False
         except OSError as full:  # no room for the record either: the run counts as dead
             self.options.report(f"failed: {task.title}: {line}; it cannot be recorded: {full}")
+        return True

@@ -110,17 +110,26 @@ class Task(ABC):
         """
 
     def _trainer(
-        self, stage: Stage | None, on_epoch: Callable[[dict[str, Any]], None] = lambda row: None
+        self,
+        lease: Lease | MemberLease,
+        stage: Stage | None,
+        on_epoch: Callable[[dict[str, Any]], None] = lambda row: None,
     ) -> tuple[Trainer, ProgressFile]:
         """A trainer that continues from the newest checkpoint in the task's directory."""
-        progress = ProgressFile(self.directory, self.title, schedule_of(self.job, stage).epochs)
+        epochs = schedule_of(self.job, stage).epochs
+        progress = ProgressFile(self.directory, self.title, epochs, lease.generation, lease.held)
         stop = self.options.should_stop
-        main = TrainingHost(on_epoch, on_step=progress, should_stop=stop)
+        main = TrainingHost(on_epoch, on_step=progress, should_stop=stop, is_lost=lambda: not lease.held())
         trainer = build_trainer(
             self.job,
             stage,
             self.strategy,
-            checkpoints=Checkpoints(self.directory / "checkpoints", self.options.checkpoint_seconds),
+            checkpoints=Checkpoints(
+                self.directory / "checkpoints",
+                self.options.checkpoint_seconds,
+                lease.generation,
+                lease.require,
+            ),
             workspace=self.workspace,
             host=main if self.group.is_main else TrainingHost(should_stop=stop),
         )
@@ -147,12 +156,14 @@ class RunTask(Task):
         if self.job.cell.kind == "fit":
             self._write(lease, self._fit(), memory)  # on rank 0, as `together` says
             return
-        trainer, progress = self._trainer(None, self._on_epoch)
+        trainer, progress = self._trainer(lease, None, lambda row: self._on_epoch(lease, row))
         if self.group.is_main:
+            lease.require()
             self.workspace.store.truncate_epochs(self.directory, trainer.epoch + 1)
         outcome = trainer.fit()
         if self.group.is_main:
             self._write(lease, self._trained(trainer, outcome), memory)
+            self.workspace.store.settle_epochs(self.directory)
             trainer.checkpoints.clear()
             progress.clear()
 
@@ -179,8 +190,9 @@ class RunTask(Task):
             outcome.images_seen,
         )
 
-    def _on_epoch(self, row: dict[str, Any]) -> None:
-        self.workspace.store.append_epoch(self.directory, row)
+    def _on_epoch(self, lease: Lease | MemberLease, row: dict[str, Any]) -> None:
+        lease.require()
+        self.workspace.store.append_epoch(self.directory, row, lease.generation)
         quality, score = row["pseudo_labels"], row["mAP_ema"]
         self.options.report(
             f"{self.title} epoch {row['epoch']}"
@@ -241,10 +253,11 @@ class StageTask(Task):
         """Compute features or a warm-up; rank 0 writes them."""
         started = time.monotonic()
         if self.stage.kind == "features":
-            self._compute_features()
+            self._compute_features(lease)
         else:
-            self._train_warmup()
+            self._train_warmup(lease)
         if self.group.is_main:
+            lease.require()
             atomic_write_json(
                 self.directory / "stage.json",
                 {
@@ -256,7 +269,7 @@ class StageTask(Task):
             )
             self.options.report(f"done: {self.title}")
 
-    def _compute_features(self) -> None:
+    def _compute_features(self, lease: Lease | MemberLease) -> None:
         prepared = self.job.prepared
         backbone = build_backbone(self.job).to(self.device, self.strategy.dtype).eval()
         scorer = Scorer(prepared, self.strategy, self.job.cell.recipe.eval_batch, 0)
@@ -264,16 +277,18 @@ class StageTask(Task):
             everything = torch.arange(len(getattr(prepared, split)))
             found = scorer.scores(backbone.features, split, everything, "test", 0)
             if self.group.is_main:
+                lease.require()
                 _save_array(self.directory / f"{split}.npy", found.float().numpy())
 
-    def _train_warmup(self) -> None:
-        trainer, progress = self._trainer(self.stage)
+    def _train_warmup(self, lease: Lease | MemberLease) -> None:
+        trainer, progress = self._trainer(lease, self.stage)
         trainer.fit()
         if not self.group.is_main:
             return
         for weights, module in (("model", trainer.method), ("ema", trainer.ema.module)):
             state = {name: value.contiguous().cpu() for name, value in module.training_state().items()}
             data = safetensors.torch.save(state)
+            lease.require()
             atomic_write_bytes(self.directory / f"{weights}.safetensors", data)
         trainer.checkpoints.clear()
         progress.clear()

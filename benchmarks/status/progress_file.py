@@ -8,6 +8,7 @@
         left         estimated seconds to the end; null until two steps were timed
         time         when this was written, seconds since the epoch
         host, pid    of the process that trains
+        generation   of its lease
         job, log     SLURM's number and the file that takes its output, where there are some
 
 Nothing depends on the file: a training continues when it cannot be written.
@@ -19,6 +20,7 @@ import json
 import os
 import socket
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -43,16 +45,27 @@ class ProgressFile:
         directory: of the run or stage; it exists.
         title: names it for people.
         epochs: epochs of the training.
+        generation: of this process's lease.
+        held: whether it still has the lease; without it nothing is written or removed.
         every: seconds between two writes inside an epoch.
     """
 
-    def __init__(self, directory: Path, title: str, epochs: int, every: float = EVERY) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        title: str,
+        epochs: int,
+        generation: int = 0,
+        held: Callable[[], bool] = lambda: True,
+        every: float = EVERY,
+    ) -> None:
         self.path = directory / NAME
-        self.epochs, self.every = epochs, every
+        self.epochs, self.every, self.held = epochs, every, held
         self._fixed = {
             "format": FORMAT,
             "title": title,
             "epochs": epochs,
+            "generation": generation,
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "job": job_number(),
@@ -96,7 +109,8 @@ class ProgressFile:
     def clear(self) -> None:
         """Remove the file: the training is over."""
         with suppress(OSError):
-            self.path.unlink(missing_ok=True)
+            if self.held():
+                self.path.unlink(missing_ok=True)
 
     def _learn(self, epoch: int, step: int, took: float) -> None:
         if self._first is None:  # loading, compiling and the first look at the pool are in it
@@ -118,6 +132,8 @@ class ProgressFile:
         return each * (steps * turns - step) + turn * turns
 
     def _write(self, values: dict[str, Any]) -> None:
+        if not self.held():
+            return
         # Not flushed to the disk, as the store's files are: it costs time, and a lost one is no
         # harm. The name is one that a new attempt sweeps away.
         temporary = self.path.with_name(f".{NAME}.{os.getpid()}{TEMPORARY_SUFFIX}")

@@ -1,6 +1,6 @@
 """Checkpoints of a running training: folders that appear whole, with nothing executable in them.
 
-    00003-0000120/            epoch and step
+    00003-0000120.000002/     epoch and step, and the generation of the lease under which it was written
         model.safetensors     one file for each entry of the state that is a table of tensors
         ema.safetensors
         state.pt              the rest, as a weights-only archive
@@ -8,7 +8,11 @@
 
 A folder is filled under another name, every file is flushed to the disk, and then it is renamed: a
 process killed at any instant leaves a whole checkpoint or none. The last two are kept; one that was
-damaged afterwards is passed over with a warning and the one before it is used.
+damaged afterwards is passed over with a warning and the one before it is used. Folders without a
+generation are of earlier versions.
+
+A process writes under its own generation, and removes what this and earlier ones left. One that was stopped
+and goes on after another has taken the training over thus cannot touch what that one has written.
 
 The processes of a group save together: they first make sure that their weights are equal.
 """
@@ -23,8 +27,10 @@ import re
 import shutil
 import time
 import zlib
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
@@ -37,7 +43,21 @@ from results.files import fsync_directory
 log = logging.getLogger(__name__)
 KEEP = 2
 SEAL = "COMPLETE.json"
-_NAME = re.compile(r"\d{5}-\d{7}$")
+_NAME = re.compile(r"\.?(\d{5})-(\d{7})(?:\.(\d{6}))?$")
+
+
+class Place(NamedTuple):
+    """A checkpoint.
+
+    Attributes:
+        generation: of the lease under which it was written; 0 for earlier versions.
+        epoch: the epoch, from 0.
+        step: steps of it that are done.
+    """
+
+    generation: int
+    epoch: int
+    step: int
 
 
 class Checkpoints:
@@ -50,10 +70,19 @@ class Checkpoints:
         directory: where they lie; made on the first save.
         every: seconds between checkpoints inside an epoch; 0 saves after every step. The moment
             of a checkpoint never changes a number.
+        generation: of this process's lease.
+        require: called before a checkpoint is begun and before it counts; raises if the lease is lost.
     """
 
-    def __init__(self, directory: Path, every: float) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        every: float,
+        generation: int = 0,
+        require: Callable[[], None] = lambda: None,
+    ) -> None:
         self.directory, self.every = directory, every
+        self.generation, self.require = generation, require
         self._last = time.monotonic()
 
     def due(self) -> bool:
@@ -98,8 +127,9 @@ class Checkpoints:
 
     def stage(self, epoch: int, step: int) -> None:
         """Begin a checkpoint: an empty folder under a name that `load` does not look at."""
+        self.require()
         self.directory.mkdir(parents=True, exist_ok=True)
-        for left_over in self.directory.glob(".*"):  # of a process that was killed
+        for left_over in self._own(hidden=True):  # of a process that was killed
             shutil.rmtree(left_over, ignore_errors=True)
         self._staging(epoch, step).mkdir()
 
@@ -135,30 +165,30 @@ class Checkpoints:
         _write(folder / SEAL, json.dumps({"files": files}, indent=1).encode())
         fsync_directory(folder)
         final = self.directory / folder.name[1:]
+        self.require()
         if final.exists():  # the step that this process continued from, saved again
             shutil.rmtree(final)
         os.rename(folder, final)
         fsync_directory(self.directory)
-        for old in self._folders()[:-KEEP]:
+        for old in self._own()[:-KEEP]:
             shutil.rmtree(old, ignore_errors=True)
         self._last = time.monotonic()
 
-    def newest(self) -> tuple[int, int] | None:
-        """Epoch and step of the newest sound checkpoint, or None."""
+    def newest(self) -> Place | None:
+        """The newest sound checkpoint of the newest generation that has one, or None."""
         for folder in reversed(self._folders()):
             damage = _damage(folder)
             if not damage:
-                epoch, step = folder.name.split("-")
-                return int(epoch), int(step)
+                return _place(folder)
             log.warning("checkpoint %s is damaged (%s); trying the one before", folder, damage)
         return None
 
-    def load(self, epoch: int, step: int, map_location: Any = "cpu") -> dict[str, Any]:
+    def load(self, place: Place, map_location: Any = "cpu") -> dict[str, Any]:
         """The state that was saved. Nothing in a file is executed.
 
         Files of several processes come back under their own names, such as "optimizer.0-of-2".
         """
-        folder = self.directory / f"{epoch:05d}-{step:07d}"
+        folder = self.directory / _folder_name(place)
         state: dict[str, Any] = {}
         for path in sorted(folder.iterdir()):
             if path.suffix == ".safetensors":
@@ -169,16 +199,36 @@ class Checkpoints:
         return state
 
     def clear(self) -> None:
-        """Remove every checkpoint, once the result is written."""
-        shutil.rmtree(self.directory, ignore_errors=True)
+        """Remove every checkpoint of this and of earlier generations, once the result is written."""
+        for folder in (*self._own(), *self._own(hidden=True)):
+            shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):  # absent, or a later generation's checkpoints are in it
+            self.directory.rmdir()
 
     def _staging(self, epoch: int, step: int) -> Path:
-        return self.directory / f".{epoch:05d}-{step:07d}"
+        return self.directory / f".{_folder_name(Place(self.generation, epoch, step))}"
 
-    def _folders(self) -> list[Path]:
+    def _own(self, *, hidden: bool = False) -> list[Path]:
+        """Folders that this process may remove, the oldest first."""
+        return [path for path in self._folders(hidden=hidden) if _place(path).generation <= self.generation]
+
+    def _folders(self, *, hidden: bool = False) -> list[Path]:
+        """Sealed checkpoints, or (hidden) those that were begun; the newest of the newest generation last."""
         if not self.directory.is_dir():
             return []
-        return sorted(path for path in self.directory.iterdir() if _NAME.match(path.name))
+        found = [path for path in self.directory.iterdir() if _NAME.match(path.name)]
+        return sorted((path for path in found if path.name.startswith(".") == hidden), key=_place)
+
+
+def _place(folder: Path) -> Place:
+    match = _NAME.match(folder.name)
+    assert match is not None  # by `Checkpoints._folders`
+    return Place(int(match[3] or 0), int(match[1]), int(match[2]))
+
+
+def _folder_name(place: Place) -> str:
+    name = f"{place.epoch:05d}-{place.step:07d}"
+    return f"{name}.{place.generation:06d}" if place.generation else name
 
 
 def check_agreement(state: dict[str, Any], epoch: int, step: int, group: Group) -> None:

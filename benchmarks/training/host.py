@@ -16,8 +16,11 @@ class TrainingHost:
         on_step: called with epoch (from 0), step, steps of an epoch and training time in seconds before the
             first step, after every step and after every epoch; it must take no time.
         should_stop: asked after every step; True makes the loop save and raise `Interrupted`.
+        is_lost: asked after every step on the main process; True means that another process has taken the
+            training over: the loop saves nothing and raises `LeaseLostError`.
     """
 
     on_epoch: Callable[[dict[str, Any]], None] = lambda row: None
     on_step: Callable[[int, int, int, float], None] = lambda epoch, step, steps, seconds: None
     should_stop: Callable[[], bool] = lambda: False
+    is_lost: Callable[[], bool] = lambda: False

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from benchmarks.plan.recipe import Recipe
 from benchmarks.training.batches import Batches, StepIndices
-from benchmarks.training.checkpoint import Checkpoints
+from benchmarks.training.checkpoint import Checkpoints, Place
 from benchmarks.training.collectives import StepStatistics
 from benchmarks.training.ema import Ema
 from benchmarks.training.epoch_losses import EpochLosses
@@ -26,8 +26,9 @@ from benchmarks.training.scoring import Scorer, memory_advice
 from benchmarks.training.selection import Selection
 from benchmarks.training.strategy import Strategy
 from methods.base import StepMethod, at_least_fp32
+from results.errors import LeaseLostError
 
-GO_ON, SAVE, STOP = range(3)
+GO_ON, SAVE, STOP, LOST = range(4)
 """What a process requests after a step. All processes follow the highest request."""
 
 
@@ -130,13 +131,13 @@ class Trainer:
         It may have been written by another number of processes.
         """
         newest = self.checkpoints.newest() if self.group.is_main else None
-        epoch, step = self.group.broadcast(*(newest or (-1, -1)))
+        generation, epoch, step = self.group.broadcast(*(newest or (-1, -1, -1)))
         if epoch < 0:
             return False
         device = self.accelerator.device
         # accelerate's "cpu:0" is no place that torch.load knows.
-        place = device if device.type != "cpu" else "cpu"
-        state = self.checkpoints.load(epoch, step, map_location=place)
+        where = device if device.type != "cpu" else "cpu"
+        state = self.checkpoints.load(Place(generation, epoch, step), map_location=where)
         self.method.load_training_state(state["model"])
         self.ema.load(state["ema"])
         self.strategy.load_optimizer(self.optimizer, state)
@@ -202,6 +203,8 @@ class Trainer:
                 request = self.group.start_max(self._request(self.step < end))
                 if request or self.step == end:  # no request may stay under way
                     request = max(request, self.group.finish_max())
+                if request == LOST:
+                    raise LeaseLostError(f"{self.checkpoints.directory.parent}: another process has it now")
                 if request == STOP or (request == SAVE and self.step < end):  # an epoch ends with a save
                     self.seconds += time.monotonic() - started
                     started = time.monotonic()
@@ -212,7 +215,9 @@ class Trainer:
         self.losses.read()
 
     def _request(self, inside: bool) -> int:
-        """What this process requests after a step: go on, save (inside an epoch), or stop."""
+        """What this process requests after a step: go on, save (inside an epoch), stop, or give up."""
+        if self.host.is_lost():
+            return LOST
         if self.host.should_stop():
             return STOP
         return SAVE if inside and self.checkpoints.due() else GO_ON

@@ -36,6 +36,17 @@ def test_nothing_is_lost_when_processes_are_killed_at_random(processes):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_nothing_is_lost_when_processes_sleep_for_longer_than_their_leases(processes):
+    words = ("--kills", "2", "--stops", "4", "--seeds", "1", "--processes", processes, "--seed", "12")
+    done = chaos(*words)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert (report["kills"], report["stops"]) == (2, 4)
+    assert report["lost"] == report["torn"] == report["differing"] == report["failed"] == 0
+
+
+@pytest.mark.slow
 def test_what_chaos_looks_for_is_found(tmp_path):
     """Results that are gone, changed, torn or of other numbers are each reported."""
     import random
@@ -43,7 +54,7 @@ def test_what_chaos_looks_for_is_found(tmp_path):
     from benchmarks.checks.chaos import Chaos, Witness
 
     made = Chaos(tmp_path, processes=1, seeds=1, pace=1e9, draw=random.Random(0))
-    made.disturb(0)
+    made.disturb(0, 0)
     assert not made.seen.problems
     witness = Witness(tmp_path / "rough-0")
     witness.look()

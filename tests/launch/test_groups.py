@@ -204,7 +204,7 @@ def calm(tmp_path_factory, voc_root):
 def in_the_middle(runs: Path):
     """The run has saved a step inside its second epoch."""
     return lambda: (
-        list((runs / "store").glob("*/csaa/*/checkpoints/00001-*[1-9]")) and len(ranks_of(runs)) == 2
+        list((runs / "store").glob("*/csaa/*/checkpoints/00001-*[1-9].*")) and len(ranks_of(runs)) == 2
     )
 
 

@@ -171,7 +171,7 @@ def test_epochs_append_truncate_and_torn_tail(store: RunStore, run: Path) -> Non
         assert [row["epoch"] for row in store.epochs(run)] == [1, 2, 3]
         store.append_epoch(run, {"epoch": 4})
         assert [row["epoch"] for row in store.epochs(run)] == [1, 2, 3, 4]
-        assert path.read_bytes() == whole + b'{"epoch":4,"format":2}\n'
+        assert path.read_bytes() == whole + b'{"epoch": 4, "l\n{"epoch":4,"format":2}\n'
         store.truncate_epochs(run, 3)
         assert [row["epoch"] for row in store.epochs(run)] == [1, 2]
         with pytest.raises(StoreError, match="integer 'epoch'"):
@@ -180,9 +180,23 @@ def test_epochs_append_truncate_and_torn_tail(store: RunStore, run: Path) -> Non
             store.append_epoch(run, {"epoch": 0})
         with pytest.raises(ValueError, match="lr is NaN"):
             store.append_epoch(run, {"epoch": 2, "lr": float("nan")})
-        path.write_bytes(b'{"epoch": 0}\n{"ep\n{"epoch": 2}\n')
+        path.write_bytes(b'{"epoch": 0}\n{"ep"}\n{"epoch": 2}\n')
         with pytest.raises(StoreError, match="line 2 is damaged"):
             store.epochs(run)
+
+
+def test_epochs_of_a_process_that_was_overtaken_do_not_count(store: RunStore, run: Path) -> None:
+    with claim(store, run):
+        for epoch, lr, generation in ((1, 1, 1), (2, 2, 1), (2, 20, 3), (3, 3, 1), (3, 30, 3), (3, 3.5, 1)):
+            store.append_epoch(run, {"epoch": epoch, "lr": lr}, generation)
+        expected = [{"epoch": 1, "lr": 1}, {"epoch": 2, "lr": 20}, {"epoch": 3, "lr": 30}]
+        assert store.epochs(run) == expected
+        store.truncate_epochs(run, 3)
+        store.append_epoch(run, {"epoch": 2, "lr": 2}, 1)  # still none of the newer generation's
+        assert store.epochs(run) == expected[:2]
+        store.settle_epochs(run)
+        assert store.epochs(run) == expected[:2]
+        assert "generation" not in (run / "epochs.jsonl").read_text()
 
 
 def test_epochs_of_an_earlier_version_count_from_1_too_and_a_continued_run_does_not_mix(

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from sklearn.metrics import precision_score, recall_score
 from torch import nn
 
-from benchmarks.training.checkpoint import Checkpoints
+from benchmarks.training.checkpoint import Checkpoints, Place
 from benchmarks.training.ema import Ema
 from benchmarks.training.epoch_losses import EpochLosses
 from benchmarks.training.group import Group
@@ -19,6 +19,7 @@ from benchmarks.training.hidden_labels import HiddenLabels
 from benchmarks.training.strategy import check_statistics
 from methods.base import PseudoLabels, StepMethod
 from methods.errors import UserError
+from results.errors import LeaseLostError
 
 
 def state(step: int) -> dict:
@@ -41,15 +42,15 @@ def test_two_checkpoints_are_kept_and_come_back_as_they_were(tmp_path):
     for step in range(5):
         checkpoints.save(state(step), 0, step)
     assert files_of(tmp_path / "c") == ["00000-0000003", "00000-0000004"]
-    assert checkpoints.newest() == (0, 4)
-    loaded = checkpoints.load(0, 4)
+    assert checkpoints.newest() == Place(0, 0, 4)
+    loaded = checkpoints.load(Place(0, 0, 4))
     assert torch.equal(loaded["model"].pop("tied"), loaded["model"]["a.weight"])
     assert torch.equal(loaded.pop("model")["a.weight"], torch.full((3,), 4.0))
     assert loaded == {key: value for key, value in state(4).items() if key != "model"}
     names = files_of(tmp_path / "c" / "00000-0000004")
     assert names == ["COMPLETE.json", "model.safetensors", "state.pt"]
     checkpoints.save(state(4), 0, 4)  # continued from it and asked to stop at once
-    assert checkpoints.newest() == (0, 4)
+    assert checkpoints.newest() == Place(0, 0, 4)
     checkpoints.clear()
     assert not (tmp_path / "c").exists()
 
@@ -69,9 +70,9 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path, caplog, na
             data[len(data) // 2] ^= 4
         file.write_bytes({"cut": data[:-9], "flipped": data, "empty": b""}[damage])
     with caplog.at_level(logging.WARNING):
-        assert checkpoints.newest() == (7, 1)
+        assert checkpoints.newest() == Place(0, 7, 1)
     assert "00007-0000002 is damaged" in caplog.text
-    assert checkpoints.load(7, 1)["progress"]["step"] == 1
+    assert checkpoints.load(Place(0, 7, 1))["progress"]["step"] == 1
 
 
 def test_a_half_written_checkpoint_does_not_count_and_is_swept_away(tmp_path):
@@ -79,9 +80,53 @@ def test_a_half_written_checkpoint_does_not_count_and_is_swept_away(tmp_path):
     checkpoints.save(state(1), 0, 1)
     checkpoints.stage(0, 2)
     checkpoints.write(state(2), 0, 2)  # killed here: never sealed
-    assert Checkpoints(tmp_path / "c", 0.0).newest() == (0, 1)
+    assert Checkpoints(tmp_path / "c", 0.0).newest() == Place(0, 0, 1)
     checkpoints.save(state(3), 0, 3)
     assert files_of(tmp_path / "c") == ["00000-0000001", "00000-0000003"]
+
+
+def test_a_process_that_was_overtaken_touches_no_checkpoint_of_its_successor(tmp_path):
+    lost = False
+
+    def require():
+        if lost:
+            raise LeaseLostError("taken over")
+
+    sleeper = Checkpoints(tmp_path / "c", 0.0, 1, require)
+    sleeper.save(state(3), 0, 3)
+    sleeper.stage(0, 5)
+    sleeper.write(state(50), 0, 5)  # stopped here
+    holder = Checkpoints(tmp_path / "c", 0.0, 2)
+    assert holder.newest() == Place(1, 0, 3)
+    holder.save(state(4), 0, 4)  # sweeps what the sleeper has begun
+    holder.stage(0, 5)
+    holder.write(state(5), 0, 5)
+    with pytest.raises(FileNotFoundError):
+        sleeper.seal(0, 5)
+    lost = True
+    for act in (lambda: sleeper.stage(0, 6), lambda: sleeper.save(state(60), 0, 6)):
+        with pytest.raises(LeaseLostError):
+            act()
+    lost = False  # it looked just before it was stopped: nothing holds it back but the names
+    sleeper.save(state(90), 0, 9)
+    sleeper.clear()
+    holder.seal(0, 5)
+    assert files_of(tmp_path / "c") == ["00000-0000004.000002", "00000-0000005.000002"]
+    sleeper.save(state(90), 0, 9)
+    assert Checkpoints(tmp_path / "c", 0.0, 3).newest() == Place(2, 0, 5)
+    assert holder.load(Place(2, 0, 5))["progress"]["step"] == 5
+    holder.clear()
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_checkpoint_of_an_earlier_version_is_continued_and_then_removed(tmp_path):
+    Checkpoints(tmp_path / "c", 0.0).save(state(2), 0, 2)
+    assert files_of(tmp_path / "c") == ["00000-0000002"]
+    later = Checkpoints(tmp_path / "c", 0.0, 4)
+    assert later.newest() == Place(0, 0, 2)
+    for step in (3, 4):
+        later.save(state(step), 0, step)
+    assert files_of(tmp_path / "c") == ["00000-0000003.000004", "00000-0000004.000004"]
 
 
 def test_a_checkpoint_executes_nothing(tmp_path):
@@ -92,7 +137,7 @@ def test_a_checkpoint_executes_nothing(tmp_path):
     checkpoints = Checkpoints(tmp_path / "c", 0.0)
     checkpoints.save({"progress": Payload()}, 0, 1)
     with pytest.raises(pickle.UnpicklingError):
-        checkpoints.load(0, 1)
+        checkpoints.load(Place(0, 0, 1))
     assert not (tmp_path / "owned").exists()
 
 
