@@ -1,7 +1,7 @@
 """DualCoOp: a positive and a negative learnt prompt for every class, frozen CLIP.
 
 Source: Sun, Hu, Saenko, "DualCoOp: Fast Adaptation to Multi-Label Recognition with Limited
-Annotations", NeurIPS 2022, github sunxm2357/DualCoOp.
+Annotations", NeurIPS 2022; code read: github sunxm2357/DualCoOp, 49e71d7.
 
 What it does: only the context tokens of two prompts are trained. With s⁺ and s⁻ = 20·cos of every
 location's feature with a class's positive and negative text, and w = softmax of s⁺ over locations,
@@ -12,9 +12,10 @@ weighted.
 What differs from the official code: trained on the labelled share with every label known, where
 the paper has partial labels of all images; no first epoch at a constant rate of 1e-5; the cosine
 schedule steps per optimiser step instead of per epoch; a shared context is read once for all
-classes, which is exact; the focal weight is detached from the graph, as in ASL's code (the official
-loss file was not at hand). As in the official code, and unlike the paper's formula and DualCoOp++,
-the mean token and the positional embedding of the attention pool take part (``locations``).
+classes, which is exact. As in the official code, and unlike the paper's formula and DualCoOp++, the
+mean token and the positional embedding of the attention pool take part (``locations``); at another
+resolution than the pretraining's that embedding is interpolated by plain bicubic, where open_clip's has
+antialiasing; and the focal weight is detached from the graph.
 
 Expected score: none known under this protocol; COCO val2014, CLIP RN101 at 224 pixels trained on
 1 % of the images: 56.3 mAP (Xie et al., "Unlocking the power of co-occurrence in CLIP"). Cost: one
@@ -31,7 +32,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from methods.backbones.clip import VisionLanguageModel, has_attention_pool
+from methods.backbones.clip import VisionLanguageModel
+from methods.backbones.open_clip_models import has_attention_pool
 from methods.backbones.spec import BackboneSpec
 from methods.base import (
     Batch,
@@ -105,6 +107,7 @@ class DualCoOp(StepMethod):
     """Two learnt prompts per class over a frozen CLIP; see the module's docstring."""
 
     name = "dualcoop"
+    version = 2  # plain bicubic positions
     Hyper = DualCoOpHyper
     needs_vlm = True
     uses_unlabelled = False
@@ -142,7 +145,9 @@ class DualCoOp(StepMethod):
         """Positive and negative logits, each (B, K) float32, of images (B, 3, H, W) in [0, 1]."""
         official = self.hyper.locations == "code"
         with torch.no_grad():
-            _, local = self.vlm.dense_features(images, positional_embedding=official, mean_token=official)
+            _, local = self.vlm.dense_features(
+                images, positional_embedding=official, mean_token=official, antialias=False
+            )
         positive, negative = encode_together([self.positive, self.negative])
         return region_logits(local, positive, negative)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from methods.backbones.digests import file_digest
+from methods.backbones.formats import weights_format
 from methods.errors import UserError
 
 __all__ = ["file_digest", "load_weights", "read_state_dict"]
@@ -18,29 +21,57 @@ __all__ = ["file_digest", "load_weights", "read_state_dict"]
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """Read a state dict from a safetensors or torch file, without running any code in it.
 
-    A ``{"state_dict": …}`` or ``{"model": …}`` wrapper and a ``module.`` prefix are removed.
+    Its content says what kind of file it is, whatever its name. A ``{"state_dict": …}`` or ``{"model": …}``
+    wrapper and a ``module.`` prefix are removed.
 
     Raises:
         UserError: the file is absent, cannot be read, or holds something else.
     """
-    if not path.is_file():
-        raise UserError(f"weights file {path} does not exist")
+    kind = weights_format(path)
     try:
-        if path.suffix == ".safetensors":
+        if kind == "safetensors":
             from safetensors.torch import load_file
 
             state: Any = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # safetensors and pickle raise a dozen unrelated types
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"weights file {path} cannot be read: {reason}") from error
+        raise UserError(f"weights file {path} cannot be read: {_reason(path, error)}") from error
     for wrapper in ("state_dict", "model"):
         if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
             state = state[wrapper]
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise UserError(f"weights file {path} does not hold a state dict (names to tensors)")
+        held = f"a {type(state).__name__}"
+        if isinstance(state, Mapping):
+            others = [str(name) for name, value in state.items() if not isinstance(value, Tensor)]
+            held = f"{', '.join(others[:5])}{' …' if len(others) > 5 else ''}"
+        raise UserError(
+            f"weights file {path} does not hold a state dict (names to tensors) but {held}; save the state "
+            "dict alone"
+        )
     return {str(name).removeprefix("module."): value for name, value in state.items()}
+
+
+def _reason(path: Path, error: Exception) -> str:
+    """Why a safetensors file or one of torch.save cannot be read, and what to do; one line.
+
+    PyTorch's own message advises to read the file in a way that runs the code in it.
+    """
+    try:
+        objects = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # a file of the old format, or a damaged one
+        objects = re.findall(r"GLOBAL ([\w.]+)", str(error))
+    if objects:
+        shown = f"{', '.join(objects[:3])}{' …' if len(objects) > 3 else ''}"
+        return (
+            f"it holds Python objects ({shown}) beside tensors, which can run code when they are read; read "
+            "it with the program that wrote it and save the tensors alone: "
+            "torch.save(model.state_dict(), NEW_FILE)"
+        )
+    if isinstance(error, pickle.UnpicklingError):
+        return "it is a pickle, but not one that torch.save wrote whole; save a state dict, or fetch it again"
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return f"it is damaged or cut off ({reason}); fetch it again"
 
 
 def load_weights(

@@ -24,6 +24,7 @@ from benchmarks.plan.user_code import UserCode, code_of
 from benchmarks.progress import silent
 from benchmarks.workspace import Workspace
 from methods.backbones import BackboneSpec
+from methods.backbones.conventions import conventions
 from methods.backbones.load import weights_digest
 from methods.errors import UserError
 from methods.fields import identified
@@ -288,7 +289,7 @@ def jobs(grid: Grid, prepared: dict[tuple[DatasetSpec, int], Prepared]) -> list[
     for cell in grid.cells:
         if cell.backbone not in backbones:
             backbones[cell.backbone] = {
-                **_without_path(cell.backbone),
+                **_as_built(cell.backbone),
                 "weights_sha256": weights_digest(cell.backbone),
             }
         backbone = backbones[cell.backbone]
@@ -338,8 +339,11 @@ def _check_tasks(grid: Grid, prepared: dict[tuple[DatasetSpec, int], Prepared]) 
 
 
 def remarks(found: Sequence[Job]) -> list[str]:
-    """List what a reader of a grid's numbers should know about its data and splits, a line each."""
+    """List what a reader of a grid's numbers should know about its data, splits and weights, a line each."""
     lines: dict[str, None] = {}
+    for backbone in dict.fromkeys(job.cell.backbone for job in found):
+        if remark := conventions(backbone).remark:
+            lines[remark] = None
     for job in found:
         dataset, split = job.prepared.dataset, job.split
         where = f"{dataset.name} p={job.spec.ratio:g} seed={job.spec.seed}"
@@ -368,8 +372,12 @@ def states(found: Sequence[Job], workspace: Workspace) -> dict[str, list[Job]]:
     return grouped
 
 
-def _without_path(backbone: BackboneSpec) -> dict[str, Any]:
-    """Return the fields of a backbone without the path of its weights, which their hash identifies."""
+def _as_built(backbone: BackboneSpec) -> dict[str, Any]:
+    """Return the fields of a backbone, with what its weights demand in the place of what nobody wrote.
+
+    The path of the weights is left out: their hash identifies them.
+    """
+    demands = conventions(backbone)
     values = dataclasses.asdict(backbone)
     del values["weights"]
-    return values
+    return {**values, "quick_gelu": demands.quick_gelu, "mean": demands.mean, "std": demands.std}

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from methods.backbones.base import Backbone
+from methods.backbones.conventions import conventions
+from methods.backbones.formats import weights_format
+from methods.backbones.open_clip_models import tag_file, tag_of
 from methods.backbones.spec import GLYPHCLIP, BackboneSpec
 from methods.backbones.text_tower import TextTower
 from methods.base import seeded_rng
-from methods.errors import UserError, nearest
+from methods.errors import UserError
 from methods.weights import load_weights, read_state_dict
 
 
@@ -36,8 +38,9 @@ class VisionLanguageModel(Backbone):
     Args:
         model: an open_clip model.
         tokenizer: its tokenizer.
-        resolution: side of the images; the positional embedding is interpolated bicubically when
-            it differs from the pretraining.
+        resolution: side of the images. Where it differs from the pretraining, the tower's positional
+            embedding is interpolated as open_clip does it, bicubically with antialiasing; the one of an
+            attention pool is kept as it was too (``native_positions``), for methods that resize it otherwise.
         description: name and weights, for messages and provenance.
         mean: input mean; None: the model's own.
         std: input standard deviation; None: the model's own.
@@ -49,6 +52,7 @@ class VisionLanguageModel(Backbone):
 
     is_vlm = True
     visual: Any
+    native_positions: Tensor | None
 
     def __init__(
         self,
@@ -69,6 +73,8 @@ class VisionLanguageModel(Backbone):
             description=description,
             **options,
         )
+        native = visual.attnpool.positional_embedding.detach().clone() if _is_resnet(visual) else None
+        self.register_buffer("native_positions", native, persistent=False)
         _set_resolution(visual, resolution, description)
         self.visual = visual.to(memory_format=torch.channels_last)
         self.text: TextTower | None = TextTower(model, tokenizer, description)
@@ -105,7 +111,12 @@ class VisionLanguageModel(Backbone):
         return self.dense_features(images)[1]
 
     def dense_features(
-        self, images: Tensor, *, positional_embedding: bool = False, mean_token: bool = False
+        self,
+        images: Tensor,
+        *,
+        positional_embedding: bool = False,
+        mean_token: bool = False,
+        antialias: bool = True,
     ) -> tuple[Tensor, Tensor]:
         """Global and local features from one forward pass of the trunk; neither is normalised.
 
@@ -120,6 +131,9 @@ class VisionLanguageModel(Backbone):
                 DualCoOp's code does; TaI-DPT and DualCoOp++ leave it out.
             mean_token: attention-pool towers: put the mean token first, as one more location, as
                 DualCoOp's code does.
+            antialias: False: at another resolution than the pretraining's, ``positional_embedding`` is
+                interpolated by plain bicubic from the pretrained one, as DualCoOp's code does; for frozen
+                towers, whose embedding is still the pretrained one.
 
         Returns:
             global (B, d), untouched by the options, and local (B, L, d).
@@ -132,10 +146,11 @@ class VisionLanguageModel(Backbone):
                 self._placeholder(images),
                 positional_embedding=positional_embedding,
                 mean_token=mean_token,
+                antialias=antialias,
             )
             return whole[:0], local[:0]
         if _is_resnet(self.visual):
-            return self._pool_features(images, positional_embedding, mean_token)
+            return self._pool_features(images, positional_embedding, mean_token, antialias)
         if not self.has_dense_features:
             raise UserError(
                 f"{self.description}: no per-location features for a {type(self.visual).__name__} "
@@ -150,7 +165,7 @@ class VisionLanguageModel(Backbone):
         return self._patch_features(images)
 
     def _pool_features(
-        self, images: Tensor, positional_embedding: bool, mean_token: bool
+        self, images: Tensor, positional_embedding: bool, mean_token: bool, antialias: bool
     ) -> tuple[Tensor, Tensor]:
         visual = self.visual
         x = visual.stem(self.normalise(images))
@@ -158,13 +173,21 @@ class VisionLanguageModel(Backbone):
             x = layer(x)
         pool = visual.attnpool
         tokens = x.flatten(2).transpose(1, 2)
-        embedding = pool.positional_embedding[1:]
         if mean_token:
             tokens = torch.cat([tokens.mean(dim=1, keepdim=True), tokens], dim=1)
-            embedding = pool.positional_embedding
         if positional_embedding:
-            tokens = tokens + embedding
+            embedding = pool.positional_embedding if antialias else self._plainly_resized()
+            tokens = tokens + (embedding if mean_token else embedding[1:])
         return pool(x), pool.c_proj(pool.v_proj(tokens))
+
+    def _plainly_resized(self) -> Tensor:
+        """The attention pool's positional embedding at this resolution, (1 + L, C), by plain bicubic."""
+        pool = self.visual.attnpool
+        if pool.positional_embedding.requires_grad:
+            raise ValueError("the plainly resized positional embedding is that of a frozen tower")
+        if self.native_positions is None or len(self.native_positions) == len(pool.positional_embedding):
+            return pool.positional_embedding
+        return _resized(self.native_positions, self.resolution // 32, antialias=False)
 
     def _patch_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
         visual = self.visual
@@ -213,78 +236,34 @@ def load_open_clip(spec: BackboneSpec, resolution: int) -> VisionLanguageModel:
     """
     import open_clip
 
+    demands = conventions(spec)
     if spec.name == "glyphclip":
         open_clip.add_model_config(GLYPHCLIP / "glyphclip.json")
-    names = open_clip.list_models()
-    if spec.model not in names:
-        raise UserError(f"unknown open_clip model {spec.model!r}{nearest(spec.model, names)}")
-    tag = spec.weights if spec.file is None and spec.weights else None
-    if tag:
-        tag_file(spec)  # downloads it, or says what to do without a network
-    with seeded_rng(0), _quiet():
-        if tag:
-            model = open_clip.create_model(spec.model, pretrained=tag, device="cpu")
-        else:
-            model = open_clip.create_model(spec.model, pretrained=None, device="cpu", pretrained_text=False)
+    tag = tag_of(spec) if spec.family == "open_clip" else ""
+    file = tag_file(spec) if tag else spec.file  # downloads it, or says what to do without a network
+    description = f"{spec.name} ({_weights_name(spec)})"
+    with seeded_rng(0), _random_is_expected():
+        # The weights are loaded afterwards: with a tag, open_clip takes the activation from its configuration
+        # of the model, warns where the tag has another, and goes on.
+        model = open_clip.create_model(
+            spec.model, pretrained=None, device="cpu", pretrained_text=False, quick_gelu=demands.quick_gelu
+        )
         tokenizer = open_clip.get_tokenizer(spec.model)
-    if spec.file is not None:
-        _load_file(model, spec.file)
+    _check_activation(model, bool(demands.quick_gelu), description)
+    if tag:
+        _load_tag(model, Path(str(file)), description)
+    elif file is not None:
+        _load_file(model, file)
     return VisionLanguageModel(
         model,
         tokenizer,
         resolution,
-        description=f"{spec.name} ({_weights_name(spec)})",
-        mean=spec.mean,
-        std=spec.std,
+        description=description,
+        mean=demands.mean,
+        std=demands.std,
         scale=spec.scale,
         channels=spec.channels,
     )
-
-
-def has_attention_pool(spec: BackboneSpec) -> bool:
-    """Whether the image tower is a ResNet with an attention pool, from the model's configuration.
-
-    Raises:
-        UserError: unknown model.
-    """
-    import open_clip
-
-    if spec.name == "glyphclip":
-        return True
-    config = open_clip.get_model_config(spec.model)
-    if config is None:
-        raise UserError(
-            f"unknown open_clip model {spec.model!r}{nearest(spec.model, open_clip.list_models())}"
-        )
-    # A number of layers means a transformer, a list the blocks of each stage; timm towers have neither.
-    return isinstance(config["vision_cfg"].get("layers"), list | tuple)
-
-
-def tag_file(spec: BackboneSpec) -> Path:
-    """Return the local file of a pretrained tag; open_clip downloads it if it is missing.
-
-    Raises:
-        UserError: unknown tag, or it cannot be fetched.
-    """
-    import open_clip
-
-    tags = open_clip.list_pretrained_tags_by_model(spec.model)
-    if spec.weights not in tags:
-        raise UserError(
-            f"open_clip model {spec.model!r} has no pretrained tag {spec.weights!r}"
-            f"{nearest(spec.weights, tags)}; a local file is given as its path"
-        )
-    cfg = open_clip.get_pretrained_cfg(spec.model, spec.weights)
-    try:
-        with _quiet():
-            return Path(open_clip.download_pretrained(cfg))
-    except Exception as error:  # urllib, huggingface_hub and requests each have their own
-        source = cfg.get("hf_hub") or cfg.get("url")
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"cannot fetch the weights {spec.weights!r} of {spec.model} ({reason}); on a machine "
-            f"with a network fetch {source!r}, copy the file here and set weights to its path"
-        ) from error
 
 
 def _is_resnet(visual: nn.Module) -> bool:
@@ -304,6 +283,62 @@ def _is_transformer(visual: nn.Module) -> bool:
 def _weights_name(spec: BackboneSpec) -> str:
     default = "embedded weights" if spec.name == "glyphclip" else "random weights"
     return spec.weights or default
+
+
+def _load_tag(model: nn.Module, path: Path, description: str) -> None:
+    """Load the file of a pretrained tag, with open_clip's own conversions of older layouts.
+
+    Raises:
+        UserError: the file is damaged; it is in a cache, where it can be fetched anew.
+    """
+    from open_clip.factory import load_checkpoint
+
+    weights_format(path)
+    try:
+        load_checkpoint(model, str(path), strict=True)  # type: ignore[arg-type]
+    except Exception as error:  # safetensors, pickle and torch raise a dozen unrelated types
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"{description}: {path} cannot be loaded ({reason}); delete it, so that it is fetched again"
+        ) from error
+
+
+def _check_activation(model: nn.Module, quick_gelu: bool, description: str) -> None:
+    """Make sure that the blocks of open_clip's own transformers have the activation of the weights.
+
+    Towers from timm and Hugging Face have their own, which comes with their name.
+
+    Raises:
+        UserError: a block has another one, or there is no such block and QuickGELU is asked for.
+    """
+    from open_clip.hf_model import HFTextEncoder
+    from open_clip.timm_model import TimmModel
+    from open_clip.transformer import CustomResidualAttentionBlock, QuickGELU, ResidualAttentionBlock
+
+    wanted, other = (QuickGELU, nn.GELU) if quick_gelu else (nn.GELU, QuickGELU)
+    named = dict(model.named_modules())
+    foreign = tuple(f"{k}." for k, module in named.items() if isinstance(module, TimmModel | HFTextEncoder))
+    blocks = {
+        name: list(module.modules())
+        for name, module in named.items()
+        if isinstance(module, ResidualAttentionBlock | CustomResidualAttentionBlock)
+        and not name.startswith(foreign)
+    }
+    wrong = [
+        name
+        for name, parts in blocks.items()
+        if {type(part) for part in parts if isinstance(part, wanted | other)} != {wanted}
+    ]
+    if wrong:
+        raise UserError(
+            f"{description}: {len(wrong)} blocks, {wrong[0]} first, are built without {wanted.__name__}, "
+            "which these weights need; another version of open_clip may build them with it"
+        )
+    if quick_gelu and not blocks:
+        raise UserError(
+            f"{description}: quick_gelu = true has no effect, because both towers come from timm or Hugging "
+            "Face with their own activation; remove the field"
+        )
 
 
 def _load_file(model: nn.Module, path: Path) -> None:
@@ -346,27 +381,36 @@ def _set_resolution(visual: Any, resolution: int, description: str) -> None:
     if grid**2 + 1 == len(holder.positional_embedding):
         return
     with torch.no_grad():
-        first, rest = holder.positional_embedding[:1], holder.positional_embedding[1:]
-        side = round(len(rest) ** 0.5)
-        square = rest.reshape(1, side, side, -1).permute(0, 3, 1, 2)
         # As open_clip does when it loads a checkpoint at another size.
-        square = F.interpolate(square, size=(grid, grid), mode="bicubic", antialias=True)
-        rest = square.permute(0, 2, 3, 1).reshape(grid**2, -1)
-        trainable = holder.positional_embedding.requires_grad
-        holder.positional_embedding = nn.Parameter(torch.cat([first, rest]), trainable)
+        embedding = _resized(holder.positional_embedding, grid, antialias=True)
+        holder.positional_embedding = nn.Parameter(embedding, holder.positional_embedding.requires_grad)
     visual.image_size = (resolution, resolution)
     if _is_transformer(visual):
         visual.grid_size = (grid, grid)
 
 
+def _resized(embedding: Tensor, grid: int, *, antialias: bool) -> Tensor:
+    """A positional embedding (1 + side², C), the first of the class or mean token, at (1 + grid², C)."""
+    first, rest = embedding[:1], embedding[1:]
+    side = round(len(rest) ** 0.5)
+    square = rest.reshape(1, side, side, -1).permute(0, 3, 1, 2)
+    square = F.interpolate(square, size=(grid, grid), mode="bicubic", antialias=antialias)
+    return torch.cat([first, square.permute(0, 2, 3, 1).reshape(grid**2, -1)])
+
+
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence open_clip's progress messages and warnings inside a block."""
-    before = logging.root.manager.disable
-    logging.disable(logging.ERROR)
+def _random_is_expected() -> Iterator[None]:
+    """Leave out open_clip's message that a model starts from random weights; all others are shown.
+
+    It is said of every model that gets its weights afterwards, and loading them checks that none is missing.
+    """
+
+    def unexpected(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("No pretrained weights loaded for model")
+
+    root = logging.getLogger()
+    root.addFilter(unexpected)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
+        yield
     finally:
-        logging.disable(before)
+        root.removeFilter(unexpected)

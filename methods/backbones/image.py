@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import OrderedDict
 from typing import Any
 
@@ -10,12 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from methods.backbones.base import Backbone
+from methods.backbones.conventions import conventions
 from methods.backbones.spec import BackboneSpec
 from methods.base import seeded_rng
-from methods.errors import UserError, nearest
+from methods.errors import UserError
 from methods.weights import load_weights, read_state_dict
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class ImageNetwork(Backbone):
@@ -84,31 +82,29 @@ def load_image_network(spec: BackboneSpec, resolution: int) -> ImageNetwork:
     Raises:
         UserError: unknown model, absent or unfitting weights, or an impossible resolution.
     """
+    demands = conventions(spec)
     with seeded_rng(0):  # random weights must be the same in every process
         build = {"torchvision": _torchvision_trunk, "timm": _timm_trunk}[spec.family]
-        trunk, mean, std = build(spec, resolution)
+        trunk = build(spec, resolution)
     weights = spec.weights or "random weights"
     return ImageNetwork(
         trunk,
         spec.pool,
         resolution=resolution,
-        mean=spec.mean or mean,
-        std=spec.std or std,
+        mean=demands.mean,
+        std=demands.std,
         scale=spec.scale,
         channels=spec.channels,
         description=f"{spec.name} ({weights})",
     )
 
 
-def _torchvision_trunk(spec: BackboneSpec, resolution: int) -> tuple[nn.Module, tuple, tuple]:
+def _torchvision_trunk(spec: BackboneSpec, resolution: int) -> nn.Module:
     import torchvision.models
 
-    names = torchvision.models.list_models(module=torchvision.models)
-    if spec.model not in names:
-        raise UserError(f"unknown torchvision model {spec.model!r}{nearest(spec.model, names)}")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Inception and GoogLeNet warn about initial weights
-        model = torchvision.models.get_model(spec.model, weights=None)
+    # These two initialise their weights very slowly, and warn that this will change, unless it is said.
+    options = {"init_weights": False} if spec.model in ("googlenet", "inception_v3") else {}
+    model = torchvision.models.get_model(spec.model, weights=None, **options)
     if hasattr(model, "layer4") and hasattr(model, "fc"):
         parts = dict(model.named_children())
         heads = [name for name in parts if name in ("avgpool", "fc")]
@@ -127,14 +123,12 @@ def _torchvision_trunk(spec: BackboneSpec, resolution: int) -> tuple[nn.Module, 
         prefixes = {name.partition(".")[0] + "." for name in model.state_dict()}
         ignored = prefixes - set(kept) if kept else {"fc."}
         load_weights(model, read_state_dict(spec.file), str(spec.file), ignored)
-    return trunk, IMAGENET_MEAN, IMAGENET_STD
+    return trunk
 
 
-def _timm_trunk(spec: BackboneSpec, resolution: int) -> tuple[nn.Module, tuple, tuple]:
+def _timm_trunk(spec: BackboneSpec, resolution: int) -> nn.Module:
     import timm
 
-    if not timm.is_model(spec.model):
-        raise UserError(f"unknown timm model {spec.model!r}{nearest(spec.model, timm.list_models())}")
     options: dict[str, Any] = {"pretrained": False, "num_classes": 0}
     if spec.pool != "avg":
         options["global_pool"] = {"max": "max", "mean+max": "catavgmax"}[spec.pool]
@@ -148,10 +142,10 @@ def _timm_trunk(spec: BackboneSpec, resolution: int) -> tuple[nn.Module, tuple, 
         raise UserError(
             f"timm model {spec.model!r} with pool={spec.pool!r} at {resolution} pixels: {reason}"
         ) from error
-    cfg: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
     if spec.file is not None:
+        cfg: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
         # The classifier's name differs by family, and some have two.
         heads = cfg.get("classifier") or ()
         heads = (heads,) if isinstance(heads, str) else tuple(heads)
         load_weights(model, read_state_dict(spec.file), str(spec.file), [f"{head}." for head in heads])
-    return model, cfg.get("mean", IMAGENET_MEAN), cfg.get("std", IMAGENET_STD)
+    return model

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from methods.backbones.digests import file_digest
+from methods.backbones.formats import weights_format
 from methods.backbones.spec import BackboneSpec
 
 if TYPE_CHECKING:
@@ -40,10 +41,13 @@ def weights_digest(spec: BackboneSpec) -> str:
     """Return the SHA-256 (hex) of the weights file, or "random"; the model is not built.
 
     Raises:
-        UserError: the file is absent, or a tag cannot be fetched.
+        UserError: the file is absent or no weights file, or a tag cannot be fetched.
     """
     file = weights_file(spec)
-    return RANDOM_WEIGHTS if file is None else file_digest(file)
+    if file is None:
+        return RANDOM_WEIGHTS
+    weights_format(file)  # before a grid starts: an HTML page has a hash too
+    return file_digest(file)
 
 
 def weights_file(spec: BackboneSpec) -> Path | None:
@@ -54,6 +58,6 @@ def weights_file(spec: BackboneSpec) -> Path | None:
     """
     if spec.file is not None or not spec.weights:
         return spec.file
-    from methods.backbones.clip import tag_file
+    from methods.backbones.open_clip_models import tag_file
 
     return tag_file(spec)

@@ -22,13 +22,15 @@ class BackboneSpec:
             fixed seed.
         channels: "rgb", or "bgr" for networks that came from Caffe.
         mean: per channel, in the order of ``channels``, subtracted after scaling; None: what the
-            model was trained with (open_clip, timm) or ImageNet's (torchvision). CAP and D2L do not
-            normalise: mean (0, 0, 0), std (1, 1, 1).
+            weights were trained with, see `conventions`. CAP and D2L do not normalise: mean (0, 0, 0),
+            std (1, 1, 1).
         std: per channel, divides after ``mean``; None as for ``mean``.
         scale: multiplies the [0, 1] input first; 255 for networks that came from Caffe.
         pool: pooling of the last feature map of a torchvision or timm network: "avg", "max" or
             "mean+max" (both, concatenated: twice the dimension). "avg" of a timm transformer means
             the pooling it was trained with.
+        quick_gelu: whether the transformers of a CLIP model use QuickGELU instead of GELU; None: as the
+            weights were trained, see `conventions`.
     """
 
     name: str
@@ -38,6 +40,7 @@ class BackboneSpec:
     std: tuple[float, float, float] | None = None
     scale: float = 1.0
     pool: str = "avg"
+    quick_gelu: bool | None = None
 
     def __post_init__(self) -> None:
         family, _, model = self.name.partition("/")

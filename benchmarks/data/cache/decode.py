@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from benchmarks.data import kinds
+from methods import kinds
 from methods.errors import UserError
 
 RESIZE = "PIL bilinear, antialiased"

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.data import kinds
 from benchmarks.data.dataset import ImageSet
 from benchmarks.data.readers import npy
 from benchmarks.data.readers.base import Contents, Counts, Request, labelled_counts
@@ -32,6 +31,7 @@ from benchmarks.data.readers.files import (
 )
 from benchmarks.data.readers.index import Parsed, parsed
 from benchmarks.data.readers.rules import class_name
+from methods import kinds
 from methods.errors import UserError
 
 READER = "coco-2"

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from benchmarks.data import kinds
 from benchmarks.data.readers.files import composed, is_name, relative, unreadable
 from benchmarks.data.readers.rules import class_name
+from methods import kinds
 from methods.errors import UserError, nearest
 
 SPLITS = ("train", "test")

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.data import kinds
 from benchmarks.data.cache import prepared
 from benchmarks.data.cache.decode import MOST_PIXELS, load_image, pixel_limit, reason_unreadable
+from methods import kinds
 from methods.errors import UserError
 
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b"hevs", b"mif1", b"msf1")
 """Brands of the container that phones write pictures into."""
+SAFETENSORS = "a safetensors file"
+PICKLE = "a pickle, such as PyTorch's old files"
 _HEAD = 4096
 _STARTS: tuple[tuple[bytes, str], ...] = (
     (b"version https://git-lfs.github.com/spec/", "a Git LFS pointer instead of the file; run git lfs pull"),
@@ -19,6 +21,7 @@ _STARTS: tuple[tuple[bytes, str], ...] = (
     (b"Rar!", "a RAR archive"),
     (b"\x89HDF\r\n", "an HDF5 file"),
     (b"\x93NUMPY", "a NumPy array"),
+    (b"GGUF", "a GGUF file of llama.cpp"),
     (b"\x1aE\xdf\xa3", "a video (Matroska or WebM)"),
     (b"\xff\x0a", "a JPEG XL image, which Pillow does not read"),
     (b"\0\0\0\x0cJXL ", "a JPEG XL image, which Pillow does not read"),
@@ -72,9 +75,9 @@ def kind(first: bytes) -> str:
         torch = b"/data.pkl" in first or b"constants.pkl" in first or b"/code/" in first
         return "a TorchScript or PyTorch file" if torch else "a ZIP archive"
     if first[:1] == b"\x80" and first[1:2] in (b"\2", b"\3", b"\4", b"\5"):
-        return "a pickle, such as PyTorch's old files"
+        return PICKLE
     if len(first) > 9 and first[8:9] == b"{" and int.from_bytes(first[:8], "little") < 1 << 32:
-        return "a safetensors file"
+        return SAFETENSORS
     if first[128:132] == b"DICM":
         return "a DICOM file; convert it to PNG"
     if first[257:262] == b"ustar":
