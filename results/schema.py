@@ -126,12 +126,13 @@ class Provenance(TypedDict, total=False):
 
 class _ResultLater(TypedDict, total=False):
     format: int
+    identities: int
     split: Split
     predictions_sha256: str
 
 
 class Result(_ResultLater):
-    """One finished run."""
+    """One finished run. `identities` is the generation of its identity, see `results.moves`; 1 without it."""
 
     run_id: str
     spec: Spec

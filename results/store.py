@@ -43,6 +43,7 @@ from results.lease import (
     generation_of,
     read_generation,
 )
+from results.moves import GENERATION
 from results.schema import FORMAT, Result, check
 
 if TYPE_CHECKING:
@@ -213,7 +214,8 @@ class RunStore:
         Args:
             directory: the run's directory.
             lease: this process's lease on it.
-            result: see `results.schema.Result`; the format's number is added here.
+            result: see `results.schema.Result`; the numbers of the format and of the generation of
+                identities are added here.
             arrays: go to predictions.npz, uncompressed; the same arrays give the same bytes.
 
         Raises:
@@ -222,7 +224,7 @@ class RunStore:
                 or exists already.
             ValueError: the result holds NaN or infinity.
         """
-        result = {"format": FORMAT, **result}
+        result = {"format": FORMAT, "identities": GENERATION, **result}
         text = canonical_json(result, indent=1)  # may raise: before anything is written
         run_id = check(result, f"{directory}/result.json")["run_id"]
         if directory.name.rsplit("-", 1)[-1] != run_id[:16]:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import statistics
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from results.errors import StoreError, nearest
 from results.frames import METRICS, RULES, collect
+from results.lineage import SUPERSEDED
 from results.statistics import Comparison, compare_with_best
 from results.store import KINDS
 
@@ -88,6 +89,7 @@ class Table:
         seeds: all seeds asked for.
         runs: a row per run: its keys, state, value (NaN without), digest and seconds.
         results_hash: SHA-256 (hex) over the results that the means are made of.
+        remarks: further sentences of the footer.
     """
 
     rule: str
@@ -99,6 +101,7 @@ class Table:
     seeds: tuple[int, ...]
     runs: pd.DataFrame
     results_hash: str
+    remarks: tuple[str, ...] = ()
 
     def title(self) -> str:
         """What the numbers are."""
@@ -124,6 +127,7 @@ class Table:
         ]
         if len(self.cells) < len(self.labels) * len(self.columns):
             lines.append("n/a: not in this grid.")
+        lines += self.remarks
         lines.append(f"Made of {used} runs, results hash sha256:{self.results_hash[:16]}.")
         return lines
 
@@ -157,13 +161,14 @@ class Table:
         return lines
 
 
-def table(frame: pd.DataFrame, rule: str, metric: str = "mAP") -> Table:
+def table(frame: pd.DataFrame, rule: str, metric: str = "mAP", remarks: Sequence[str] = ()) -> Table:
     """Arrange collected runs as a table.
 
     Args:
         frame: from `results.frames.collect`; rows and datasets keep its order, ratios rise.
         rule: "last", "val" or "oracle"; the table holds numbers of this rule only.
         metric: mAP, OF1, CF1, head, medium or tail.
+        remarks: further sentences of the footer.
 
     Returns:
         The table.
@@ -225,6 +230,7 @@ def table(frame: pd.DataFrame, rule: str, metric: str = "mAP") -> Table:
         seeds=tuple(sorted({int(seed) for seed in runs["seed"]})),
         runs=runs,
         results_hash=hashlib.sha256("".join(lines).encode()).hexdigest(),
+        remarks=tuple(remarks),
     )
 
 
@@ -236,7 +242,7 @@ def _cell(runs: pd.DataFrame, rule: str) -> Cell:
         for state, value in zip(runs["state"], runs["value"], strict=True)
         if value != value
     )
-    order = [f"without {rule} value", *KINDS]
+    order = [f"without {rule} value", *KINDS, SUPERSEDED]
     return Cell(
         mean=statistics.fmean(values) if values else None,
         std=statistics.stdev(values) if len(values) > 1 else None,

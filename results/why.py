@@ -5,14 +5,16 @@ from __future__ import annotations
 import itertools
 import re
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from results.errors import StoreError, nearest
 from results.files import canonical_json
 from results.frames import METRICS, RULES
-from results.schema import Rule
+from results.lineage import Predecessor, moves_since, successor
+from results.moves import flat
+from results.schema import Result, Rule
 from results.store import RunStore
 from results.text import one_line
 
@@ -25,7 +27,11 @@ SOME_SEEDS = 10
 """Most seeds of which every choice is tried."""
 
 
-def why(store: RunStore, query: str) -> str:
+Planned = Iterable[tuple[str, Mapping[str, Any]]]
+"""Identities and specs of planned runs."""
+
+
+def why(store: RunStore, query: str, planned: Planned = ()) -> str:
     """Explain a number.
 
     Args:
@@ -35,6 +41,7 @@ def why(store: RunStore, query: str) -> str:
             number as a table prints it (62.43, or "62.4 ± 0.3"): every run and every mean over seeds
             that rounds to it is listed; without any, the means over some of the seeds, which a table of
             a part of the grid prints.
+        planned: runs of the remembered plans, which may supersede a result.
 
     Returns:
         One run in full, or a list of the runs that match with their values, mean and standard
@@ -43,20 +50,20 @@ def why(store: RunStore, query: str) -> str:
     Raises:
         StoreError: nothing matches; the message names the nearest valid part.
     """
-    return "\n".join(map(one_line, _answer(store, query.strip())))
+    return "\n".join(map(one_line, _answer(store, query.strip(), list(planned))))
 
 
-def _answer(store: RunStore, query: str) -> list[str]:
+def _answer(store: RunStore, query: str, planned: Planned) -> list[str]:
     number = _NUMBER.match(query)
     if number:
-        return _by_number(store, query, number[1], number[2] or "")
+        return _by_number(store, query, number[1], number[2] or "", planned)
     found = matching(store, query)
     if not found:
         raise StoreError(
             f"no run matches '{query}' in {store.root}; give the first characters of a run id, "
             "method/dataset/ratio/seed, or a number as the table prints it"
         )
-    return _one(store, found[0]) if len(found) == 1 else _several(store, found)
+    return _one(store, found[0], planned) if len(found) == 1 else _several(store, found, planned)
 
 
 def matching(store: RunStore, query: str) -> list[Path]:
@@ -71,7 +78,7 @@ def matching(store: RunStore, query: str) -> list[Path]:
     return found
 
 
-def _one(store: RunStore, run: Path) -> list[str]:
+def _one(store: RunStore, run: Path, planned: Planned) -> list[str]:
     state = store.state(run)
     lines = [f"run        {run.relative_to(store.root)}"]
     if state.kind != "done":
@@ -85,6 +92,7 @@ def _one(store: RunStore, run: Path) -> list[str]:
         f"run id     {result['run_id']}",
         f"state      done, {result['finished']}, attempt {state.attempts}",
         f"result     sha256:{store.digest(run)}",
+        *_superseded(result, successor(store, run, result, planned)),
         "",
         "value per selection rule (percent)",
     ]
@@ -96,7 +104,7 @@ def _one(store: RunStore, run: Path) -> list[str]:
         shown = [f"{name} {_number(values.get(name))}" for name in METRICS]
         extra = [f"{key} {values[key]}" for key in ("epoch", "weights") if key in values]
         lines.append(f"  {rule:<8} " + "  ".join(shown + extra))
-    provenance = _flat(result["provenance"])
+    provenance = flat(result["provenance"])
     known = {name: provenance.pop(name, None) for name in ESSENTIAL}
     known = {name: "not recorded" if value is None else value for name, value in known.items()}
     if known["commit"] != "not recorded" and known["dirty"] == "not recorded":
@@ -107,11 +115,12 @@ def _one(store: RunStore, run: Path) -> list[str]:
         versions = " ".join(f"{k.split('.', 1)[1]}={v}" for k, v in packages.items())
         lines.append(f"  {'packages':<{_WIDTH}} {versions}")
     lines += _section("cost", result["cost"])
-    spec = _flat(result["spec"])
+    spec = flat(result["spec"])
     digests = {name: value for name, value in spec.items() if _DIGEST.match(str(value))}
     lines += _section("hashes of data, split and weights", digests)
     lines += _section("spec", {name: spec[name] for name in spec if name not in digests})
-    printed = {"format", "run_id", "spec", "metrics", "classes", "cost", "provenance", "finished"}
+    printed = {"run_id", "spec", "metrics", "classes", "cost", "provenance", "finished"}
+    printed |= {"format", "identities"}
     lines += _section("also recorded", {k: v for k, v in result.items() if k not in printed})
     rows = store.epochs(run)
     if rows:
@@ -121,9 +130,9 @@ def _one(store: RunStore, run: Path) -> list[str]:
     return lines
 
 
-def _several(store: RunStore, runs: list[Path]) -> list[str]:
+def _several(store: RunStore, runs: list[Path], planned: Planned) -> list[str]:
     lines = [f"{len(runs)} runs match; name one of them for its provenance"]
-    specs = {run: _flat(store.spec(run)) for run in runs if store.state(run).attempts}
+    specs = {run: flat(store.spec(run)) for run in runs if store.state(run).attempts}
     keys = sorted({key for spec in specs.values() for key in spec})
     # Fields in which the runs differ tell them apart; the path shows some, digests tell nobody.
     varying = [
@@ -138,9 +147,10 @@ def _several(store: RunStore, runs: list[Path]) -> list[str]:
         state = store.state(run)
         parts = [str(run.relative_to(store.root)), state.kind]
         if state.kind == "done":
-            metrics = store.load(run)["metrics"]
+            result = store.load(run)
+            parts += _by(successor(store, run, result, planned))
             for rule in RULES:
-                summary = metrics[rule]
+                summary = result["metrics"][rule]
                 if summary is not None:
                     groups.setdefault((_cell(store, run), rule), []).append((run, summary["mAP"]))
                     parts.append(f"{rule} mAP {summary['mAP']:.2f}")
@@ -181,7 +191,7 @@ def _by_path(store: RunStore, query: str) -> list[Path]:
     return [run for run, _ in selected]
 
 
-def _by_number(store: RunStore, query: str, mean: str, std: str) -> list[str]:
+def _by_number(store: RunStore, query: str, mean: str, std: str, planned: Planned) -> list[str]:
     """Runs, and means over seeds, that round to a printed number; `std` is empty where none was printed."""
     digits = len(mean.split(".")[1])
     lines: list[str] = []
@@ -196,7 +206,8 @@ def _by_number(store: RunStore, query: str, mean: str, std: str) -> list[str]:
                 if metric not in METRICS or metric == "num_classes" or value is None:
                     continue
                 if not std and f"{value:.{digits}f}" == mean:
-                    lines.append(f"  {run.relative_to(store.root)}  {rule} {metric} {value:.4f}")
+                    by = "".join(f"  {text}" for text in _by(successor(store, run, result, planned)))
+                    lines.append(f"  {run.relative_to(store.root)}  {rule} {metric} {value:.4f}{by}")
                 key = (_cell(store, run), rule, metric)
                 groups.setdefault(key, []).append((run, value))
 
@@ -206,19 +217,21 @@ def _by_number(store: RunStore, query: str, mean: str, std: str) -> list[str]:
             return False
         return f"{statistics.fmean(values):.{digits}f}" == mean
 
+    def names(members: Iterable[tuple[Path, float]]) -> str:
+        some = [(run, successor(store, run, store.load(run), planned)) for run, _ in members]
+        return ", ".join(f"{run.name}{' (superseded)' * (by is not None)}" for run, by in some)
+
     variants = [
         (f"  {cell}: {rule} {metric} ", variant)
         for (cell, rule, metric), members in groups.items()
         for variant in _variants(store, members)
     ]
     lines += [
-        f"{head}{_spread(variant, 4)}: {', '.join(run.name for run, _ in variant)}"
-        for head, variant in variants
-        if matches(variant)
+        f"{head}{_spread(variant, 4)}: {names(variant)}" for head, variant in variants if matches(variant)
     ]
     if not lines:
         lines = [
-            f"{head}{_spread(list(some), 4)} of {len(variant)}: {', '.join(run.name for run, _ in some)}"
+            f"{head}{_spread(list(some), 4)} of {len(variant)}: {names(some)}"
             for head, variant in variants
             if len(variant) <= SOME_SEEDS
             for size in range(len(variant) - 1, 1, -1)
@@ -233,24 +246,29 @@ def _by_number(store: RunStore, query: str, mean: str, std: str) -> list[str]:
     return [f"{query} can be:", *lines]
 
 
+def _superseded(result: Result, by: Predecessor | None) -> list[str]:
+    """Lines on what supersedes a result, where something does."""
+    if by is not None:
+        lines = [f"superseded by {by.by}, which differs in"]
+        return lines + [f"  {change}: {change.reason}" for change in by.changes]
+    moved = moves_since(result)
+    if not moved:
+        return []
+    lines = ["superseded an earlier version made it, and what supersedes it is not known here; since then:"]
+    return lines + [f"  {reason}" for reason in moved]
+
+
+def _by(by: Predecessor | None) -> list[str]:
+    return [] if by is None else [f"superseded by [{by.by[:8]}]"]
+
+
 _WIDTH = 26
 
 
 def _section(title: str, values: Mapping[str, Any]) -> list[str]:
     if not values:
         return []
-    return ["", title, *(f"  {key:<{_WIDTH}} {value}" for key, value in _flat(values).items())]
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}, in sorted order within each level."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict) and value:
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+    return ["", title, *(f"  {key:<{_WIDTH}} {value}" for key, value in flat(values).items())]
 
 
 def _methods(store: RunStore) -> set[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.cli import options
 from benchmarks.data.disk import FULL
@@ -13,17 +14,25 @@ from benchmarks.workspace import Workspace
 from methods.errors import UserError
 from results.errors import StoreError
 
+if TYPE_CHECKING:
+    from results.tables import Table
+
 
 def add(verbs: options.Verbs) -> None:
     """Add the verbs."""
     shared = [options.folders(), options.grid(), options.outcome()]
-    options.verb(
+    tables_parser = options.verb(
         verbs,
         "tables",
         tables,
         help="write and print the tables of a grid",
         examples=["tables --grid demo", "tables --grid full --ratios 0.05 --rule val --out paper"],
         parents=shared,
+    )
+    tables_parser.add_argument(
+        "--superseded",
+        action="store_true",
+        help="the results of earlier versions that the grid's runs supersede, in a table of their own",
     )
     options.verb(
         verbs,
@@ -51,11 +60,15 @@ def tables(args: argparse.Namespace) -> int:
     """Write and print the tables of a grid.
 
     Raises:
-        UserError: its runs are not known.
+        UserError: its runs are not known, or none of them supersedes a result that is asked for.
     """
     from benchmarks.cli.planning import known
 
-    write(known(args, _remark), options.workspace(args), args.rule, args.out, plots=False)
+    plan, workspace = known(args, _remark), options.workspace(args)
+    if args.superseded:
+        write_superseded(plan, workspace, args.rule, args.out)
+    else:
+        write(plan, workspace, args.rule, args.out, plots=False)
     return 0
 
 
@@ -85,7 +98,8 @@ def why(args: argparse.Namespace) -> int:
     """
     from results.why import why as explain
 
-    print(explain(options.workspace(args).store, args.run))
+    workspace = options.workspace(args)
+    print(explain(workspace.store, args.run, planned_specs(workspace)))
     return 0
 
 
@@ -106,21 +120,69 @@ def write(plan: PlanSummary, workspace: Workspace, rule: str, out: Path | None, 
         UserError: the folder cannot be written to.
     """
     from results.frames import collect
+    from results.lineage import mark, note
     from results.tables import table
-    from results.writers import to_text, write_tables
 
     folder = _folder(plan, workspace, out)
-    made = table(collect(workspace.store, [run.wanted() for run in plan.runs]), rule)
+    old = plan.superseded(workspace)
+    frame = mark(collect(workspace.store, [run.wanted() for run in plan.runs]), old)
+    paths = _written(table(frame, rule, remarks=[note(old)] if old else []), folder)
+    if plots:
+        paths += write_figures(plan, workspace, folder, rule)[0]
+    _say_written(folder, paths)
+
+
+def write_superseded(plan: PlanSummary, workspace: Workspace, rule: str, out: Path | None) -> None:
+    """Write and print a table of superseded results, and of nothing else.
+
+    Args:
+        plan: the runs that supersede them.
+        workspace: where the results lie.
+        rule: selection rule.
+        out: as for `write`.
+
+    Raises:
+        OSError: the disk is full.
+        UserError: there are none, or the folder cannot be written to.
+    """
+    from results.frames import collect
+    from results.lineage import as_wanted
+    from results.tables import table
+
+    wanted, rows = as_wanted([run.wanted() for run in plan.runs], plan.superseded(workspace))
+    if not wanted:
+        raise UserError(
+            f"grid {plan.name}: none of its runs supersedes a stored result; leave --superseded out"
+        )
+    said = "All numbers here are SUPERSEDED: earlier versions made them; do not mix them with those of today."
+    made = table(collect(workspace.store, wanted), rule, remarks=[said, *(f"{row}." for row in rows)])
+    folder = _folder(plan, workspace, out)
+    _say_written(folder, _written(made, folder, f"{made.metric}-{rule}-superseded"))
+
+
+def planned_specs(workspace: Workspace) -> list[tuple[str, dict[str, Any]]]:
+    """Identities and specs of all runs of the plans that are remembered, those of the newest plan first."""
+    from benchmarks.plan.earlier import every
+
+    return [(run.run_id, run.spec) for plan in every(workspace) for run in plan.runs if run.spec]
+
+
+def _written(made: Table, folder: Path, stem: str = "") -> list[Path]:
+    """Write a table, and print it whether or not that worked."""
+    from results.writers import to_text, write_tables
+
     paths, problem = [], None
     try:
-        paths = write_tables(made, folder)
+        paths = write_tables(made, folder, stem)
     except OSError as error:
         problem = _unwritten(folder, error)
     print(to_text(made), flush=True)
     if problem:
         raise problem
-    if plots:
-        paths += write_figures(plan, workspace, folder, rule)[0]
+    return paths
+
+
+def _say_written(folder: Path, paths: list[Path]) -> None:
     print(f"written to {folder}: {', '.join(path.name for path in paths)}")
 
 

@@ -235,8 +235,8 @@ def plan(args: argparse.Namespace) -> int:
     print(summary.overview(workspace))
     for remark in summary.remarks:
         print(remark)
-    for each in summary.runs:
-        print(f"{workspace.store.state(each.directory(workspace)).kind:12} {each.title}")
+    for each, kind in summary.standing(workspace).items():
+        print(f"{kind:12} {each.title}")
     return 0
 
 

@@ -119,9 +119,10 @@ def _looker(args: argparse.Namespace) -> Callable[[], Overview]:
     plan, workspace = known(args, remarks.append), options.workspace(args)
     wanted = [(run.run_id, run.title, run.directory(workspace)) for run in plan.runs]
     stages = [workspace.runs / path for path in plan.stages]
+    old = plan.superseded(workspace)
 
     def look() -> Overview:
-        view = overview(args.runs, wanted, name=f"grid {plan.name}", stages=stages, cluster=cluster)
+        view = overview(args.runs, wanted, name=f"grid {plan.name}", stages=stages, cluster=cluster, old=old)
         view.remarks[:0] = remarks
         return view
 

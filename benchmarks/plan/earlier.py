@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,10 +57,8 @@ def newest(question: Question, workspace: Workspace) -> EarlierPlan | None:
     The plan may be one of the whole grid, of another working directory or data folder, or of another
     machine; a grid file is the same under another path if it has the same name and content.
     """
-    files = (workspace.runs / FOLDER).glob("*.json")
-    dated = sorted(((file.stat().st_mtime, str(file)) for file in files), reverse=True)
-    for made, file in dated:
-        body = read(Path(file))
+    for made, file in _dated(workspace):
+        body = read(file)
         try:
             if body is not None and _is_of(body, question):
                 part = _part(plan_of(body), body["question"], question)
@@ -68,6 +67,21 @@ def newest(question: Question, workspace: Workspace) -> EarlierPlan | None:
         except (KeyError, TypeError, AttributeError):  # another version wrote it
             continue
     return None
+
+
+def every(workspace: Workspace) -> list[PlanSummary]:
+    """All remembered plans, the newest first."""
+    found = []
+    for _, file in _dated(workspace):
+        body = read(file)
+        with suppress(KeyError, TypeError, AttributeError):  # another version wrote it
+            found += [plan_of(body)] if body is not None else []
+    return found
+
+
+def _dated(workspace: Workspace) -> list[tuple[float, Path]]:
+    files = (workspace.runs / FOLDER).glob("*.json")
+    return sorted(((file.stat().st_mtime, file) for file in files), reverse=True)
 
 
 def _is_of(body: dict[str, Any], question: Question) -> bool:

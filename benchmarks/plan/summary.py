@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.workspace import Workspace
+from results.lineage import SUPERSEDED, Predecessor, predecessors
 
 if TYPE_CHECKING:
     from benchmarks.plan.jobs import Job
@@ -26,6 +27,7 @@ class PlannedRun:
         seed: seed of everything random in the run.
         method: the method's registered name.
         label: its row in a table.
+        spec: everything that its identity is made of; empty in plans of earlier versions.
     """
 
     run_id: str
@@ -36,6 +38,7 @@ class PlannedRun:
     seed: int
     method: str
     label: str
+    spec: dict[str, Any] = field(default_factory=dict, compare=False)
 
     def directory(self, workspace: Workspace) -> Path:
         """The run's directory in the store."""
@@ -43,7 +46,7 @@ class PlannedRun:
 
     def wanted(self) -> dict[str, Any]:
         """The run as `results.frames` asks for it."""
-        keys = ("run_id", "dataset", "ratio", "seed", "method", "label")
+        keys = ("run_id", "dataset", "ratio", "seed", "method", "label", "spec")
         return {key: getattr(self, key) for key in keys}
 
 
@@ -85,6 +88,7 @@ class PlanSummary:
                 job.spec.seed,
                 job.spec.method,
                 job.cell.label,
+                job.spec.identity(),
             )
             for job in jobs
         )
@@ -101,7 +105,22 @@ class PlanSummary:
             grouped.setdefault(kind, []).append(run)
         return grouped
 
+    def standing(self, workspace: Workspace) -> dict[PlannedRun, str]:
+        """The state of each run, where one that was not begun and has a superseded result is "superseded"."""
+        kinds = {run: workspace.store.state(run.directory(workspace)).kind for run in self.runs}
+        old = self.superseded(workspace) if "not started" in kinds.values() else {}
+        return {
+            run: SUPERSEDED if kind == "not started" and run.run_id in old else kind
+            for run, kind in kinds.items()
+        }
+
+    def superseded(self, workspace: Workspace) -> dict[str, list[Predecessor]]:
+        """The superseded results of the runs, by identity."""
+        return predecessors(workspace.store, [run.wanted() for run in self.runs])
+
     def overview(self, workspace: Workspace) -> str:
         """One line: the grid's runs by state, and its shared stages."""
-        counts = ", ".join(f"{len(group)} {kind}" for kind, group in self.states(workspace).items())
+        kinds = self.standing(workspace)
+        numbers = {kind: list(kinds.values()).count(kind) for kind in dict.fromkeys(kinds.values())}
+        counts = ", ".join(f"{number} {kind}" for kind, number in numbers.items())
         return f"grid {self.name}: {len(self.runs)} runs ({counts}), {len(self.stages)} shared stages"

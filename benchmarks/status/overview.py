@@ -10,7 +10,7 @@ from __future__ import annotations
 import calendar
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from benchmarks.workspace import Workspace
 from methods.errors import UserError
 from results.errors import StoreError
 from results.files import folders
+from results.lineage import SUPERSEDED, Predecessor
 from results.store import RunState, RunStore
 from results.text import one_line
 from slurm import client
@@ -33,6 +34,7 @@ KINDS = (
     "submitted",
     "dead",
     "failed",
+    SUPERSEDED,
     "not started",
 )
 QUEUE_SECONDS = 15.0
@@ -49,7 +51,7 @@ class Run:
 
     Attributes:
         run_id: its identity, or the first 16 characters of it.
-        kind: one of `KINDS`.
+        kind: one of `KINDS`; "superseded" is a run that was not begun, of which a superseded result exists.
         directory: the run's directory; None for a submitted run that was never started.
         known_title: its name for people, from a grid or a launch; see `title`.
         age: seconds since the last heartbeat; running and dead runs.
@@ -61,6 +63,7 @@ class Run:
         launch: the launch that submitted it last, or whose job has it now.
         job: number of that job.
         why: why its job waits, or how the job ended, in SLURM's terms.
+        old: its superseded results, the newest first.
     """
 
     run_id: str
@@ -76,6 +79,7 @@ class Run:
     launch: Launch | None = None
     job: str | None = None
     why: str = ""
+    old: Sequence[Predecessor] = ()
 
     @property
     def title(self) -> str:
@@ -171,6 +175,7 @@ def overview(
     name: str = "",
     stages: Iterable[Path] | None = None,
     cluster: QueueCache | None = None,
+    old: Mapping[str, Sequence[Predecessor]] | None = None,
 ) -> Overview:
     """Read the state of all runs once.
 
@@ -180,6 +185,7 @@ def overview(
         name: names the grid in the first line; "" for the folder.
         stages: directories of the grid's shared stages; None for all.
         cluster: keeps answers of SLURM between calls.
+        old: superseded results by the identity of the run that supersedes them.
     """
     workspace = Workspace(Path(), runs)
     found = Overview(name or str(runs), runs, [])
@@ -198,6 +204,9 @@ def overview(
         run.known_title = title
         if run.kind not in ("done", "running"):
             _queued(run, waiting.get(run_id[:SHORT]), submitted.get(run_id[:SHORT]), live is None)
+        run.old = (old or {}).get(run_id, ())
+        if run.old and run.kind == "not started" and not run.job:
+            run.kind, run.detail = SUPERSEDED, run.old[0].line()
         found.runs.append(run)
     if remark and found.of("submitted"):
         found.remarks.append(remark)

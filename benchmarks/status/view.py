@@ -12,6 +12,7 @@ from typing import Any, TextIO
 from benchmarks.progress import duration
 from benchmarks.status.logs import log_of, nearest_frame, tail
 from benchmarks.status.overview import Overview, Run, submitted_at
+from results.lineage import SUPERSEDED
 from results.store import error_signature
 
 LISTED = 20
@@ -41,6 +42,7 @@ def plain(view: Overview, *, everything: bool = False) -> str:
     lines += _submitted(view)
     lines += _section("dead", [_dead(run) for run in view.of("dead")], most)
     lines += _failed(view, most if everything else NAMED)
+    lines += _superseded(view, most)
     lines += _gone(view)
     return "\n".join(lines)
 
@@ -244,6 +246,17 @@ def _failed(view: Overview, most: int) -> list[str]:
     return lines + ([f"  ... and {hidden} more reasons (--all)"] if hidden > 0 else [])
 
 
+def _superseded(view: Overview, most: int) -> list[str]:
+    """Runs that an earlier version has made, with the reasons why they are other runs now."""
+    runs = view.of(SUPERSEDED)
+    lines = _section("superseded", [f"{run.title}  {run.detail}" for run in runs], most)
+    reasons: dict[str, int] = {}
+    for run in runs:
+        for change in run.old[0].changes:
+            reasons[change.reason] = reasons.get(change.reason, 0) + 1
+    return lines + [f"  {count} because {reason}" for reason, count in reasons.items()]
+
+
 def _gone(view: Overview) -> list[str]:
     """Runs that were never started although their jobs have left the queue."""
     runs = [run for run in view.of("not started") if run.job]
@@ -281,7 +294,7 @@ def last_lines(run: Run, root: Path) -> list[str]:
 def _record(run: Run, view: Overview) -> dict[str, Any]:
     """The entry of a run; finished and not started runs have a title only if no file has to be read."""
     found: dict[str, Any] = {"run_id": run.run_id, "state": run.kind}
-    quiet = run.kind in ("done", "not started", "queued")
+    quiet = run.kind in ("done", "not started", "queued", SUPERSEDED)
     found["title"] = run.known_title or None if quiet else run.title
     values = {
         "directory": str(run.directory) if run.directory else None,

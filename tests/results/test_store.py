@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from results.errors import StoreError
+from results.moves import GENERATION
 from results.schema import FORMAT
 from results.store import RunStore, error_signature
 from tests.results.records import RUN_ID, claim, make_cost, make_result, make_spec, python, wait_for
@@ -73,7 +74,7 @@ def test_states_from_start_to_end(store: RunStore, run: Path) -> None:
         store.write_result(run, lease, make_result(), {"scores": np.zeros((3, 2))})
     assert store.state(run).kind == "done"
     assert store.state(run).attempts == 3
-    assert store.load(run) == {**make_result(), "format": FORMAT}
+    assert store.load(run) == {**make_result(), "format": FORMAT, "identities": GENERATION}
     assert store.spec(run) == make_spec()
     assert store.claim(run, make_spec()) is None
 
