@@ -34,7 +34,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
             state: Any = load_file(path)
         else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            with path.open("rb") as file:  # by its path torch.load goes by the file's name
+                state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # safetensors and pickle raise a dozen unrelated types
         raise UserError(f"weights file {path} cannot be read: {_reason(path, error)}") from error
     for wrapper in ("state_dict", "model"):
@@ -58,7 +59,8 @@ def _reason(path: Path, error: Exception) -> str:
     PyTorch's own message advises to read the file in a way that runs the code in it.
     """
     try:
-        objects = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        with path.open("rb") as file:
+            objects = torch.serialization.get_unsafe_globals_in_checkpoint(file)
     except Exception:  # a file of the old format, or a damaged one
         objects = re.findall(r"GLOBAL ([\w.]+)", str(error))
     if objects:

@@ -18,6 +18,7 @@ RN = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "head_width": 32, "p
 VIT = {"image_size": 64, "layers": 3, "width": 32, "head_width": 16, "patch_size": 16}
 MODELS = {
     "tiny-rn": {"embed_dim": 24, "vision_cfg": RN, "text_cfg": TEXT},
+    "tiny-rn-224": {"embed_dim": 24, "vision_cfg": {**RN, "image_size": 224}, "text_cfg": TEXT},
     "tiny-vit": {"embed_dim": 24, "vision_cfg": VIT, "text_cfg": TEXT, "custom_text": True},
     "tiny-vit-qk": {
         "embed_dim": 24,
