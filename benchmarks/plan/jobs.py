@@ -380,4 +380,9 @@ def _as_built(backbone: BackboneSpec) -> dict[str, Any]:
     demands = conventions(backbone)
     values = dataclasses.asdict(backbone)
     del values["weights"]
-    return {**values, "quick_gelu": demands.quick_gelu, "mean": demands.mean, "std": demands.std}
+    return {
+        **values,
+        "quick_gelu": demands.quick_gelu,
+        "mean": list(demands.mean),
+        "std": list(demands.std),
+    }

@@ -145,7 +145,7 @@ def official_loss(absent, present, targets, gamma_pos=1, gamma_neg=2, margin=0.0
 
 @pytest.fixture
 def large():
-    """Function from a resolution to a wrapped model that was pretrained at 224 pixels, and the model alone."""
+    """Function from a resolution to a wrapped model, pretrained at 224 pixels, and the model alone."""
 
     def build(resolution):
         with torch.random.fork_rng():
