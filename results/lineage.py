@@ -41,7 +41,8 @@ class Predecessor:
 
     def line(self) -> str:
         """Which result, by what it is superseded, and what differs."""
-        return f"[{self.run_id[:8]}] superseded by [{self.by[:8]}]: {'; '.join(map(str, self.changes))}"
+        fields = ", ".join(change.field for change in self.changes)
+        return f"[{self.run_id[:8]}] superseded by [{self.by[:8]}], differs in {fields}"
 
 
 def predecessors(store: RunStore, wanted: Sequence[Mapping[str, Any]]) -> dict[str, list[Predecessor]]:
@@ -94,6 +95,18 @@ def successor(
     return next(iter(_successors(store, run, specs, result)), None)
 
 
+def reasons(found: Iterable[Predecessor]) -> list[str]:
+    """Why results are superseded, a line for each reason: how many of them, in which fields, and why."""
+    fields: dict[str, dict[str, None]] = {}
+    counts: dict[str, int] = {}
+    for one in found:
+        for reason in dict.fromkeys(change.reason for change in one.changes):
+            counts[reason] = counts.get(reason, 0) + 1
+        for change in one.changes:
+            fields.setdefault(change.reason, {})[change.field] = None
+    return [f"{count} in {', '.join(fields[reason])}: {reason}" for reason, count in counts.items()]
+
+
 def moves_since(result: Mapping[str, Any]) -> list[str]:
     """What has moved since a result was made, a reason each; a result of today's identities has none."""
     generation = result.get("identities", 1)
@@ -139,7 +152,7 @@ def as_wanted(
     each way is a row.
 
     Returns:
-        Wanted runs, whose labels say that they are superseded; and a line on each row, for the footer.
+        Wanted runs, whose labels say that they are superseded; and a line on each way, for the footer.
     """
     ways: dict[str, list[tuple[tuple[str, str], ...]]] = {}
     items: list[tuple[dict[str, Any], tuple[str, int]]] = []
@@ -161,10 +174,13 @@ def as_wanted(
     names = {
         row: f"{row[0]} (superseded{f', {row[1] + 1}' if len(ways[row[0]]) > 1 else ''})" for row in counts
     }
+    same: dict[tuple[tuple[str, str], ...], list[tuple[str, int]]] = {}
+    for row in names:
+        same.setdefault(ways[row[0]][row[1]], []).append(row)
     lines = [
-        f"{name}: {counts[row]} run{'s' * (counts[row] > 1)}; superseded in "
-        + "; ".join(f"{field} ({kind})" for field, kind in ways[row[0]][row[1]])
-        for row, name in names.items()
+        f"{', '.join(names[row] for row in rows)}: {sum(counts[row] for row in rows)} runs, superseded in "
+        + "; ".join(f"{field} ({kind})" for field, kind in way)
+        for way, rows in same.items()
     ]
     return [{**item, "label": names[row]} for item, row in items], lines
 

@@ -28,8 +28,8 @@ Values = Callable[[Any, Any], bool]
 
 
 def unknown_before(old: Any, new: Any) -> bool:
-    """The field did not exist, or said "the default", and holds a value now."""
-    return old in (ABSENT, None) and new not in (ABSENT, None)
+    """The field did not exist, or left the value to a default, and is there now."""
+    return old in (ABSENT, None) and new != ABSENT
 
 
 def any_values(old: Any, new: Any) -> bool:
@@ -166,7 +166,7 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         if isinstance(value, dict) and value:
             found |= flat(value, f"{prefix}{key}.")
         else:
-            found[f"{prefix}{key}"] = value
+            found[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value  # as JSON has it
     return found
 
 
@@ -188,4 +188,8 @@ def _same_number(old: Any, new: Any) -> bool:
 def _shown(value: Any) -> str:
     if isinstance(value, str) and _HEX.match(value):
         return f"{value[:8]}…"
-    return value if isinstance(value, str) else repr(value)
+    if isinstance(value, list):
+        return f"[{', '.join(map(_shown, value))}]"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "none" if value is None else str(value)

@@ -249,8 +249,11 @@ def _by_number(store: RunStore, query: str, mean: str, std: str, planned: Planne
 def _superseded(result: Result, by: Predecessor | None) -> list[str]:
     """Lines on what supersedes a result, where something does."""
     if by is not None:
-        lines = [f"superseded by {by.by}, which differs in"]
-        return lines + [f"  {change}: {change.reason}" for change in by.changes]
+        lines = [f"superseded by {by.by}, because"]
+        for reason in dict.fromkeys(change.reason for change in by.changes):
+            moved = [str(change) for change in by.changes if change.reason == reason]
+            lines += [f"  {reason}", *(f"    {text}" for text in moved)]
+        return lines
     moved = moves_since(result)
     if not moved:
         return []

@@ -12,7 +12,7 @@ from typing import Any, TextIO
 from benchmarks.progress import duration
 from benchmarks.status.logs import log_of, nearest_frame, tail
 from benchmarks.status.overview import Overview, Run, submitted_at
-from results.lineage import SUPERSEDED
+from results.lineage import SUPERSEDED, reasons
 from results.store import error_signature
 
 LISTED = 20
@@ -250,11 +250,7 @@ def _superseded(view: Overview, most: int) -> list[str]:
     """Runs that an earlier version has made, with the reasons why they are other runs now."""
     runs = view.of(SUPERSEDED)
     lines = _section("superseded", [f"{run.title}  {run.detail}" for run in runs], most)
-    reasons: dict[str, int] = {}
-    for run in runs:
-        for change in run.old[0].changes:
-            reasons[change.reason] = reasons.get(change.reason, 0) + 1
-    return lines + [f"  {count} because {reason}" for reason, count in reasons.items()]
+    return lines + [f"  {reason}" for reason in reasons(run.old[0] for run in runs)]
 
 
 def _gone(view: Overview) -> list[str]:

@@ -48,7 +48,7 @@ def earlier(finished, tmp_path, monkeypatch) -> Path:
         kept = run.parent.name == "zero_shot" and record["spec"]["seed"] == 2
         record["spec"] = aged(record["spec"])
         if run.parent.name == "linear_probe" and record["spec"]["seed"] == 2:
-            record["spec"]["hyper"]["l2"] = 12345.0  # a setting of the user: another run
+            record["spec"]["hyper"]["held_out"] = 0.35  # a setting of the user: another run
         record |= {"format": 2, "run_id": digest({k: v for k, v in record["spec"].items() if k != "label"})}
         del record["identities"]
         old = store.directory(record["run_id"], record["spec"])
@@ -74,8 +74,8 @@ def test_status_and_plan_count_them_apart(earlier, capsys):
     assert "4 runs (1 done, 2 superseded, 1 not started)" in out
     section = out[out.index("superseded (2)") :]
     assert "zero_shot · tiny p=0.5 seed=1" in section
-    assert "dataset.digest 00000000… → " in section
-    assert "  2 because the dataset's hash is over the bytes of the pictures" in section
+    assert "differs in " in section
+    assert "  2 in dataset.digest: the dataset's hash is over the bytes of the pictures" in section
     assert main(["status", "--grid", "grid.toml", "--json"]) == 0
     view = json.loads(capsys.readouterr().out)
     assert view["counts"] == {"done": 1, "superseded": 2, "not started": 1}
@@ -114,8 +114,8 @@ def test_why_names_the_run_of_the_plan_that_supersedes(earlier, capsys):
     assert main(["why", record["run_id"][:12]]) == 0
     out = capsys.readouterr().out
     assert "superseded by " in out
-    assert "which differs in" in out
-    assert "  dataset.digest 00000000… → " in out
+    assert ", because\n" in out
+    assert "\n    dataset.digest 00000000… → " in out
     (line,) = [line for line in out.splitlines() if line.startswith("superseded by ")]
     assert main(["plan", "--grid", "grid.toml"]) == 0
     assert f"seed=1 [{line.split()[2][:8]}]" in capsys.readouterr().out

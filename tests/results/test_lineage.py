@@ -152,12 +152,13 @@ def test_states_tables_and_why_of_superseded_results(store: RunStore):
     assert "csaa (superseded)" in text
     assert "62.0 ± 1.4" in text
     assert "70.0" not in text
-    assert rows[0].startswith("csaa (superseded): 2 runs; superseded in backbone.mean (None → [0.5, ")
+    assert rows[0].startswith("csaa (superseded): 2 runs; superseded in backbone.mean (none → [0.5, ")
     assert "dataset.digest (another hash)" in rows[0]
 
     text = why(store, "1a1a", [(item["run_id"], item["spec"]) for item in plan])
-    assert f"superseded by {'1b' * 32}, which differs in\n" in text
-    assert "  recipe.ema_warmup absent → True: the decay of the moving average warms up" in text
+    assert f"superseded by {'1b' * 32}, because\n" in text
+    assert "\n    recipe.ema_warmup absent → True\n" in text
+    assert "\n  the decay of the moving average warms up; " in text
     assert "superseded by [2b2b2b2b]" in why(store, "63.0")  # the store has the run that supersedes it
     assert "superseded" not in why(store, "99.0")
     assert "superseded" not in why(store, "2b2b")
@@ -206,3 +207,20 @@ def test_todays_results_say_their_generation(store: RunStore, run: Path):
     assert store.load(run)["identities"] == GENERATION
     assert moves_since(store.load(run)) == []
     assert len(moves_since(OLD)) >= 5
+
+
+def test_a_plan_in_memory_has_tuples_where_files_have_lists(store: RunStore):
+    put(
+        store,
+        "1a" * 32,
+        {**OLD["spec"], "backbone": {**OLD["spec"]["backbone"], "mean": [0.0, 0.0, 0.0]}},
+        50.0,
+    )
+    kept = {"backbone.mean": (0.0, 0.0, 0.0), "backbone.std": (0.5, 0.5, 0.5), "backbone.quick_gelu": None}
+    (one,) = predecessors(store, [wanted("1b" * 32, moved(OLD["spec"], **kept))])["1b" * 32]
+    assert [str(change) for change in one.changes][:2] == [
+        "backbone.quick_gelu absent → none",
+        "backbone.std none → [0.5, 0.5, 0.5]",
+    ]
+    other = moved(OLD["spec"], **{**kept, "backbone.mean": (0.5, 0.5, 0.5)})
+    assert predecessors(store, [wanted("1b" * 32, other)]) == {}
