@@ -152,7 +152,7 @@ def test_states_tables_and_why_of_superseded_results(store: RunStore):
     assert "csaa (superseded)" in text
     assert "62.0 ± 1.4" in text
     assert "70.0" not in text
-    assert rows[0].startswith("csaa (superseded): 2 runs; superseded in backbone.mean (none → [0.5, ")
+    assert rows[0].startswith("csaa (superseded): 2 runs, superseded in backbone.mean (none → [0.5, ")
     assert "dataset.digest (another hash)" in rows[0]
 
     text = why(store, "1a1a", [(item["run_id"], item["spec"]) for item in plan])
