@@ -121,3 +121,20 @@ def test_errors_name_the_nearest(fake: Any, query: str, message: str) -> None:
     fake.add("CSAA", 60.0)
     with pytest.raises(StoreError, match=message):
         why(fake.store, query)
+
+
+def test_what_the_weights_were_used_with_is_shown(fake: Any) -> None:
+    run_id = "e" * 64
+    backbone = {
+        "name": "open_clip/RN101",
+        "quick_gelu": True,
+        "mean": [0.48145466, 0.5, 0.4],
+        "std": [0.25] * 3,
+    }
+    keys = {"ratio": 0.05, "seed": 1, "method": "zero_shot", "label": "zero_shot"}
+    spec = {**keys, "dataset": {"alias": "x", "digest": "d" * 64}, "backbone": backbone}
+    assert fake.store.claim(fake.store.directory(run_id, spec), spec) is not None
+    lines = [line.split(maxsplit=1) for line in why(fake.store, run_id[:9]).splitlines()]
+    assert ["backbone.quick_gelu", "True"] in lines
+    assert ["backbone.mean", "[0.48145466, 0.5, 0.4]"] in lines
+    assert ["backbone.std", "[0.25, 0.25, 0.25]"] in lines
