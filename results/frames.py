@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from results.errors import StoreError
-from results.schema import Rule
+from results.schema import RULES, Rule
 from results.store import RunStore
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-RULES: tuple[Rule, ...] = ("last", "val", "oracle")
 METRICS = ("mAP", "OF1", "CF1", "head", "medium", "tail", "num_classes")
 QUALITY = ("OP", "OR", "OF1", "CP", "CR", "CF1", "coverage")
 KEYS = ("run_id", "dataset", "ratio", "seed", "method", "label")
@@ -54,7 +53,7 @@ def collect(store: RunStore, wanted: Sequence[dict[str, Any]]) -> pd.DataFrame:
             row["digest"] = store.digest(directory)
             row["seconds"] = result["cost"]["seconds"]
             for rule in RULES:
-                found: Mapping[str, Any] = result["metrics"][rule] or {}
+                found: Mapping[str, Any] = result["metrics"].get(rule) or {}
                 row |= {f"{rule}/{metric}": found.get(metric) for metric in METRICS}
         rows.append(row)
     frame = pd.DataFrame(rows, columns=pd.Index(columns))
@@ -81,7 +80,7 @@ def collect_classes(store: RunStore, wanted: Sequence[dict[str, Any]], rule: Rul
         if store.state(directory).kind != "done":
             continue
         result = store.load(directory)
-        found = result["metrics"][rule]
+        found = result["metrics"].get(rule)
         if found is None:
             continue
         per_class = zip(result["classes"], found["AP"], found["train_counts"], found["groups"], strict=True)

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 from results import text
 from results.drawn import Drawn, rendered
 from results.errors import StoreError, nearest
-from results.frames import METRICS, QUALITY, RULES, collect, collect_classes, collect_epochs
+from results.frames import METRICS, QUALITY, collect, collect_classes, collect_epochs
+from results.schema import RULES
 from results.store import RunStore
 from results.tables import RULE_TEXT
 from results.writers import percent

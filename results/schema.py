@@ -14,7 +14,8 @@ from typing import Any, Literal, TypedDict
 
 from results.errors import StoreError
 
-Rule = Literal["last", "val", "oracle"]
+Rule = Literal["last", "model", "val", "max", "oracle"]
+RULES: tuple[Rule, ...] = typing.get_args(Rule)
 
 FORMAT = 3
 """The format that is written. All formats up to it are read."""
@@ -56,7 +57,7 @@ class Summary(_SummaryLater):
     """Measures under one selection rule, in percent; None where a measure does not exist.
 
     K classes each have a value in AP, groups and train_counts. The rule ``oracle`` has the epoch, which
-    counts from 1, and the weights that were chosen; ``val`` has the epoch.
+    counts from 1, and the weights that were chosen; ``val`` has the epoch, and ``max`` the weights.
     """
 
     mAP: float
@@ -71,8 +72,16 @@ class Summary(_SummaryLater):
     train_counts: list[int]
 
 
-class Metrics(TypedDict):
-    """Measures by selection rule; None where a rule does not apply to the run."""
+class _MetricsLater(TypedDict, total=False):
+    model: Summary | None
+    max: Summary | None
+
+
+class Metrics(_MetricsLater):
+    """Measures by selection rule; None where a rule does not apply to the run, or was not recorded.
+
+    Records from before there were ``model`` and ``max`` do not hold them.
+    """
 
     last: Summary
     val: Summary | None
@@ -240,7 +249,8 @@ def _unequal_lengths(record: Result) -> str | None:
     """Lists with a value for each class that have another number of values."""
     classes = len(record["classes"])
     metrics = record["metrics"]
-    for rule, summary in (("last", metrics["last"]), ("val", metrics["val"]), ("oracle", metrics["oracle"])):
+    for rule in RULES:
+        summary = metrics.get(rule)
         if summary is not None:
             counts = {
                 "AP": len(summary["AP"]),

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from results.errors import StoreError, nearest
-from results.frames import METRICS, RULES, collect
+from results.frames import METRICS, collect
 from results.lineage import SUPERSEDED
+from results.schema import RULES
 from results.statistics import Comparison, compare_with_best
 from results.store import KINDS
 
@@ -27,6 +28,9 @@ __all__ = ["Cell", "Table", "collect", "table"]
 LEVEL = 0.05
 RULE_TEXT = {
     "last": "last epoch, EMA weights",
+    "model": "last epoch, raw weights without a moving average",
+    "max": "last epoch, the better of EMA and raw weights on the TEST images: optimistic, for comparison "
+    "with papers that report it",
     "val": "best epoch on a held-out part of the labelled images",
     "oracle": "best epoch on the TEST images: optimistic, for orientation only",
 }
@@ -80,7 +84,7 @@ class Table:
     """Cells of one metric under one selection rule.
 
     Attributes:
-        rule: last, val or oracle.
+        rule: a selection rule, see `RULE_TEXT`.
         metric: name of the metric, percent.
         labels: rows, in order.
         columns: (dataset, ratio), in order.
@@ -166,7 +170,7 @@ def table(frame: pd.DataFrame, rule: str, metric: str = "mAP", remarks: Sequence
 
     Args:
         frame: from `results.frames.collect`; rows and datasets keep its order, ratios rise.
-        rule: "last", "val" or "oracle"; the table holds numbers of this rule only.
+        rule: a selection rule, see `RULE_TEXT`; the table holds numbers of this rule only.
         metric: mAP, OF1, CF1, head, medium or tail.
         remarks: further sentences of the footer.
 

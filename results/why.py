@@ -11,10 +11,10 @@ from typing import Any
 
 from results.errors import StoreError, nearest
 from results.files import canonical_json
-from results.frames import METRICS, RULES
+from results.frames import METRICS
 from results.lineage import Predecessor, moves_since, successor
 from results.moves import flat
-from results.schema import Result, Rule
+from results.schema import RULES, Result, Rule
 from results.store import RunStore
 from results.text import one_line
 
@@ -97,7 +97,7 @@ def _one(store: RunStore, run: Path, planned: Planned) -> list[str]:
         "value per selection rule (percent)",
     ]
     for rule in RULES:
-        values = result["metrics"][rule]
+        values = result["metrics"].get(rule)
         if values is None:
             lines.append(f"  {rule:<8} not recorded")
             continue
@@ -150,7 +150,7 @@ def _several(store: RunStore, runs: list[Path], planned: Planned) -> list[str]:
             result = store.load(run)
             parts += _by(successor(store, run, result, planned))
             for rule in RULES:
-                summary = result["metrics"][rule]
+                summary = result["metrics"].get(rule)
                 if summary is not None:
                     groups.setdefault((_cell(store, run), rule), []).append((run, summary["mAP"]))
                     parts.append(f"{rule} mAP {summary['mAP']:.2f}")
@@ -201,7 +201,7 @@ def _by_number(store: RunStore, query: str, mean: str, std: str, planned: Planne
             continue
         result = store.load(run)
         for rule in RULES:
-            values: Mapping[str, Any] = result["metrics"][rule] or {}
+            values: Mapping[str, Any] = result["metrics"].get(rule) or {}
             for metric, value in values.items():
                 if metric not in METRICS or metric == "num_classes" or value is None:
                     continue

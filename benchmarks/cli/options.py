@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from benchmarks.arguments import positive
 from benchmarks.workspace import Workspace
 from methods.errors import UserError
-from results.frames import RULES
+from results.schema import RULES
 
 if TYPE_CHECKING:
     from benchmarks.plan.grid import Grid
@@ -126,8 +126,9 @@ def outcome() -> Parser:
         "--rule",
         choices=RULES,
         default="last",
-        help="which epoch's number: last (EMA weights), val (held-out labels), or "
-        "oracle (best on test; not a fair number)",
+        help="which number of a training: last (last epoch, EMA weights), model (last epoch, raw "
+        "weights), val (epoch chosen on held-out labels), max (the better of last and model on test) or "
+        "oracle (best epoch on test); the last two are not fair numbers",
     )
     parser.add_argument("--out", type=Path, default=None, help="folder for tables and figures")
     return parser

@@ -176,15 +176,26 @@ class RunTask(Task):
         scores = method.predict(features["test"]).cpu()
         last = summariser(job)(scores)
         # Nothing is chosen: with held-out images, their rule reports the only fit there is.
-        metrics = {"last": last, "val": last if len(job.split.held_out) else None, "oracle": None}
-        return _Result(scores, metrics, time.monotonic() - started, 0, len(job.split.labelled))
+        val = last if len(job.split.held_out) else None
+        metrics = {"last": last, "model": last, "max": last, "val": val, "oracle": None}
+        return _Result(scores, None, metrics, time.monotonic() - started, 0, len(job.split.labelled))
 
     def _trained(self, trainer: Trainer, outcome: Outcome) -> _Result:
         assert outcome.scores is not None  # every schedule of a run evaluates
-        last = summariser(self.job)(outcome.scores)
+        assert outcome.raw_scores is not None
+        summarise = summariser(self.job)
+        last, model = summarise(outcome.scores), summarise(outcome.raw_scores)
+        weights = "model" if model["mAP"] > last["mAP"] else "ema"
         return _Result(
             outcome.scores,
-            {"last": last, "val": _from_one(outcome.val), "oracle": _from_one(outcome.oracle)},
+            outcome.raw_scores if self.job.cell.recipe.ema_decay else None,
+            {
+                "last": last,
+                "model": model,
+                "max": {**(model if weights == "model" else last), "weights": weights},
+                "val": _from_one(outcome.val),
+                "oracle": _from_one(outcome.oracle),
+            },
             outcome.seconds,
             sum(value.numel() for value in trainer.method.parameters() if value.requires_grad),
             outcome.images_seen,
@@ -202,6 +213,9 @@ class RunTask(Task):
 
     def _write(self, lease: Lease | MemberLease, found: _Result, memory: PeakMemory) -> None:
         job, scores = self.job, np.ascontiguousarray(found.scores.numpy(), dtype=np.float32)
+        arrays = {"scores": scores}
+        if found.raw_scores is not None:
+            arrays["raw_scores"] = np.ascontiguousarray(found.raw_scores.numpy(), dtype=np.float32)
         self.workspace.store.write_result(
             self.directory,
             cast(Lease, lease),  # rank 0's is a whole one
@@ -229,7 +243,7 @@ class RunTask(Task):
                 },
                 "finished": now(),
             },
-            {"scores": scores},
+            arrays,
         )
         self.options.report(f"done: {self.title} mAP {found.metrics['last']['mAP']:.2f}")
 
@@ -300,6 +314,7 @@ class _Result:
 
     Attributes:
         scores: (n_test, K) test scores on the CPU.
+        raw_scores: the same of the raw weights; None where there is no moving average beside them.
         metrics: summary by selection rule.
         seconds: training time, over all attempts.
         trainable: number of trainable parameters.
@@ -307,6 +322,7 @@ class _Result:
     """
 
     scores: Tensor
+    raw_scores: Tensor | None
     metrics: dict[str, Any]
     seconds: float
     trainable: int

@@ -200,7 +200,7 @@ class Bare:
         self.model = build_method(job)
         self.model.load_state_dict(trainer.method.state_dict())
         self.optimizer, self.scheduler = build_optimizer(self.model, self.schedule, trainer.steps_per_epoch)
-        self.ema = Ema(self.model, trainer.recipe.ema_decay)
+        self.ema = Ema(self.model, trainer.recipe.ema_decay, trainer.recipe.ema_warmup)
 
     def plan(self, epoch: int, steps: range) -> list[Plan]:
         """The batches of some steps."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -44,6 +45,31 @@ def check_strategy(name: str, precision: str, where: str) -> None:
         )
 
 
+def ema_decay(step: int, decay: float, warmup: bool) -> float:
+    """Decay of the moving average at a step: ``decay``, or with a warm-up min(decay, (1 + t) / (10 + t)).
+
+    The warm-up is that of TensorFlow's `ExponentialMovingAverage` with `num_updates`.
+
+    Args:
+        step: t, counted from 0 over all epochs of a training.
+        decay: the decay in the long run, in [0, 1).
+        warmup: whether it is smaller at first.
+    """
+    return min(decay, (1 + step) / (10 + step)) if warmup else decay
+
+
+def starting_share(steps: int, decay: float, warmup: bool) -> float:
+    """Weight of the starting values in the moving average after some steps: the product of the decays."""
+    if not warmup:
+        return decay**steps
+    # (1 + t) / (10 + t) reaches the decay at this step; up to there the product is 9! t! / (t + 9)!.
+    reached = math.ceil((10 * decay - 1) / (1 - decay)) if decay > 0.1 else 0
+    first = min(steps, reached)
+    return math.exp(math.lgamma(10) + math.lgamma(first + 1) - math.lgamma(first + 10)) * decay ** (
+        steps - first
+    )
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How a run is trained and evaluated; the same for every method of a table.
@@ -62,7 +88,10 @@ class Recipe:
         warmup_view: view of the "cap" family whose loss is taken when only labels are used; CAP
             warms up with cutout off. The other families name theirs.
         warmup_weights: which weights of the warm-up the semi-supervised part starts from.
-        ema_decay: decay of the exponential moving average of the weights, per step.
+        ema_decay: decay d of the exponential moving average (EMA) of the weights, per step; 0 means that none
+            is kept, and the raw weights are reported.
+        ema_warmup: whether the decay of step t (from 0) is min(d, (1 + t) / (10 + t)), so that a training of
+            any length forgets its starting weights; false where a protocol with a fixed decay is followed.
         clip_norm: largest gradient norm; 0 switches clipping off. Never "auto".
         precision: arithmetic of forward and backward passes; with "fp16" and "bf16" weights stay
             float32. With "fp64" all is float64, where rounding is too small to be seen in a
@@ -70,8 +99,8 @@ class Recipe:
         strategy: how a step is spread over processes, see `benchmarks.training.strategy`: "ddp", or
             DeepSpeed's "zero1" or "zero2". The number of processes is no part of a run's identity.
         eval_every: epochs between evaluations on the test images; the last is always evaluated.
-        evaluate: weights that are evaluated. The reported rule "last" needs "ema" only; "both" adds
-            the raw weights to the "oracle" rule, as the CAP family does.
+        evaluate: weights that are evaluated along the way. The reported rule "last" needs "ema" only; "both"
+            adds the raw weights to the "oracle" rule, as the CAP family does. After the last epoch both are.
         eval_batch: images of a forward pass without gradients.
         val_share: share of the labelled images held out for the "val" selection rule.
 
@@ -93,6 +122,7 @@ class Recipe:
     warmup_view: Literal["weak", "strong", "strong-no-cutout"] = "strong-no-cutout"
     warmup_weights: Literal["model", "ema"] = "model"
     ema_decay: float = 0.9997
+    ema_warmup: bool = True
     clip_norm: float = 0.0
     precision: Literal["fp32", "fp16", "bf16", "fp64"] = "fp32"
     strategy: str = "ddp"
@@ -155,6 +185,7 @@ class Recipe:
             "batch_warmup",
             "warmup_view",
             "ema_decay",
+            "ema_warmup",
             "clip_norm",
             "precision",
             "val_share",

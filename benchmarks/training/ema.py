@@ -8,11 +8,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from benchmarks.plan.recipe import ema_decay
 from methods.base import StepMethod
 
 
 class Ema:
-    """e ← d·e + (1−d)·m after every step, over the state dict (CAP).
+    """e ← d·e + (1−d)·m after every step, over the state dict (CAP); d may depend on the step.
 
     Integer and boolean entries are copied. Frozen parameters are shared with the method instead of
     being averaged: their average is themselves, and a frozen CLIP is not held twice. The method's
@@ -22,11 +23,15 @@ class Ema:
 
     Args:
         method: the method to follow; copied once.
-        decay: d, per optimiser step.
+        decay: d; 0 keeps no average: the module then has the method's weights.
+        warmup: whether d is smaller in the first steps, see `benchmarks.plan.recipe.ema_decay`.
+
+    Attributes:
+        steps: steps taken so far; who continues a training sets it.
     """
 
-    def __init__(self, method: StepMethod, decay: float) -> None:
-        self.decay = decay
+    def __init__(self, method: StepMethod, decay: float, warmup: bool = False) -> None:
+        self.decay, self.warmup, self.steps = decay, warmup, 0
         self.module = copy.deepcopy(method).eval()
         self.module.share_state(method)
         for theirs, ours in zip(method.parameters(), self.module.parameters(), strict=True):
@@ -74,4 +79,6 @@ class Ema:
                 pairs.append((source, average))
             else:
                 average.copy_(source)
-        torch._foreach_lerp_([ours for _, ours in pairs], [theirs for theirs, _ in pairs], 1.0 - self.decay)
+        towards = 1.0 - ema_decay(self.steps, self.decay, self.warmup)
+        self.steps += 1
+        torch._foreach_lerp_([ours for _, ours in pairs], [theirs for theirs, _ in pairs], towards)

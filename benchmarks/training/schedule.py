@@ -91,6 +91,7 @@ class Outcome:
 
     Attributes:
         scores: (n_test, K) float32 of the last epoch's EMA weights; None when not evaluated.
+        raw_scores: the same of its raw weights.
         oracle: summary of the best evaluation on test, with "epoch" (from 0) and "weights"; None when not
             evaluated.
         val: summary under the held-out rule, or None when nothing was held out.
@@ -99,6 +100,7 @@ class Outcome:
     """
 
     scores: Tensor | None
+    raw_scores: Tensor | None
     oracle: dict[str, Any] | None
     val: dict[str, Any] | None
     images_seen: int

@@ -74,7 +74,7 @@ class Trainer:
         method.to(self.accelerator.device, strategy.dtype)
         self.batches = Batches(data, schedule, recipe.views, seed, strategy)
         optimizer, self.scheduler = build_optimizer(method, schedule, self.steps_per_epoch)
-        self.ema = Ema(method, recipe.ema_decay)
+        self.ema = Ema(method, recipe.ema_decay, recipe.ema_warmup)
         if method.wants_teacher:
             method.set_teacher(self.ema.module)
         self.statistics = StepStatistics(method, self.group)
@@ -146,6 +146,7 @@ class Trainer:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         progress = state["progress"]
         self.epoch, self.step = progress["epoch"], progress["step"]
+        self.ema.steps = self.epoch * self.steps_per_epoch + self.step
         self.images_seen, self.seconds = progress["images_seen"], progress["seconds"]
         self.selection.load(progress)
         self.losses.load(progress["losses"], self.group.is_main)
@@ -157,17 +158,19 @@ class Trainer:
 
     def fit(self) -> Outcome:
         """Train to the end and return the reported scores."""
-        scores = None
+        scores = raw = None
         self.host.on_step(self.epoch, self.step, self.steps_per_epoch, self.seconds)
         while self.epoch < self.schedule.epochs:
             started = time.monotonic()
             if self.step == 0:
                 self._begin_epoch()
             self._train_until(self.steps_per_epoch, started)
-            scores = self._finish_epoch()
+            scores, raw = self._finish_epoch()
         if scores is None and self.schedule.evaluate:  # resumed after the last epoch's checkpoint
             scores = self._test_scores(self.ema.module)
-        return Outcome(scores, self.selection.oracle, self.selection.val, self.images_seen, self.seconds)
+            raw = self._raw_scores(scores)
+        selection = self.selection
+        return Outcome(scores, raw, selection.oracle, selection.val, self.images_seen, self.seconds)
 
     def run_steps(self, epoch: int, first: int, count: int) -> None:
         """Train some steps of an epoch and nothing else; for measurements.
@@ -268,8 +271,12 @@ class Trainer:
         weak = self.batches.views.weak
         self.method.refresh(self.scorer.pool(self.method, self.ema.module, self.data, weak, self.epoch))
 
-    def _finish_epoch(self) -> Tensor | None:
-        """Evaluate, report and save a finished epoch; the EMA's test scores if it was the last one."""
+    def _finish_epoch(self) -> tuple[Tensor | None, Tensor | None]:
+        """Evaluate, report and save a finished epoch.
+
+        Returns:
+            Test scores of the EMA and of the raw weights if it was the last epoch.
+        """
         epoch, steps = self.epoch, self.steps_per_epoch
         row: dict[str, Any] = {
             "epoch": epoch + 1,  # people read the rows, and count from 1
@@ -279,27 +286,29 @@ class Trainer:
             "mAP_model": None,
             "pseudo_labels": self.hidden_labels.summary() if self.hidden_labels else None,
         }
-        scores = None
+        scores = raw = None
         last = epoch + 1 == self.schedule.epochs
         if self.schedule.evaluate and (last or (epoch + 1) % self.recipe.eval_every == 0):
             scores = self._test_scores(self.ema.module)
-            row |= self.selection.consider(epoch, scores, self._model_scores(), self._held_out_scores())
+            both = self.recipe.evaluate == "both"
+            raw = self._raw_scores(scores) if both or last else None
+            row |= self.selection.consider(epoch, scores, raw if both else None, self._held_out_scores())
         row["seconds"] = self.seconds
         self.epoch, self.step = epoch + 1, 0
         self.host.on_step(self.epoch, self.step, steps, self.seconds)
         if self.accelerator.is_main_process:
             self.host.on_epoch(row)
         self.save()
-        return scores if last else None
+        return (scores, raw) if last else (None, None)
 
     def _test_scores(self, module: StepMethod) -> Tensor:
         """(n_test, K) float32, as they are stored."""
         everything = torch.arange(len(self.data.prepared.test))
         return self.scorer.scores(module.predict, "test", everything, "test", 0).float()
 
-    def _model_scores(self) -> Tensor | None:
-        """Test scores of the raw weights, where the recipe evaluates them beside the EMA's."""
-        return self._test_scores(self.method.eval()) if self.recipe.evaluate == "both" else None
+    def _raw_scores(self, scores: Tensor) -> Tensor:
+        """Test scores of the raw weights; the given ones of the EMA where it is no average."""
+        return self._test_scores(self.method.eval()) if self.recipe.ema_decay else scores
 
     def _held_out_scores(self) -> Tensor | None:
         """(n_v, K) scores of the held-out labelled images by the EMA weights, if there are some."""

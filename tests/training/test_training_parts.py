@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from sklearn.metrics import precision_score, recall_score
 from torch import nn
 
+from benchmarks.plan.recipe import ema_decay, starting_share
 from benchmarks.training.checkpoint import Checkpoints, Place
 from benchmarks.training.ema import Ema
 from benchmarks.training.epoch_losses import EpochLosses
@@ -152,12 +153,19 @@ class Net(StepMethod):
         self.head = nn.Linear(3, 2)
 
 
-def test_ema_against_the_literal_recursion():
+@pytest.mark.parametrize(
+    ("warmup", "decays"),
+    [
+        (False, [0.4] * 9),
+        (True, [1 / 10, 2 / 11, 3 / 12, 4 / 13, 5 / 14, 6 / 15, 0.4, 0.4, 0.4]),  # 6 / 15 is 0.4 itself
+    ],
+)
+def test_ema_against_the_literal_recursion(warmup, decays):
     torch.manual_seed(0)
     net = Net()
-    ema = Ema(net, 0.9)
+    ema = Ema(net, 0.4, warmup)
     expected = {name: value.clone() for name, value in net.state_dict().items()}
-    for _ in range(7):
+    for decay in decays:
         net.norm(torch.randn(8, 3))  # moves the running statistics
         with torch.no_grad():
             for value in net.head.parameters():
@@ -165,11 +173,33 @@ def test_ema_against_the_literal_recursion():
         ema.update()
         for name, value in net.state_dict().items():
             if value.is_floating_point():
-                expected[name] = 0.9 * expected[name] + 0.1 * value
+                expected[name] = decay * expected[name] + (1 - decay) * value
             else:
                 expected[name] = value.clone()
     for name, value in ema.module.state_dict().items():
         torch.testing.assert_close(value, expected[name])
+
+
+def test_without_a_decay_the_reported_weights_are_the_raw_ones():
+    net = Net()
+    ema = Ema(net, 0.0, True)
+    for _ in range(3):
+        with torch.no_grad():
+            for value in net.head.parameters():
+                value += torch.randn_like(value)
+        ema.update()
+    assert all(map(torch.equal, net.state_dict().values(), ema.module.state_dict().values()))
+
+
+def test_the_share_of_the_starting_weights_against_the_literal_product():
+    for decay in (0.0, 0.05, 0.5, 0.9, 0.99, 0.9997):
+        for warmup in (False, True):
+            product = 1.0
+            for step in range(400):
+                assert starting_share(step, decay, warmup) == pytest.approx(product, rel=1e-9, abs=1e-300)
+                product *= ema_decay(step, decay, warmup)
+    assert starting_share(720, 0.9997, False) == pytest.approx(0.806, abs=5e-4)
+    assert starting_share(720, 0.9997, True) < 1e-15
 
 
 def test_ema_shares_frozen_weights_and_never_trains():
