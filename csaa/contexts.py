@@ -58,8 +58,13 @@ def check_num_contexts(num_contexts: int, num_labels: int) -> None:
     """Check the number of contexts M against the number of labels K.
 
     Raises:
-        UserError: M is outside 2..K.
+        UserError: M is outside 2..K, or there is one label only.
     """
+    if num_labels < 2:
+        raise UserError(
+            "contexts are clusters of labels, and there is one label only: set context_weight = 0, "
+            "without which num_contexts is not read"
+        )
     if not 2 <= num_contexts <= num_labels:
         raise UserError(
             f"num_contexts is {num_contexts}; with {num_labels} labels it must lie between 2 and {num_labels}"

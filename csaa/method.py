@@ -58,7 +58,7 @@ class CSAAHyper(OptimizerHyper, AsymmetricHyper):
         fixed_neg: probability below which it says negative.
         unlabelled_weight: weight of the pseudo-label loss [G: 1].
         context_weight: λ; 0 removes contexts altogether [I].
-        num_contexts: M; 10 suits COCO, 3–4 VOC [I].
+        num_contexts: M; 0 means min(10, K). 10 suits COCO, 3–4 VOC [I].
         affinity: affinity of the label graph [I; spectral clustering of co-occurrence is P].
         context_images: images the auxiliary task is trained on [P: both].
         context_feature: input of the context head: the "global" image feature or the mean of the
@@ -88,7 +88,7 @@ class CSAAHyper(OptimizerHyper, AsymmetricHyper):
     fixed_neg: float = 0.05
     unlabelled_weight: float = 1.0
     context_weight: float = 1.0
-    num_contexts: int = 10
+    num_contexts: int = 0
     affinity: Affinity = "conditional"
     context_images: Literal["labelled+unlabelled", "labelled"] = "labelled+unlabelled"
     context_feature: Features = "global"
@@ -114,12 +114,19 @@ class CSAAHyper(OptimizerHyper, AsymmetricHyper):
         return AlignmentSpec(**{name: getattr(self, name) for name in names})
 
 
+def with_contexts(hyper: CSAAHyper, num_classes: int) -> CSAAHyper:
+    """Replace the automatic number of contexts by min(10, K)."""
+    if hyper.num_contexts or not hyper.context_weight:
+        return hyper
+    return dataclasses.replace(hyper, num_contexts=min(10, num_classes))
+
+
 @register
 class CSAA(StepMethod):
     """Context-based semantic-aware alignment; see the module's docstring."""
 
     name = "csaa"
-    version = 1
+    version = 2
     Hyper = CSAAHyper
     needs_vlm = True
     uses_unlabelled = True
@@ -127,11 +134,11 @@ class CSAA(StepMethod):
     hyper: CSAAHyper
     contexts: Tensor
     frequencies: Tensor
-    context_frequencies: Tensor
 
     def __init__(self, backbone: VisionLanguageModel, task: Task, hyper: CSAAHyper) -> None:
-        super().__init__(backbone, task, hyper)
         classes = len(task.classes)
+        hyper = with_contexts(hyper, classes)
+        super().__init__(backbone, task, hyper)
         if hyper.freeze_visual:
             backbone.requires_grad_(False)
         self.classifier = AlignmentClassifier(backbone, task.prompts, hyper.alignment(), task.seed)
@@ -145,8 +152,6 @@ class CSAA(StepMethod):
                 label_contexts(task.labels, hyper.num_contexts, task.seed, hyper.affinity)
             )
             self.register_buffer("contexts", contexts)
-            frequencies = self._context_targets(task.labels).mean(dim=0)
-            self.register_buffer("context_frequencies", frequencies)
             self.context_head = nn.Linear(backbone.dim, hyper.num_contexts)
             nn.init.zeros_(self.context_head.bias)
 
@@ -237,21 +242,25 @@ class CSAA(StepMethod):
 
     def refresh(self, pool: Pool) -> None:
         """Pseudo-labels of classes and contexts from the EMA teacher's scores."""
-        classes = self._threshold(pool.scores, self.frequencies)
+        labels = self.task.labels
+        classes = self._threshold(pool.scores, labels)
         self._keep("class", classes)
         if self.teaches("context"):
             if self.hyper.context_labels == "head":
-                contexts = self._threshold(pool.extra, self.context_frequencies)
+                contexts = self._threshold(pool.extra, self._context_targets(labels.to(self.contexts.device)))
             else:
                 targets = self._context_targets(classes.targets)
                 contexts = PseudoLabels(targets, torch.ones_like(targets))
             self._keep("context", contexts)
 
-    def _threshold(self, scores: Tensor, frequencies: Tensor) -> PseudoLabels:
+    def _threshold(self, scores: Tensor, labelled: Tensor) -> PseudoLabels:
+        """Pseudo-labels of scores (N, C), where the labelled images have the targets (n_l, C)."""
         hyper = self.hyper
         if hyper.pseudo_labels == "fixed":
             return fixed_pseudo_labels(scores.sigmoid(), hyper.fixed_pos, hyper.fixed_neg)
-        return class_distribution_pseudo_labels(scores, frequencies, hyper.eta_pos, hyper.eta_neg)
+        return class_distribution_pseudo_labels(
+            scores, labelled.sum(dim=0), hyper.eta_pos, hyper.eta_neg, total=len(labelled)
+        )
 
     def _keep(self, part: str, pseudo: PseudoLabels) -> None:
         getattr(self, f"{part}_targets").copy_(pseudo.targets.bool())
@@ -260,6 +269,11 @@ class CSAA(StepMethod):
     def predict(self, images: Tensor) -> Tensor:
         """(B, K) float32 logits."""
         return self.classifier(images)[0]
+
+    @classmethod
+    def resolve_hyper(cls, hyper: CSAAHyper, num_classes: int, backbone: BackboneSpec) -> CSAAHyper:
+        """The number of contexts of the task."""
+        return with_contexts(hyper, num_classes)
 
     @classmethod
     def check_task(cls, hyper: CSAAHyper, num_classes: int, backbone: BackboneSpec) -> None:

@@ -63,7 +63,37 @@ class _Teacher:
         return _Teacher, ()
 
 
-class StepMethod(nn.Module):
+class Planned:
+    """What is asked of a method while runs are planned, before anything is loaded."""
+
+    @classmethod
+    def resolve_hyper(cls, hyper: Any, num_classes: int, backbone: BackboneSpec) -> Any:
+        """Return hyper-parameters whose automatic values are replaced by those of a task.
+
+        The run's identity holds what is returned. By default nothing is automatic.
+
+        Args:
+            hyper: the method's.
+            num_classes: K.
+            backbone: which one the run uses.
+        """
+        return hyper
+
+    @classmethod
+    def check_task(cls, hyper: Any, num_classes: int, backbone: BackboneSpec) -> None:
+        """Refuse hyper-parameters that cannot work on a task; by default all are accepted.
+
+        Args:
+            hyper: the method's, resolved.
+            num_classes: K.
+            backbone: which one the run uses.
+
+        Raises:
+            UserError: one line that names the field and what is allowed.
+        """
+
+
+class StepMethod(Planned, nn.Module):
     """A method that the shared trainer trains step by step.
 
     A subclass calls ``super().__init__(backbone, task, hyper)``, then registers the backbone (or
@@ -196,21 +226,6 @@ class StepMethod(nn.Module):
         return self.predict(images)
 
     @classmethod
-    def check_task(cls, hyper: Any, num_classes: int, backbone: BackboneSpec) -> None:
-        """Refuse hyper-parameters that cannot work on a task; by default all are accepted.
-
-        Called while runs are planned, before anything is loaded.
-
-        Args:
-            hyper: the method's.
-            num_classes: K.
-            backbone: which one the run uses.
-
-        Raises:
-            UserError: one line that names the field and what is allowed.
-        """
-
-    @classmethod
     def warmup_hyper(cls, hyper: Any) -> Any | None:
         """Hyper-parameters of the labelled-only training that is the warm-up; None for no warm-up.
 
@@ -324,7 +339,7 @@ class StepMethod(nn.Module):
         self.load_state_dict(fitting, strict=False)
 
 
-class FitMethod:
+class FitMethod(Planned):
     """A method that is fitted once to the features of the frozen backbone.
 
     Features are what ``backbone.features`` returns (not normalised), float32.
@@ -339,21 +354,6 @@ class FitMethod:
     def __init__(self, backbone: nn.Module, task: Task, hyper: Any) -> None:
         self.task = task
         self.hyper = hyper
-
-    @classmethod
-    def check_task(cls, hyper: Any, num_classes: int, backbone: BackboneSpec) -> None:
-        """Refuse hyper-parameters that cannot work on a task; by default all are accepted.
-
-        Called while runs are planned, before anything is loaded.
-
-        Args:
-            hyper: the method's.
-            num_classes: K.
-            backbone: which one the run uses.
-
-        Raises:
-            UserError: one line that names the field and what is allowed.
-        """
 
     def fit(self, features: Tensor, seed: int) -> None:
         """Fit to the labelled images: ``features`` (n_l, d), rows as in ``task.labels``."""

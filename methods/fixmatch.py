@@ -50,6 +50,7 @@ class FixMatch(PseudoLabelMethod):
     """Fixed thresholds on the present model's weak view; see the module's docstring."""
 
     name = "fixmatch"
+    version = 2
     Hyper = FixMatchHyper
     hyper: FixMatchHyper
 

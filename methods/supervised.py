@@ -7,9 +7,10 @@ methods (`run_warmup.py` of CAP, Xie et al., NeurIPS 2023, github xiemk/SSMLL-CA
 
 What differs from CAP's warm-up: batch normalisation keeps its pretraining statistics by default
 (labelled batches are tiny; ``freeze_bn = false`` is CAP's way); the classifier has a learning rate
-of its own and starts with biases at the labelled frequencies; the loader shuffles; the weak view
-does not pass through the network, because without batch statistics it would change nothing; the
-features of an image-only network are scaled to unit root mean square.
+of its own and starts with biases at the labelled frequencies; the features of an image-only network are
+scaled to unit root mean square (``head = "linear"`` is CAP's way, without either); the loader shuffles;
+the weak view does not pass through the network, which changes the batch statistics where they are in use.
+The recipe `cap-rn50` is CAP's way in all but the last two.
 
 Expected score: COCO, ImageNet ResNet-50 at 224 pixels, p = 0.05: 57.9 to 58.3 mAP with ASL, 57.1
 with BCE (reports of CAP and DiCaP; best epoch on test). None known for a CLIP backbone under this
@@ -28,6 +29,7 @@ class Supervised(LinearMethod):
     """Labelled images only; see the module's docstring."""
 
     name = "supervised"
+    version = 2
     Hyper = LinearHyper
     uses_unlabelled = False
 

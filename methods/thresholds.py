@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from fractions import Fraction
+
 import torch
 from torch import Tensor
 
@@ -11,7 +14,7 @@ ETA_POS = 1.0
 ETA_NEG = 0.998
 
 
-def class_distribution_thresholds(scores: Tensor, frequencies: Tensor) -> Tensor:
+def class_distribution_thresholds(scores: Tensor, frequencies: Tensor, total: int | None = None) -> Tensor:
     """Class-distribution-aware thresholds of CAP (Xie et al., NeurIPS 2023).
 
     The threshold of class k is the floor(pi_k N)-th largest score of column k, so that the share
@@ -22,13 +25,17 @@ def class_distribution_thresholds(scores: Tensor, frequencies: Tensor) -> Tensor
 
     Args:
         scores: (N, K) float, comparable within a column.
-        frequencies: (K,) in [0, 1], any dtype.
+        frequencies: (K,) in [0, 1], any dtype; or with ``total`` c, the numbers of labelled images that
+            show each class.
+        total: number of labelled images n_l. With it floor(c N / n_l) is exact, which a product of rounded
+            frequencies is not for many images.
 
     Returns:
         (K,) tensor, dtype and device of ``scores``.
 
     Raises:
-        ValueError: wrong shapes, a frequency outside [0, 1], or a score that is not a number.
+        ValueError: wrong shapes, a frequency outside [0, 1], a number that is not whole or outside
+            [0, total], or a score that is not a number.
 
     Example:
         Half of the four images show the first class, none shows the second.
@@ -37,12 +44,18 @@ def class_distribution_thresholds(scores: Tensor, frequencies: Tensor) -> Tensor
         >>> class_distribution_thresholds(scores, torch.tensor([0.5, 0.0]))
         tensor([0.6000,    inf])
     """
-    _check(scores, frequencies)
-    return _kth_largest(scores, _counts(frequencies, len(scores)))
+    _check(scores, frequencies, total)
+    counts = _counts(_shares(frequencies, total), len(scores))
+    return _pick(_descending(scores), counts.to(scores.device))
 
 
 def class_distribution_pseudo_labels(
-    scores: Tensor, frequencies: Tensor, eta_pos: float = ETA_POS, eta_neg: float = ETA_NEG
+    scores: Tensor,
+    frequencies: Tensor,
+    eta_pos: float = ETA_POS,
+    eta_neg: float = ETA_NEG,
+    *,
+    total: int | None = None,
 ) -> PseudoLabels:
     """Pseudo-labels and mask of CAP: class-distribution-aware thresholds, most of both ends used.
 
@@ -52,9 +65,10 @@ def class_distribution_pseudo_labels(
 
     Args:
         scores: (N, K) float.
-        frequencies: (K,) labelled class frequencies in [0, 1].
+        frequencies: (K,) labelled class frequencies in [0, 1], or numbers of images with ``total``.
         eta_pos: share of the predicted positives that is used, in [0, 1].
         eta_neg: share of the predicted negatives that is used, in [0, 1].
+        total: see `class_distribution_thresholds`.
 
     Returns:
         PseudoLabels of shape (N, K).
@@ -70,16 +84,19 @@ def class_distribution_pseudo_labels(
         >>> pseudo.targets.flatten().tolist(), pseudo.mask.flatten().tolist()
         ([1.0, 1.0, 0.0, 0.0], [1.0, 1.0, 0.0, 1.0])
     """
-    _check(scores, frequencies)
+    _check(scores, frequencies, total)
     if not (0 <= eta_pos <= 1 and 0 <= eta_neg <= 1):
         raise ValueError(f"eta_pos={eta_pos} and eta_neg={eta_neg} must lie in [0, 1]")
     n = len(scores)
-    present = frequencies.double()
+    present = _shares(frequencies, total)
+    # As they are written: 0.998 is a little less in binary.
+    use_positive, use_negative = Fraction(str(eta_pos)), Fraction(str(eta_neg))
     # One sort serves the three thresholds.
     ordered = _descending(scores)
     positive = scores >= _pick(ordered, _counts(present, n))
-    sure_positive = scores >= _pick(ordered, _counts(eta_pos * present, n))
-    sure_negative = scores <= -_pick(-ordered.flip(1), _counts(eta_neg * (1 - present), n))
+    sure_positive = scores >= _pick(ordered, _counts([use_positive * share for share in present], n))
+    absent = [use_negative * (1 - share) for share in present]
+    sure_negative = scores <= -_pick(-ordered.flip(1), _counts(absent, n))
     return PseudoLabels(positive.float(), (sure_positive | sure_negative).float())
 
 
@@ -108,26 +125,43 @@ def fixed_pseudo_labels(probabilities: Tensor, positive: float, negative: float)
     return PseudoLabels(targets.float(), (targets | (probabilities <= negative)).float())
 
 
-def _check(scores: Tensor, frequencies: Tensor) -> None:
+def _check(scores: Tensor, frequencies: Tensor, total: int | None) -> None:
     if scores.ndim != 2 or frequencies.shape != scores.shape[1:]:
         raise ValueError(
             f"scores must be (N, K) and frequencies (K,), "
             f"not {tuple(scores.shape)} and {tuple(frequencies.shape)}"
         )
-    if bool(((frequencies < 0) | (frequencies > 1)).any()):
+    if total is None and bool(((frequencies < 0) | (frequencies > 1)).any()):
         raise ValueError("class frequencies must lie in [0, 1]")
+    if total is not None and bool(
+        ((frequencies < 0) | (frequencies > total) | (frequencies != frequencies.round())).any()
+    ):
+        raise ValueError(f"numbers of labelled images must be whole and lie in [0, {total}]")
     if bool(torch.isnan(scores).any()):
         raise ValueError("scores contain values that are not a number; the model has diverged")
 
 
-def _counts(frequencies: Tensor, n: int) -> Tensor:
-    """Floor of ``frequencies * n`` as (K,) int64.
+def _shares(frequencies: Tensor, total: int | None) -> list[Fraction]:
+    """Class frequencies as exact fractions; without ``total``, simple ones where rounding explains the rest.
 
-    A product that is an integer up to rounding counts as that integer: 0.29 * 100 is
-    28.999999999999996 in float64, and float32 frequencies are off by 6e-8 of their value.
+    0.29 means 29 of 100 and not 28.999999. A float32 frequency is off by up to 6e-8 of its value, which tells
+    fractions of a few thousand images apart; of more, the largest value that it can mean is taken.
     """
-    product = frequencies.double() * n
-    return torch.floor(product * (1 + 2e-7) + 1e-9).long().clamp(max=n)
+    if total is not None:
+        return [Fraction(int(count), total) for count in frequencies.tolist()]
+    largest, error = (10**6, 4e-16) if frequencies.dtype == torch.float64 else (5000, 6e-8)
+    shares = []
+    for value in frequencies.double().tolist():
+        simple = Fraction(value).limit_denominator(largest)
+        shares.append(
+            simple if abs(float(simple) - value) <= error * value else Fraction(value * (1 + 2 * error))
+        )
+    return shares
+
+
+def _counts(shares: list[Fraction], n: int) -> Tensor:
+    """Floor of ``shares * n`` as (K,) int64."""
+    return torch.tensor([math.floor(share * n) for share in shares], dtype=torch.int64)
 
 
 def _descending(scores: Tensor) -> Tensor:
@@ -142,7 +176,3 @@ def _pick(ordered: Tensor, counts: Tensor) -> Tensor:
         return ordered.new_full((len(ordered),), torch.inf)
     picked = ordered.gather(1, index)[:, 0]
     return torch.where(counts == 0, torch.full_like(picked, torch.inf), picked)
-
-
-def _kth_largest(scores: Tensor, counts: Tensor) -> Tensor:
-    return _pick(_descending(scores), counts)

@@ -18,6 +18,7 @@ from benchmarks.data.dataset import Dataset
 from benchmarks.data.registry import DatasetSpec, open_dataset, renders
 from benchmarks.data.splits.files import FOLDER, SplitRecord, keep
 from benchmarks.data.splits.rules import SPLIT_RULES, absent_classes, draw, split_digest
+from benchmarks.plan import average
 from benchmarks.plan.grid import Cell, Grid
 from benchmarks.plan.identity import RunSpec, digest
 from benchmarks.plan.user_code import UserCode, code_of
@@ -284,7 +285,7 @@ def jobs(grid: Grid, prepared: dict[tuple[DatasetSpec, int], Prepared]) -> list[
     splits: dict[tuple[Any, ...], Split] = {}
     backbones: dict[Any, dict[str, Any]] = {}
     codes = {name: code_of(name) for name in dict.fromkeys(cell.method for cell in grid.cells)}
-    _check_tasks(grid, prepared)
+    grid = _resolved(grid, prepared)
     found = []
     for cell in grid.cells:
         if cell.backbone not in backbones:
@@ -323,19 +324,31 @@ def jobs(grid: Grid, prepared: dict[tuple[DatasetSpec, int], Prepared]) -> list[
     return found
 
 
-def _check_tasks(grid: Grid, prepared: dict[tuple[DatasetSpec, int], Prepared]) -> None:
-    """Ask each method whether its hyper-parameters fit the number of classes and the backbone."""
-    seen = set()
+def _resolved(grid: Grid, prepared: dict[tuple[DatasetSpec, int], Prepared]) -> Grid:
+    """Have each method fill in what depends on the number of classes and the backbone, and check it."""
+    cells, known = [], {}
     for cell in grid.cells:
         dataset = prepared[cell.dataset, cell.recipe.resolution].dataset
         key = (cell.method, repr(cell.hyper), len(dataset.classes), cell.backbone)
-        if key in seen:
-            continue
-        seen.add(key)
-        try:
-            methods.get(cell.method).check_task(cell.hyper, len(dataset.classes), cell.backbone)
-        except UserError as error:
-            raise UserError(f"grid {grid.name}, {cell.label} on {dataset.name}: {error}") from None
+        if key not in known:
+            known[key] = resolved_hyper(cell, len(dataset.classes), f"grid {grid.name}, {dataset.name}")
+        cells.append(dataclasses.replace(cell, hyper=known[key]))
+    return dataclasses.replace(grid, cells=tuple(cells))
+
+
+def resolved_hyper(cell: Cell, num_classes: int, where: str) -> Any:
+    """The hyper-parameters of a cell for a number of classes, checked.
+
+    Raises:
+        UserError: they cannot work there; names the row and the field.
+    """
+    method = methods.get(cell.method)
+    try:
+        hyper = method.resolve_hyper(cell.hyper, num_classes, cell.backbone)
+        method.check_task(hyper, num_classes, cell.backbone)
+    except UserError as error:
+        raise UserError(f"{where}, {cell.label}: {error}") from None
+    return hyper
 
 
 def remarks(found: Sequence[Job]) -> list[str]:
@@ -360,7 +373,18 @@ def remarks(found: Sequence[Job]) -> list[str]:
                 f"{where}: no labelled image to train on of {len(split.absent)} classes: {names}"
                 " (split = 'stratified' keeps every class)"
             ] = None
-    return list(lines)
+    trainings = [
+        average.Training(
+            job.cell.label,
+            job.prepared.dataset.name,
+            average.training_steps(
+                job.cell.recipe, job.cell.kind, len(job.split.labelled), len(job.split.unlabelled)
+            ),
+            job.cell.recipe,
+        )
+        for job in found
+    ]
+    return [*lines, *average.remarks(trainings)]
 
 
 def states(found: Sequence[Job], workspace: Workspace) -> dict[str, list[Job]]:

@@ -37,12 +37,14 @@ class Classifier(nn.Module):
 
     Class attributes:
         reads_map: whether the head reads local features instead of the global one.
+        calibrated: whether the biases are shifted to the labelled frequencies before the training.
 
     Attributes:
         bias: (K,) parameter that is added to the logits.
     """
 
     reads_map: ClassVar[bool] = False
+    calibrated: ClassVar[bool] = True
     bias: nn.Parameter
 
     def __init__(self, backbone: Backbone) -> None:
@@ -110,13 +112,16 @@ class LinearClassifier(Classifier):
 class PlainLinear(Classifier):
     """`torch.nn.Linear` on the features as the backbone gives them, with its usual random start.
 
-    b_k starts at the logit of the smoothed labelled frequency. ``init`` and ``scale`` are not used.
+    Nothing is calibrated: this is the head of the published protocols of CAP and D2L. ``init`` and ``scale``
+    are not used.
     """
+
+    calibrated = False
 
     def __init__(self, backbone: Backbone, task: Task, init: str = "match", scale: float = 20.0) -> None:
         super().__init__(backbone)
         self.weight = nn.Parameter(_random_weight(task.num_classes, backbone.dim))
-        self.bias = nn.Parameter(torch.logit(task.prior).float())
+        self.bias = nn.Parameter(_random_weight(task.num_classes, backbone.dim)[:, 0].clone())
 
     def classify(self, features: Tensor) -> Tensor:
         """Return (B, K) float32 logits of features (B, d)."""

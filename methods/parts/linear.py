@@ -131,7 +131,9 @@ class LinearMethod(StepMethod):
         ]
 
     def calibrate(self, logits: Tensor) -> None:
-        """Shift the biases so that mean probabilities equal the labelled frequencies."""
+        """Shift the biases so that mean probabilities equal the labelled frequencies, if the head asks."""
+        if not self.classifier.calibrated:
+            return
         with torch.no_grad():
             self.classifier.bias.add_(calibrated_bias(logits, self.task.frequencies))
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import methods
+from methods import thresholds
 from methods.thresholds import (
     class_distribution_pseudo_labels,
     class_distribution_thresholds,
@@ -72,6 +73,36 @@ def test_products_that_are_integers_up_to_rounding_are_those_integers(dtype):
             frequencies = torch.tensor([count / 100], dtype=dtype)
             threshold = class_distribution_thresholds(scores, frequencies)
             assert int((scores >= threshold).sum()) == count * n // 100
+
+
+@pytest.mark.parametrize(
+    ("labelled", "pool"), [(4104, 77977), (8208, 73873), (7500, 142500), (285, 5432)]
+)  # COCO 5 and 10 %, NUS-WIDE 5 %, VOC2012 5 %
+def test_numbers_of_labelled_images_give_exact_counts(labelled, pool):
+    scores = torch.arange(pool, dtype=torch.float64).flip(0)[:, None]
+    counts = torch.arange(labelled + 1)
+    wanted = [count * pool // labelled for count in range(labelled + 1)]
+    found = class_distribution_thresholds(scores.expand(-1, labelled + 1)[:, ::57], counts[::57], labelled)
+    assert [0 if math.isinf(value) else pool - int(value) for value in found] == wanted[::57]
+    assert thresholds._counts(thresholds._shares(counts, labelled), pool).tolist() == wanted
+    # As far as a frequency can say: exact for float64, and for float32 of a few thousand images.
+    for dtype in (torch.float64, *((torch.float32,) if labelled < 5000 else ())):
+        assert (
+            thresholds._counts(thresholds._shares(counts.to(dtype) / labelled, None), pool).tolist() == wanted
+        )
+
+
+def test_shares_of_the_ends_are_taken_as_they_are_written():
+    # 0.998 * 500 is 499 exactly, and 498.99999999999994 in float64 for some orders of the factors.
+    scores = torch.arange(500.0)[:, None]
+    found = class_distribution_pseudo_labels(scores, torch.tensor([0]), eta_neg=0.998, total=10)
+    assert int(found.mask.sum()) == 499
+
+
+@pytest.mark.parametrize("count", [-1, 11, 2.5])
+def test_numbers_that_cannot_be_counts_are_refused(count):
+    with pytest.raises(ValueError, match=r"must be whole and lie in \[0, 10\]"):
+        class_distribution_thresholds(torch.rand(5, 1), torch.tensor([count]), 10)
 
 
 def test_ties_at_the_threshold_are_all_positive():

@@ -1,0 +1,65 @@
+"""How much of a training's starting weights is left in the moving average that is reported.
+
+A decay that suits 50,000 steps leaves most of the start in a model that was trained for 700 steps, and the
+number in the table is then that of the start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from benchmarks.plan.recipe import Kind, Recipe, starting_share
+
+LITTLE = 0.005
+"""A share of the starting weights that is not worth a line of its own."""
+
+
+class Training(NamedTuple):
+    """A training, for `remarks`.
+
+    Attributes:
+        label: row of the table.
+        dataset: its name in tables.
+        steps: optimiser steps after the warm-up.
+        recipe: its recipe.
+    """
+
+    label: str
+    dataset: str
+    steps: int
+    recipe: Recipe
+
+
+def training_steps(recipe: Recipe, kind: Kind, labelled: int, unlabelled: int) -> int:
+    """Optimiser steps of a run after its warm-up; 0 for a method that is fitted.
+
+    Args:
+        recipe: its recipe.
+        kind: how the method is trained.
+        labelled: images that it is trained on.
+        unlabelled: images of the pool.
+    """
+    if kind == "fit":
+        return 0
+    if kind == "semi":
+        return recipe.epochs * -(-unlabelled // recipe.batch_unlabelled)
+    return recipe.labelled_epochs * -(-labelled // recipe.batch_warmup)
+
+
+def remarks(trainings: Iterable[Training]) -> list[str]:
+    """Name the reported models that hold a part of their start, a line for each row and dataset."""
+    averaged = [one for one in trainings if one.steps and one.recipe.ema_decay]
+    kept: dict[tuple[str, str], tuple[float, Training]] = {}
+    for one in averaged:
+        share = starting_share(one.steps, one.recipe.ema_decay, one.recipe.ema_warmup)
+        if share >= LITTLE and share > kept.get((one.label, one.dataset), (0.0,))[0]:
+            kept[one.label, one.dataset] = share, one
+    if averaged and not kept:
+        return [f"moving averages: less than {LITTLE:.1%} of the starting weights remain in any"]
+    return [
+        f"{one.label} on {one.dataset}: up to {share:.0%} of the starting weights remain in the reported "
+        f"moving average ({one.steps} steps, ema_decay = {one.recipe.ema_decay:g}, "
+        f"ema_warmup = {str(one.recipe.ema_warmup).lower()})"
+        for share, one in kept.values()
+    ]

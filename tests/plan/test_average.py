@@ -1,0 +1,37 @@
+"""What the plan says of the moving average: how much of the start is left in the reported model."""
+
+from benchmarks.plan.average import Training, remarks, training_steps
+from benchmarks.plan.recipe import Recipe
+
+
+def test_the_published_decay_without_a_warm_up_is_named_with_the_share():
+    # VOC2012 at 5 %: 285 labelled images in batches of 16, 40 epochs.
+    fixed = Recipe(ema_warmup=False)
+    steps = training_steps(fixed, "labelled", 285, 0)
+    assert steps == 720
+    (line,) = remarks([Training("supervised", "voc2012", steps, fixed), Training("x", "y", 90_000, fixed)])
+    assert line == (
+        "supervised on voc2012: up to 81% of the starting weights remain in the reported moving average "
+        "(720 steps, ema_decay = 0.9997, ema_warmup = false)"
+    )
+
+
+def test_of_several_ratios_the_shortest_training_is_named():
+    fixed = Recipe(ema_warmup=False)
+    (line,) = remarks([Training("a", "d", steps, fixed) for steps in (5000, 1000, 3000)])
+    assert "up to 74%" in line
+    assert "(1000 steps" in line
+
+
+def test_a_warmed_up_average_forgets_its_start_and_one_line_says_so():
+    steps = training_steps(Recipe(), "semi", 285, 5432)
+    assert steps == 28 * 91  # 5432 images in batches of 60
+    lines = remarks([Training("csaa", "voc2012", steps, Recipe())])
+    assert lines == ["moving averages: less than 0.5% of the starting weights remain in any"]
+
+
+def test_nothing_is_said_where_nothing_is_averaged():
+    assert training_steps(Recipe(), "fit", 285, 5432) == 0
+    assert (
+        remarks([Training("zero_shot", "d", 0, Recipe()), Training("a", "d", 9, Recipe(ema_decay=0.0))]) == []
+    )
