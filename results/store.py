@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 __all__ = ["Lease", "RunState", "RunStore", "error_signature"]
 
 Kind = Literal["done", "running", "dead", "failed", "not started"]
-KINDS: tuple[Kind, ...] = ("done", "running", "dead", "failed", "not started")
+STATES: tuple[Kind, ...] = ("done", "running", "dead", "failed", "not started")
 _RUN = re.compile(r"p[0-9.]+(?:e[-+]?\d+)?-s\d+-[0-9A-Za-z]+$")
 
 

@@ -18,12 +18,12 @@ from results.frames import METRICS, collect
 from results.lineage import SUPERSEDED
 from results.schema import RULES
 from results.statistics import Comparison, compare_with_best
-from results.store import KINDS
+from results.store import STATES
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Cell", "Table", "collect", "table"]
+__all__ = ["TableCell", "Table", "collect", "table"]
 
 LEVEL = 0.05
 RULE_TEXT = {
@@ -46,7 +46,7 @@ Column = tuple[str, float]
 
 
 @dataclass(frozen=True)
-class Cell:
+class TableCell:
     """One method on one dataset at one ratio.
 
     Attributes:
@@ -100,7 +100,7 @@ class Table:
     metric: str
     labels: tuple[str, ...]
     columns: tuple[Column, ...]
-    cells: Mapping[tuple[str, Column], Cell]
+    cells: Mapping[tuple[str, Column], TableCell]
     comparison: Comparison
     seeds: tuple[int, ...]
     runs: pd.DataFrame
@@ -199,7 +199,7 @@ def table(frame: pd.DataFrame, rule: str, metric: str = "mAP", remarks: Sequence
             key=lambda column: (datasets.index(column[0]), column[1]),
         )
     )
-    cells: dict[tuple[str, Column], Cell] = {}
+    cells: dict[tuple[str, Column], TableCell] = {}
     blocks: dict[str, dict[tuple, float]] = {label: {} for label in labels}
     for label in labels:
         for column in columns:
@@ -221,7 +221,7 @@ def table(frame: pd.DataFrame, rule: str, metric: str = "mAP", remarks: Sequence
         ]
         for mean, key in whole:
             if mean == max(m for m, _ in whole):
-                cells[key] = Cell(**{**cells[key].__dict__, "best": True})
+                cells[key] = TableCell(**{**cells[key].__dict__, "best": True})
     used = runs[runs["value"].notna()]
     lines = sorted(f"{r} {d}\n" for r, d in zip(used["run_id"], used["digest"], strict=True))
     return Table(
@@ -238,7 +238,7 @@ def table(frame: pd.DataFrame, rule: str, metric: str = "mAP", remarks: Sequence
     )
 
 
-def _cell(runs: pd.DataFrame, rule: str) -> Cell:
+def _cell(runs: pd.DataFrame, rule: str) -> TableCell:
     values = [float(value) for value in runs["value"] if value == value]
     counts = Counter(
         # A finished run may lack the rule: no epochs to choose from, or no held-out part.
@@ -246,8 +246,8 @@ def _cell(runs: pd.DataFrame, rule: str) -> Cell:
         for state, value in zip(runs["state"], runs["value"], strict=True)
         if value != value
     )
-    order = [f"without {rule} value", *KINDS, SUPERSEDED]
-    return Cell(
+    order = [f"without {rule} value", *STATES, SUPERSEDED]
+    return TableCell(
         mean=statistics.fmean(values) if values else None,
         std=statistics.stdev(values) if len(values) > 1 else None,
         n=len(values),

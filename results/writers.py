@@ -9,7 +9,7 @@ from typing import Any
 
 from results import text
 from results.files import atomic_write_bytes
-from results.tables import Cell, Column, Table
+from results.tables import Column, Table, TableCell
 
 
 def percent(ratio: float) -> str:
@@ -20,7 +20,7 @@ def percent(ratio: float) -> str:
 def to_markdown(table: Table) -> str:
     """GitHub Markdown: the table, then its footer as a list."""
 
-    def shown(cell: Cell | None) -> str:
+    def shown(cell: TableCell | None) -> str:
         if cell is None:
             return "n/a"
         number = f"**{cell.number()}**" if cell.best else cell.number()
@@ -40,7 +40,7 @@ def to_text(table: Table) -> str:
     """Plain text for a terminal; the best cell of a column carries an asterisk."""
     from tabulate import tabulate
 
-    def shown(cell: Cell | None) -> str:
+    def shown(cell: TableCell | None) -> str:
         if cell is None:
             return "n/a"
         return " ".join(filter(None, [cell.number() + "*" * cell.best, cell.remark()]))
@@ -66,7 +66,7 @@ def to_text(table: Table) -> str:
 def to_latex(table: Table) -> str:
     r"""A `table` environment; needs `\usepackage{booktabs}`."""
 
-    def shown(cell: Cell | None) -> str:
+    def shown(cell: TableCell | None) -> str:
         if cell is None:
             return "n/a"
         number = text.latex(cell.number())
@@ -200,7 +200,7 @@ def _dagger(table: Table, label: str) -> str:
     return " †" if label in table.comparison.equivalent else ""
 
 
-def _csv_row(table: Table, label: str, column: Column, cell: Cell) -> list[Any]:
+def _csv_row(table: Table, label: str, column: Column, cell: TableCell) -> list[Any]:
     missing = "; ".join(f"{count} {kind}" for kind, count in cell.missing.items())
     return [
         column[0],

@@ -42,7 +42,7 @@ from results.store import RunStore
 LAUNCHERS = 2
 LEASE = 6.0
 """Time to live of the leases, seconds; stops take half of it to twice as long."""
-KINDS = ("launcher", "worker", "process")
+VICTIMS = ("launcher", "worker", "process")
 METHODS = ("linear_probe", "supervised", "fixmatch", "csaa")
 
 
@@ -172,7 +172,7 @@ class Chaos:
 
     def _victims(self, launchers: list[subprocess.Popen[bytes]]) -> tuple[str, list[psutil.Process]]:
         """What is disturbed next: its kind, and the processes; none where there are none of the kind."""
-        kind = self.draw.choice(KINDS)
+        kind = self.draw.choice(VICTIMS)
         try:
             launcher = psutil.Process(self.draw.choice(launchers).pid)
             if kind == "launcher":

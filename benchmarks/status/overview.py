@@ -26,7 +26,7 @@ from results.text import one_line
 from slurm import client
 from slurm.launches import Launch, Launches, assigned
 
-KINDS = (
+STANDINGS = (
     "done",
     "running",
     "preempted",
@@ -51,7 +51,7 @@ class Run:
 
     Attributes:
         run_id: its identity, or the first 16 characters of it.
-        kind: one of `KINDS`; "superseded" is a run that was not begun, of which a superseded result exists.
+        kind: one of `STANDINGS`; "superseded" is a run that was not begun and has a superseded result.
         directory: the run's directory; None for a submitted run that was never started.
         known_title: its name for people, from a grid or a launch; see `title`.
         age: seconds since the last heartbeat; running and dead runs.
@@ -125,7 +125,7 @@ class Overview:
 
     def counts(self) -> dict[str, int]:
         """The number of runs of each kind that occurs."""
-        found = dict.fromkeys(KINDS, 0)
+        found = dict.fromkeys(STANDINGS, 0)
         for run in self.runs:
             found[run.kind] += 1
         return {kind: count for kind, count in found.items() if count}

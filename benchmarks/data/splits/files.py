@@ -250,7 +250,7 @@ def _difference(found: SplitRecord, drawn: SplitRecord) -> str:
 
 
 @dataclass(frozen=True)
-class Finding:
+class Verdict:
     """The result of checking a split file.
 
     Attributes:
@@ -275,7 +275,7 @@ class Verifier:
         self.opener = opener
         self.opened: dict[str, Dataset | str] = {}
 
-    def check(self, path: Path) -> Finding:
+    def check(self, path: Path) -> Verdict:
         """Check one file.
 
         This compares its format and hash, its name, the subset that its rule draws, the published subset
@@ -286,37 +286,37 @@ class Verifier:
         try:
             record = load(path)
         except UserError as error:
-            return Finding(path, "", str(error).removeprefix(f"split file {path}: "))
+            return Verdict(path, "", str(error).removeprefix(f"split file {path}: "))
         text = (
             f"{record.dataset}, {record.rule}, ratio {record.ratio:g}, seed {record.seed}: "
             f"{len(record.labelled):,} of {record.n_train:,}"
         )
         if _NAME.fullmatch(path.name) and path.name != record.name:
-            return Finding(path, text, f"by its content it should be called {record.name}")
+            return Verdict(path, text, f"by its content it should be called {record.name}")
         known = known_digest(record.n_train, record.ratio, record.seed)
         if record.rule == "published" and known is not None:
             if record.sha256 != known:
-                return Finding(path, text, "not the published split")
+                return Verdict(path, text, "not the published split")
             text += ", equal to the published split"
         try:
             count = labelled_count(record.n_train, record.ratio, record.seed)
             if count != len(record.labelled):
-                return Finding(path, text, f"that ratio is {count:,} images")
+                return Verdict(path, text, f"that ratio is {count:,} images")
             return self._drawn_again(path, record, text)
         except UserError as error:
-            return Finding(path, text, str(error))
+            return Verdict(path, text, str(error))
 
-    def _drawn_again(self, path: Path, record: SplitRecord, text: str) -> Finding:
+    def _drawn_again(self, path: Path, record: SplitRecord, text: str) -> Verdict:
         dataset = self._open(record)
         if isinstance(dataset, str):
             if record.rule == "stratified":
-                return Finding(path, text, f"it cannot be drawn again without labels: {dataset}")
+                return Verdict(path, text, f"it cannot be drawn again without labels: {dataset}")
             labelled, _ = labelled_indices(record.n_train, record.ratio, record.seed)
             if split_digest(labelled) != record.sha256:
-                return Finding(path, text, f"NumPy {np.__version__} draws another subset")
-            return Finding(path, f"{text}; names not compared: {dataset}")
+                return Verdict(path, text, f"NumPy {np.__version__} draws another subset")
+            return Verdict(path, f"{text}; names not compared: {dataset}")
         if dataset.digest != record.dataset_digest:
-            return Finding(
+            return Verdict(
                 path,
                 text,
                 f"made for another dataset (digest {record.dataset_digest[:12]}) than "
@@ -325,7 +325,7 @@ class Verifier:
             )
         labelled = draw(dataset, record.rule, record.ratio, record.seed).labelled
         now = SplitRecord.of(dataset, record.reader, record.rule, record.ratio, record.seed, labelled)
-        return Finding(path, text, _difference(record, now))
+        return Verdict(path, text, _difference(record, now))
 
     def _open(self, record: SplitRecord) -> Dataset | str:
         """The dataset of a file, or why it cannot be opened."""

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.data.dataset import Dataset, ImageSet
 from benchmarks.data.registry import DatasetSpec
-from benchmarks.data.splits.files import FORMAT, Finding, SplitRecord, Verifier, keep, load
+from benchmarks.data.splits.files import FORMAT, SplitRecord, Verdict, Verifier, keep, load
 from benchmarks.data.splits.rules import draw, split_digest
 from methods.errors import UserError
 from tests.data.splits.test_rules import dataset_of, long_tailed
@@ -190,7 +190,7 @@ def toy(record: SplitRecord) -> Dataset:
     return TOY
 
 
-def check(folder: Path, wanted: SplitRecord, opener=toy, **values) -> Finding:
+def check(folder: Path, wanted: SplitRecord, opener=toy, **values) -> Verdict:
     keep(folder, wanted)
     path = wanted.path(folder)
     change(path, **values)
@@ -210,7 +210,7 @@ def test_a_published_split_is_recognised(tmp_path):
     assert "285 of 5,717, equal to the published split; names not compared: data" in finding.text
     assert finding.problem == ""
     further = check(tmp_path, record(ratio=0.05, seed=2, dataset=voc), lambda record: voc)
-    assert further == Finding(further.path, "toy, published, ratio 0.05, seed 2: 285 of 5,717")
+    assert further == Verdict(further.path, "toy, published, ratio 0.05, seed 2: 285 of 5,717")
     one_off = record(ratio=0.05, dataset=voc).labelled.tolist()
     one_off[0] = next(k for k in range(5717) if k not in one_off)
     finding = check(tmp_path, record(ratio=0.05, dataset=voc), absent, labelled=one_off)
