@@ -10,7 +10,7 @@
     python benchmarks/run.py retry --grid NAME      run again what failed
     python benchmarks/run.py cancel [GRID]          cancel SLURM jobs
     python benchmarks/run.py doctor                 is the SLURM cluster ready?
-    python benchmarks/run.py tables --grid NAME     write and print its tables
+    python benchmarks/run.py tables [--grid NAME]   write and print tables; --superseded
     python benchmarks/run.py plots --grid NAME      write its figures
     python benchmarks/run.py why RUN                where a number comes from
     python benchmarks/run.py test FILE              does a method of your own keep the contract?

@@ -95,6 +95,22 @@ LEDGER: tuple[Move, ...] = (
     Move(
         2,
         "2026-11-27",
+        "recipe.ema_decay",
+        lambda old, new: (old, new) == (0.9997, 0.0),
+        "the recipe of DualCoOp keeps no moving average, as its code",
+        ("dualcoop",),
+    ),
+    Move(
+        2,
+        "2026-11-27",
+        "recipe.evaluate",
+        lambda old, new: (old, new) == ("both", "ema"),
+        "without a moving average there is one kind of weights",
+        ("dualcoop",),
+    ),
+    Move(
+        2,
+        "2026-11-27",
         "split_seed",
         unknown_before,
         "the seed of the split is a field of its own, apart from the seed of the training",

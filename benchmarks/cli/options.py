@@ -119,6 +119,17 @@ def grid(*, required: bool = True) -> Parser:
     return parser
 
 
+def without_grid(args: argparse.Namespace) -> None:
+    """Check a command line that names no grid.
+
+    Raises:
+        UserError: it chooses a part of one.
+    """
+    given = [f"--{name}" for name in ("ratios", "seeds", "methods", "strategy") if getattr(args, name)]
+    if given:
+        raise UserError(f"{', '.join(given)}: these choose runs of a grid; add --grid NAME")
+
+
 def outcome() -> Parser:
     """The parent of verbs that write tables or figures: `--rule` and `--out`."""
     parser = Parser(add_help=False)

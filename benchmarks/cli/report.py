@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from results.tables import Table
 
 
+OLD_NUMBERS = "All numbers here are SUPERSEDED: earlier versions made them; do not mix them with today's."
+
+
 def add(verbs: options.Verbs) -> None:
     """Add the verbs."""
     shared = [options.folders(), options.grid(), options.outcome()]
@@ -25,14 +28,14 @@ def add(verbs: options.Verbs) -> None:
         verbs,
         "tables",
         tables,
-        help="write and print the tables of a grid",
-        examples=["tables --grid demo", "tables --grid full --ratios 0.05 --rule val --out paper"],
-        parents=shared,
+        help="write and print the tables of a grid, or of all that the store has",
+        examples=["tables --grid full --ratios 0.05 --rule val --out paper", "tables --superseded"],
+        parents=[options.folders(), options.grid(required=False), options.outcome()],
     )
     tables_parser.add_argument(
         "--superseded",
         action="store_true",
-        help="the results of earlier versions that the grid's runs supersede, in a table of their own",
+        help="the results of earlier versions, which those of today supersede, in a table of their own",
     )
     options.verb(
         verbs,
@@ -57,14 +60,19 @@ def add(verbs: options.Verbs) -> None:
 
 
 def tables(args: argparse.Namespace) -> int:
-    """Write and print the tables of a grid.
+    """Write and print the tables of a grid, or of everything that is finished.
 
     Raises:
-        UserError: its runs are not known, or none of them supersedes a result that is asked for.
+        UserError: the grid's runs are not known, or there is no result of the kind that is asked for.
     """
     from benchmarks.cli.planning import known
 
-    plan, workspace = known(args, _remark), options.workspace(args)
+    workspace = options.workspace(args)
+    if args.grid is None:
+        options.without_grid(args)
+        write_whole(workspace, args.rule, args.out, superseded=args.superseded)
+        return 0
+    plan = known(args, _remark)
     if args.superseded:
         write_superseded(plan, workspace, args.rule, args.out)
     else:
@@ -154,10 +162,48 @@ def write_superseded(plan: PlanSummary, workspace: Workspace, rule: str, out: Pa
         raise UserError(
             f"grid {plan.name}: none of its runs supersedes a stored result; leave --superseded out"
         )
-    said = "All numbers here are SUPERSEDED: earlier versions made them; do not mix them with those of today."
-    made = table(collect(workspace.store, wanted), rule, remarks=[said, *(f"{row}." for row in rows)])
+    remarks = [OLD_NUMBERS, *(f"{row}." for row in rows)]
+    made = table(collect(workspace.store, wanted), rule, remarks=remarks)
     folder = _folder(plan, workspace, out)
     _say_written(folder, _written(made, folder, f"{made.metric}-{rule}-superseded"))
+
+
+def write_whole(workspace: Workspace, rule: str, out: Path | None, *, superseded: bool) -> None:
+    """Write and print a table of all finished runs of the store.
+
+    Args:
+        workspace: where the results lie.
+        rule: selection rule.
+        out: folder for the table; None is `workspace.tables` and "store".
+        superseded: the results of earlier versions instead of those of today.
+
+    Raises:
+        OSError: the disk is full.
+        UserError: there are none, or the folder cannot be written to.
+    """
+    from results.frames import collect
+    from results.tables import table
+    from results.whole import finished
+
+    today, old = finished(workspace.store, planned_specs(workspace))
+    wanted = old if superseded else today
+    if not wanted:
+        other = ""
+        if old and not superseded:
+            other = f", but {len(old)} of earlier versions: `tables --superseded` prints them"
+        kind = "superseded" if superseded else "finished"
+        raise UserError(f"{workspace.store.root}: no {kind} result{other}")
+    remarks = ["All finished runs of the store; no grid says how many there should be."]
+    if superseded:
+        remarks.append(OLD_NUMBERS)
+    elif old:
+        remarks.append(
+            f"Superseded, and in no cell: {len(old)} results of earlier versions; `tables --superseded` "
+            "prints them."
+        )
+    made = table(collect(workspace.store, wanted), rule, remarks=remarks)
+    folder, stem = out or workspace.tables / "store", "-superseded" if superseded else ""
+    _say_written(folder, _written(made, folder, f"{made.metric}-{rule}{stem}"))
 
 
 def planned_specs(workspace: Workspace) -> list[tuple[str, dict[str, Any]]]:

@@ -16,8 +16,6 @@ from benchmarks.cli import options
 from benchmarks.status.overview import Overview, QueueCache, overview
 from methods.errors import UserError
 
-FILTERS = ("ratios", "seeds", "methods", "strategy")
-
 
 def add(verbs: options.Verbs) -> None:
     """Add the verbs."""
@@ -109,9 +107,7 @@ def _looker(args: argparse.Namespace) -> Callable[[], Overview]:
     """What takes one look at the runs that the command line means."""
     cluster = QueueCache()
     if args.grid is None:
-        given = [f"--{name}" for name in FILTERS if getattr(args, name)]
-        if given:
-            raise UserError(f"{', '.join(given)}: these choose runs of a grid; add --grid NAME")
+        options.without_grid(args)
         return lambda: overview(args.runs, cluster=cluster)
     from benchmarks.cli.planning import known
 

@@ -125,3 +125,26 @@ def test_why_names_the_run_of_the_plan_that_supersedes(earlier, capsys):
     (other,) = (earlier / "runs" / "store" / "tiny" / "linear_probe").glob("*-s2-*")
     assert main(["why", store.load(other)["run_id"][:12]]) == 0
     assert "what supersedes it is not known here" in capsys.readouterr().out
+
+
+def test_tables_without_a_grid_keep_them_apart_too(earlier, capsys):
+    assert main(["tables"]) == 0
+    out = capsys.readouterr().out
+    assert "Made of 1 runs" in out
+    assert "Superseded, and in no cell: 4 results of earlier versions" in out
+    assert main(["tables", "--superseded"]) == 0
+    out = capsys.readouterr().out
+    assert "Made of 4 runs" in out
+    assert "zero_shot (superseded)" in out
+    # Two ways to make linear_probe are two rows.
+    assert "linear_probe (held_out=0.2) (superseded)" in out
+    assert "linear_probe (held_out=0.35) (superseded)" in out
+    shutil.rmtree(earlier / "runs" / "plans")
+    shutil.rmtree(earlier / "data")
+    assert main(["tables", "--superseded"]) == 0
+    assert capsys.readouterr().out == out
+    assert main(["tables", "--methods", "zero_shot"]) == 2
+    assert "add --grid NAME" in capsys.readouterr().err
+    shutil.rmtree(earlier / "runs" / "store")
+    assert main(["tables"]) == 2
+    assert "no finished result" in capsys.readouterr().err
