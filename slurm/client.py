@@ -1,17 +1,59 @@
-"""Calls SLURM's commands and parses their answers."""
+"""Calls SLURM's commands and parses their answers.
+
+A controller that is busy or restarts answers nothing for a while. What only asks (squeue, sacct, sinfo,
+`scontrol show`) is therefore asked again, for `PATIENCE` seconds; what changes something is called once,
+and `slurm.sbatch` finds out what became of a submission.
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from methods.errors import UserError
+from slurm import words
 
 COMMANDS = ("sbatch", "squeue", "scancel", "scontrol", "srun", "sinfo")
 SECONDS = 60
+"""How long a command may take to answer."""
+PATIENCE = 90.0
+"""Seconds during which a question is asked again; the message of the failure states them. One that hangs is
+asked twice."""
+BRIEF = 5.0
+"""The same where somebody looks at the answer and can do without."""
+_PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0)
+_ASKS = ("squeue", "sacct", "sinfo", "sacctmgr")
+# A failure in these words is an answer: asked again, it would be the same. Authentication may recover.
+_LASTING = (
+    "invalid",
+    "unrecognized",
+    "unknown",
+    "disabled",
+    "denied",
+    "permi",
+    "illegal",
+    "not running a",
+    "pending execution",
+)
+# Words of sbatch after which SLURM may have the job all the same; so may have one that was killed or slow.
+_DOUBTFUL = (
+    "timed out",
+    "timeout",
+    "unable to contact",
+    "connect",
+    "zero bytes",
+    "transport",
+    "communication",
+    "unexpected message",
+    "protocol",
+    "temporarily",
+    "authentication",
+    "socket",
+)
 # What people most often see of sbatch, and what helps; the first that fits counts.
 _HINTS = (
     ("invalid partition", "partition", "`sinfo -s` lists the partitions"),
@@ -39,11 +81,37 @@ class SlurmError(UserError):
 
     Attributes:
         submitted: (bundle, job) of what an interrupted submission had submitted before.
+        doubtful: the command may have done its work all the same.
+        hung: it gave no answer at all.
     """
 
-    def __init__(self, message: str, submitted: Sequence[tuple[int, str]] = ()) -> None:
+    def __init__(
+        self,
+        message: str,
+        submitted: Sequence[tuple[int, str]] = (),
+        *,
+        doubtful: bool = False,
+        hung: bool = False,
+    ) -> None:
         super().__init__(message)
         self.submitted = list(submitted)
+        self.doubtful, self.hung = doubtful, hung
+
+
+ENDED = (
+    "BOOT_FAIL",
+    "CANCELLED",
+    "COMPLETED",
+    "DEADLINE",
+    "FAILED",
+    "NODE_FAIL",
+    "OUT_OF_MEMORY",
+    "PREEMPTED",
+    "REVOKED",
+    "TIMEOUT",
+)
+"""States of jobs that are over; one that was preempted and goes on is PENDING."""
+_WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD", "SPECIAL_EXIT")
 
 
 @dataclass(frozen=True)
@@ -67,7 +135,17 @@ class Queued:
     @property
     def waits(self) -> bool:
         """Whether it has no nodes."""
-        return self.state in ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT")
+        return self.state in _WAITING
+
+    @property
+    def why(self) -> str:
+        """Why it waits, or its state, in SLURM's terms; see `slurm.words`."""
+        return self.reason if self.waits and self.state not in words.STATES else self.state
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether it waits until somebody does something."""
+        return self.waits and words.is_hopeless(self.state, self.reason)
 
 
 def available() -> bool:
@@ -85,31 +163,85 @@ def require() -> None:
         )
 
 
-def call(*words: str) -> str:
+def call(*command: str, patience: float | None = None) -> str:
     """Run a command of SLURM and return its standard output.
 
+    Args:
+        command: the command and its arguments.
+        patience: seconds during which a question that fails is asked again; None for `PATIENCE`. What
+            changes something is called once.
+
     Raises:
-        SlurmError: the command is absent, fails, or does not answer within a minute.
+        SlurmError: the command is absent, refuses, or did not answer in all that time.
+    """
+    asks = command[0] in _ASKS or command[:2] == ("scontrol", "show")
+    return _patiently(command, (PATIENCE if patience is None else patience) if asks else 0.0)
+
+
+def insist(*command: str) -> str:
+    """Run a command that changes something and does no harm when it is repeated, with patience.
+
+    Raises:
+        SlurmError: see `call`.
+    """
+    return _patiently(command, PATIENCE)
+
+
+def _patiently(command: Sequence[str], patience: float) -> str:
+    started, tries, hung = time.monotonic(), 0, 0
+    while True:
+        try:
+            return once(*command)
+        except SlurmError as error:
+            tries, hung = tries + 1, hung + error.hung
+            pause = _PAUSES[min(tries, len(_PAUSES)) - 1]
+            spent = time.monotonic() - started
+            if not error.doubtful or spent + pause > patience or hung > 1:
+                asked = f"; asked {tries} times in {spent:.0f} s" if tries > 1 else ""
+                raise SlurmError(f"{error}{asked}", doubtful=error.doubtful) from None
+            time.sleep(pause)
+
+
+def once(*command: str) -> str:
+    """As `call`, but without patience.
+
+    Raises:
+        SlurmError: see `call`; `doubtful` where asking again may help.
     """
     try:
         done = subprocess.run(
-            list(words),
+            list(command),
             capture_output=True,
             text=True,
+            errors="replace",
             timeout=SECONDS,
             check=False,
             env=outside(),
         )
     except FileNotFoundError:
         require()
-        raise SlurmError(f"{words[0]} is not on the PATH") from None
+        raise SlurmError(f"{command[0]} is not on the PATH") from None
+    except OSError as error:
+        raise SlurmError(f"{command[0]}: {error.strerror}") from None
     except subprocess.TimeoutExpired:
         raise SlurmError(
-            f"{words[0]} did not answer within {SECONDS} s: is the controller up? (scontrol ping)"
+            f"{command[0]} did not answer within {SECONDS} s: is the controller up? (scontrol ping)",
+            doubtful=True,
+            hung=True,
         ) from None
     if done.returncode:
-        raise SlurmError(explained(words[0], done.stderr or done.stdout))
+        text = done.stderr or done.stdout
+        raise SlurmError(explained(command[0], text), doubtful=_doubtful(command[0], done.returncode, text))
     return done.stdout
+
+
+def _doubtful(command: str, code: int, text: str) -> bool:
+    """Whether a failure says nothing about what was asked or wanted."""
+    said = text.lower()
+    if code < 0 or code > 128 or not said.strip() or any(part in said for part in _DOUBTFUL):
+        return True
+    # A question has one right answer, so anything but a refusal is worth a second try.
+    return command in (*_ASKS, "scontrol") and not any(part in said for part in _LASTING)
 
 
 def outside() -> dict[str, str]:
@@ -139,56 +271,96 @@ def explained(command: str, text: str) -> str:
     told = next((line for line in lines if "error" in line.lower()), lines[0] if lines else "")
     told = told.removeprefix(f"{command}: ").removeprefix("error: ")
     whole = text.lower()
-    for words, field, hint in _HINTS:
-        if words in whole:
+    for part, field, hint in _HINTS:
+        if part in whole:
             return f"{command} refused: {told} (profile: {field}; {hint})"
     return f"{command} failed: {told or 'without a word'}"
 
 
-def queue(names: Iterable[str]) -> dict[str, Queued]:
-    """The queued jobs of these names, waiting or running, by number; elements of arrays one by one."""
+def queue(names: Iterable[str], patience: float | None = None) -> dict[str, Queued]:
+    """The queued jobs of these names, waiting or running, by number; elements of arrays one by one.
+
+    Args:
+        names: the jobs' names.
+        patience: see `call`.
+
+    Raises:
+        SlurmError: squeue did not answer in all that time.
+    """
     wanted = sorted(set(names))
     if not wanted:
         return {}
+    # squeue cuts its list of names at commas. Launches of earlier versions have names that hold some:
+    # those are asked for with all others, and told apart here.
+    whole = any("," in name for name in wanted)
+    chosen = [] if whole else [f"--name={','.join(wanted)}"]
+    form = "%i|%T|%r|%M|%N" + ("|%j" if whole else "")
     found = {}
-    out = call(
-        "squeue",
-        "--noheader",
-        "--array",
-        "--all",
-        f"--name={','.join(wanted)}",
-        "--format=%i|%T|%r|%M|%N",
-    )
+    out = call("squeue", "--noheader", "--array", "--all", *chosen, f"--format={form}", patience=patience)
     for line in out.splitlines():
-        if line.count("|") >= 4:
-            job, state, reason, used, nodes = line.strip().split("|", 4)
-            found[job] = Queued(job, state, reason, used, nodes)
+        if line.count("|") >= form.count("|"):
+            job, state, reason, used, nodes, *name = line.strip().split("|", form.count("|"))
+            if not whole or name[0] in wanted:
+                found[job] = Queued(job, state, reason, used, nodes)
     return found
 
 
-def ended(jobs: Iterable[str]) -> dict[str, str]:
-    """How jobs ended, by number, from the accounting; empty where the cluster has none."""
+def marked(marks: Iterable[str]) -> dict[str, dict[str, str]]:
+    """The jobs of this user whose comment holds one of these marks, also those that ended a short time ago.
+
+    Returns:
+        By mark: number of the job, or of the array as a whole, to its state.
+
+    Raises:
+        SlurmError: squeue did not answer.
+    """
+    found: dict[str, dict[str, str]] = {mark: {} for mark in marks}
+    if not found:
+        return found
+    chosen = ("--all", "--states=all", f"--user={os.getuid()}")
+    for line in call("squeue", "--noheader", *chosen, "--format=%F|%T|%k").splitlines():
+        job, _, rest = line.strip().partition("|")
+        state, _, comment = rest.partition("|")
+        for mark in found:
+            if mark in comment.split():
+                # An array is one entry for each of its states: what lives counts.
+                if state in ENDED:
+                    found[mark].setdefault(job, state)
+                else:
+                    found[mark][job] = state
+    return found
+
+
+def ended(jobs: Iterable[str], patience: float | None = None) -> dict[str, str]:
+    """How jobs ended, by number: from the accounting, or else from the controller's short memory.
+
+    Args:
+        jobs: their numbers.
+        patience: see `call`.
+
+    Returns:
+        States; what neither knows is left out, the run store knows what was finished.
+    """
     wanted = sorted(set(jobs))
-    if not wanted or shutil.which("sacct") is None:
-        return {}
     found: dict[str, str] = {}
     for first in range(0, len(wanted), 500):
         part = ",".join(wanted[first : first + 500])
-        try:
-            out = call(
-                "sacct",
-                "--noheader",
-                "--allocations",
-                "--parsable2",
-                f"--jobs={part}",
-                "--format=JobID,State",
-            )
-        except SlurmError:  # no accounting: the run store knows what was finished
-            return found
-        for line in out.splitlines():
-            job, bar, state = line.partition("|")
-            if bar:
-                found[job] = state.split(" ")[0]  # "CANCELLED by 1000"
+        # Of several numbers squeue leaves out those that it does not know; one alone is an error.
+        for command in (
+            ("sacct", "--allocations", "--parsable2", "--format=JobID,State"),
+            ("squeue", "--array", "--all", "--states=all", "--format=%i|%T"),
+        ):
+            if shutil.which(command[0]) is None:
+                continue
+            try:
+                out = call(*command, "--noheader", f"--jobs={part}", patience=patience)
+            except SlurmError:
+                continue
+            for line in out.splitlines():
+                job, bar, state = line.strip().partition("|")
+                if bar:
+                    found.setdefault(job, state.split(" ")[0])  # "CANCELLED by 1000"
+            break
     return found
 
 
@@ -200,7 +372,7 @@ def cancel(jobs: Iterable[str]) -> None:
     """
     numbers = sorted(set(jobs))
     for first in range(0, len(numbers), 200):
-        call("scancel", *numbers[first : first + 200])
+        insist("scancel", *numbers[first : first + 200])
 
 
 def setting(name: str, default: str = "") -> str:

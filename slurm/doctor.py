@@ -85,7 +85,7 @@ class _Cluster:
     def partitions(self) -> dict[str, dict[str, str]]:
         """The fields of each partition, by name."""
         found = {}
-        for line in client.call("scontrol", "show", "partition", "--oneliner").splitlines():
+        for line in _ask("scontrol", "show", "partition", "--oneliner").splitlines():
             fields = dict(word.split("=", 1) for word in line.split() if "=" in word)
             if "PartitionName" in fields:
                 found[fields["PartitionName"]] = fields
@@ -119,6 +119,11 @@ def minutes_of(text: str) -> float | None:
     return (int(days or 0) * 24 + hours) * 60 + minutes + seconds / 60
 
 
+def _ask(*command: str) -> str:
+    """An answer of SLURM; a doctor who waits long for one has his finding."""
+    return client.call(*command, patience=client.BRIEF)
+
+
 def _commands() -> list[Finding]:
     absent = [name for name in client.COMMANDS if shutil.which(name) is None]
     if absent:
@@ -144,7 +149,7 @@ def _controller() -> tuple[dict[str, str], Finding]:
         if " UP" not in said:  # a backup that is up will do
             return {}, Finding("controller", "problem", said, advice)
         config = {}
-        for line in client.call("scontrol", "show", "config").splitlines():
+        for line in _ask("scontrol", "show", "config").splitlines():
             key, equals, value = line.partition("=")
             if equals:
                 config[key.strip()] = value.strip()
@@ -161,7 +166,7 @@ def _accounting(cluster: _Cluster) -> list[Finding]:
     if shutil.which("sacct") is None:
         return [Finding("accounting", "warning", f"{kind}, but sacct is not on the PATH", off)]
     try:
-        client.call("sacct", "--noheader", "--allocations", "--jobs=1", "--format=JobID,State")
+        _ask("sacct", "--noheader", "--allocations", "--jobs=1", "--format=JobID,State")
     except client.SlurmError as error:
         return [Finding("accounting", "warning", f"{kind}, but {error}", off)]
     return [Finding("accounting", "ok", f"{kind}, sacct answers")]
@@ -236,7 +241,7 @@ def _association(cluster: _Cluster) -> list[Finding]:
     said = ", ".join(f"{name} {value}" for name, value in wanted.items())
     if cluster.get("AccountingStorageType").rpartition("/")[2] in ("", "none"):
         return [Finding(what, "warning", f"{said}: cannot be told without accounting")]
-    lines = client.call(
+    lines = _ask(
         "sacctmgr",
         "--noheader",
         "--parsable2",

@@ -3,20 +3,23 @@
 <runs>/slurm/launches/<time>-<grid>-<4 characters>/
     plan.json       the jobs' work order (benchmarks.launch.work_order) and what is shown of them:
                     job_name, titles and estimates (seconds or null) by run, processes, nodes
-    jobs.jsonl      one line per submitted array: which job does which bundle
+    jobs.jsonl      one line before each submission: its mark (see slurm.sbatch) and its bundles; one line
+                    after it: which job does which bundle; one when a mark is settled otherwise
     jobs/           submitit's folder: scripts, and the jobs' logs
 
 Status reads launches without the rest of the harness, so the keys of plan.json that it needs are named
-here: job_name, titles, estimates, and the run_ids of each of the bundles.
+here: job_name, titles, estimates, and the run_ids and stage_ids of each of the bundles.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 import secrets
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +27,11 @@ from typing import Any
 
 from methods.errors import UserError
 from results.files import atomic_write_json, canonical_json
+from slurm import client
 from slurm.client import Queued
+
+LATE_SECONDS = 3600.0
+"""How long after an unanswered submission its jobs are still looked for."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +72,11 @@ class Launch:
         return [list(bundle.get("run_ids", ())) for bundle in self.plan["bundles"]]
 
     @property
+    def stage_ids(self) -> list[list[str]]:
+        """The identities of each bundle's stages."""
+        return [list(bundle.get("stage_ids", ())) for bundle in self.plan["bundles"]]
+
+    @property
     def titles(self) -> dict[str, str]:
         """The names for people of the runs that were submitted, by identity."""
         return self.plan.get("titles", {})
@@ -79,9 +91,31 @@ class Launch:
         """Where submitit keeps scripts and logs."""
         return self.folder / "jobs"
 
+    def intend(self, mark: str, bundles: Sequence[int]) -> None:
+        """Record that bundles are about to be submitted with a mark: whatever happens, it can be found."""
+        self._note({"mark": mark, "bundles": list(bundles)})
+
+    def settle(self, mark: str) -> None:
+        """Record that nothing with this mark is queued, nor will be."""
+        self._note({"settled": mark})
+
+    def unsettled(self) -> dict[str, float]:
+        """Marks of submissions of which it is not known whether SLURM has taken them, and their times."""
+        found: dict[str, tuple[float, set[int]]] = {}
+        for line in self._lines():
+            if "mark" in line:
+                found[str(line["mark"])] = float(line.get("time", 0.0)), set(line.get("bundles", ()))
+            else:
+                found.pop(str(line.get("settled")), None)
+        known = self.jobs().keys()
+        return {mark: when for mark, (when, bundles) in found.items() if not bundles <= known}
+
     def record(self, jobs: Mapping[int, str]) -> None:
         """Record which job does which bundle; called after each submitted array."""
-        line = canonical_json({"time": time.time(), "jobs": {str(k): v for k, v in jobs.items()}})
+        self._note({"jobs": {str(k): v for k, v in jobs.items()}})
+
+    def _note(self, values: dict[str, Any]) -> None:
+        line = canonical_json({"time": time.time(), **values})
         with open(self.folder / "jobs.jsonl", "ab+") as file:
             # A torn line, left by a call that was killed, is not continued.
             file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
@@ -93,15 +127,25 @@ class Launch:
     def jobs(self) -> dict[int, str]:
         """Numbers of the jobs, by the number of their bundle; bundles that were not submitted are absent."""
         found: dict[int, str] = {}
+        for line in self._lines():
+            if isinstance(line.get("jobs"), dict):
+                found |= {int(k): str(job) for k, job in line["jobs"].items()}
+        return found
+
+    def _lines(self) -> list[dict[str, Any]]:
+        """The sound lines of jobs.jsonl, in their order."""
         try:
-            lines = (self.folder / "jobs.jsonl").read_text(encoding="utf-8").splitlines()
+            text = (self.folder / "jobs.jsonl").read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError:
-            return {}
-        for line in lines:
+            return []
+        found = []
+        for line in text.splitlines():
             try:
-                found |= {int(k): job for k, job in json.loads(line)["jobs"].items()}
-            except (ValueError, KeyError):  # the last line of a call that was killed
+                values = json.loads(line)
+            except ValueError:  # the last line of a call that was killed
                 continue
+            if isinstance(values, dict):
+                found.append(values)
         return found
 
     def log(self, job: str, task: int = 0) -> Path:
@@ -134,7 +178,7 @@ class Launches:
             plan: the JSON values of plan.json.
         """
         stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
-        folder = self.root / f"{stamp}-{grid}-{secrets.token_hex(2)}"
+        folder = self.root / f"{stamp}-{safe(grid)}-{secrets.token_hex(2)}"
         folder.mkdir(parents=True)
         atomic_write_json(folder / "plan.json", plan)
         return Launch(folder)
@@ -142,6 +186,20 @@ class Launches:
     def names(self) -> set[str]:
         """The names that jobs may have in the queue."""
         return {launch.job_name for launch in self}
+
+
+def job_name(grid: str) -> str:
+    """The name that the jobs of a grid have in the queue."""
+    return f"ssmll-{safe(grid)}"
+
+
+def safe(name: str) -> str:
+    """A name without what SLURM's commands and patterns read as something else, such as "," and "%".
+
+    A name that had some keeps apart from others by a few characters of its hash.
+    """
+    plain = re.sub(r"[^\w.+-]", "_", name, flags=re.ASCII)
+    return name if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
 
 
 def assigned(launches: Sequence[Launch], live: Mapping[str, Queued]) -> dict[str, tuple[Launch, Queued]]:
@@ -154,12 +212,50 @@ def assigned(launches: Sequence[Launch], live: Mapping[str, Queued]) -> dict[str
     Returns:
         Run id to its launch and job; of several the newest.
     """
+    return _by_identity(launches, live, lambda launch: launch.run_ids)
+
+
+def assigned_stages(launches: Sequence[Launch], live: Mapping[str, Queued]) -> dict[str, str]:
+    """The stages that have a job in the queue, and the job; see `assigned`."""
+    found = _by_identity(launches, live, lambda launch: launch.stage_ids)
+    return {stage: queued.job for stage, (_, queued) in found.items()}
+
+
+def _by_identity(
+    launches: Sequence[Launch],
+    live: Mapping[str, Queued],
+    identities: Callable[[Launch], list[list[str]]],
+) -> dict[str, tuple[Launch, Queued]]:
     found: dict[str, tuple[Launch, Queued]] = {}
     numbers = {job.partition("_")[0] for job in live}
     for launch in launches:
-        run_ids = launch.run_ids
+        ids = identities(launch)
         for bundle, job in launch.jobs().items():
-            if job.partition("_")[0] in numbers and job in live:
-                for run_id in run_ids[bundle]:
-                    found.setdefault(run_id, (launch, live[job]))
+            if job.partition("_")[0] in numbers and job in live and bundle < len(ids):
+                for identity in ids[bundle]:
+                    found.setdefault(identity, (launch, live[job]))
     return found
+
+
+def withdraw(launches: Iterable[Launch], say: Callable[[str], None]) -> None:
+    """Cancel the jobs of submissions that broke off before their jobs were recorded.
+
+    submitit had not yet stored what such a job has to do, so it could do nothing.
+
+    Args:
+        launches: whose submissions are settled; nobody may be submitting for them.
+        say: gets a line about each that is cancelled.
+
+    Raises:
+        SlurmError: SLURM does not answer, or refuses.
+    """
+    open_marks = [(launch, *each) for launch in launches for each in launch.unsettled().items()]
+    found = client.marked(mark for _, mark, _ in open_marks)
+    for launch, mark, when in open_marks:
+        live = [job for job, state in found[mark].items() if state not in client.ENDED]
+        if live:
+            say(f"launch {launch.folder.name} broke off while it submitted {', '.join(live)}: cancelled")
+            client.cancel(live)
+        # One that SLURM has not shown in that time never reached it.
+        if live or found[mark] or time.time() - when > LATE_SECONDS:
+            launch.settle(mark)

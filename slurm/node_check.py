@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from methods.errors import UserError
-from slurm import client
+from slurm import client, words
 from slurm.findings import Finding
 from slurm.profile import SHORTEST, Profile
 
@@ -95,8 +95,8 @@ def from_node(
         answer = _wait(name, job, folder, report)
     finally:  # whatever happens here, an interruption too: no job stays behind
         with suppress(client.SlurmError):
-            if client.queue([name]):
-                client.call("scancel", f"--name={name}")
+            if client.queue([name], client.BRIEF):
+                client.insist("scancel", f"--name={name}")
     if isinstance(answer, Finding):
         return [answer]
     shutil.rmtree(folder, ignore_errors=True)
@@ -117,7 +117,7 @@ def _wait(name: str, job: str, folder: Path, report: Callable[[str], None]) -> d
             return answer
         now = time.monotonic()
         try:
-            queued = next(iter(client.queue([name]).values()), None)
+            queued = next(iter(client.queue([name], 0.0).values()), None)
         except client.SlurmError as error:  # a busy controller: the next look may do
             report(str(error))
         else:
@@ -129,7 +129,8 @@ def _wait(name: str, job: str, folder: Path, report: Callable[[str], None]) -> d
             elif queued.waits or queued.state == "CONFIGURING":
                 if not asked or queued.reason != told:
                     asked, told = True, queued.reason
-                    report(f"job {job} waits in the queue ({told}); at most {START_SECONDS:.0f} s")
+                    why = words.explained(queued.why)
+                    report(f"job {job} waits in the queue ({why}); at most {START_SECONDS:.0f} s")
             elif not begun:
                 begun, end = True, now + WORK_SECONDS
                 report(f"job {job} works on {queued.nodes}")
@@ -155,15 +156,15 @@ def _until_gone(name: str) -> None:
     """Let the job end by itself for a while: it still stores its result in the folder."""
     with suppress(client.SlurmError):
         for _ in range(10):
-            states = {queued.state for queued in client.queue([name]).values()}
+            states = {queued.state for queued in client.queue([name], 0.0).values()}
             if not states - {"COMPLETING"}:
                 return
             time.sleep(POLL_SECONDS)
 
 
 def _ended(job: str, folder: Path) -> Finding:
-    state = client.ended([job]).get(job, "")
-    said = f"job {job} ended without an answer" + (f" ({state})" if state else "")
+    state = client.ended([job], client.BRIEF).get(job, "")
+    said = f"job {job} ended without an answer" + (f" ({words.explained(state)})" if state else "")
     log = _log(folder)
     if log:
         return Finding(
@@ -182,9 +183,9 @@ def _log(folder: Path) -> str:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
         said = [line.strip() for line in lines if line.strip()]
         # The child's own words before submitit's account of its exit code.
-        for words in ("Error:", "error:", "rror", ""):
+        for part in ("Error:", "error:", "rror", ""):
             for line in reversed(said):
-                if words in line and "exit code" not in line:
+                if part in line and "exit code" not in line:
                     return f": {line[:300]}"
     return ": its log is empty" if paths else ""
 

@@ -31,9 +31,15 @@ OWN_FLAGS = (
     "ntasks-per-node",
     "open-mode",
     "output",
+    "parsable",
     "requeue",
     "signal",
+    "test-only",
+    "wait",
+    "wrap",
 )
+
+_SRUN_OURS = ("--export", "--output", "-o", "--error", "-e", "--ntasks", "-n", "--wait", "-W")
 
 _WORDING = Wording(wrong="{where}, {name}: {value!r} is not {wanted}", text="string")
 
@@ -219,6 +225,11 @@ def checked(values: dict[str, Any], where: str) -> Profile:
             f"profile {where}, gpu_flag: {profile.gpu_flag!r}"
             + nearest(profile.gpu_flag, ("gpus-per-node", "gres"))
         )
+    for argument in profile.srun_args:
+        if argument.split("=")[0] in _SRUN_OURS:
+            raise UserError(
+                f"profile {where}, srun_args: {argument} would take from the tasks what they are started with"
+            )
     if profile.signal_seconds >= 60 * profile.minutes:
         raise UserError(f"profile {where}, signal_seconds: longer than the {profile.minutes} min")
     return profile

@@ -7,17 +7,16 @@ starts at 0 again.
 
 from __future__ import annotations
 
-import io
 import logging
 import os
-from collections.abc import Sequence
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from methods.errors import UserError
-from slurm import client
+from slurm import client, sbatch
 from slurm.profile import Profile
 from slurm.task import JobCommand
 
@@ -53,6 +52,9 @@ def submit(
     work: Sequence[JobCommand],
     pythonpath: Path,
     size: int,
+    *,
+    before: Callable[[str, Sequence[int]], None] = lambda mark, bundles: None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> list[tuple[int, str]]:
     """Submit an array, in several parts if it is too large.
 
@@ -64,13 +66,15 @@ def submit(
         work: the command of each bundle's job.
         pythonpath: folder of the code that the jobs execute.
         size: see `largest_array`.
+        before: called before each part is submitted, with its mark (see `slurm.sbatch`) and its bundles.
+        say: gets a line when sbatch failed and SLURM has the jobs all the same.
 
     Returns:
         (bundle, job) of each element. Parts that were submitted before one was refused stay submitted;
         the error lists them as `submitted`.
 
     Raises:
-        SlurmError: SLURM refused.
+        SlurmError: SLURM refused, or (`Unsettled`) did not say whether it did.
         UserError: submitit cannot take a flag.
     """
     import submitit
@@ -78,9 +82,13 @@ def submit(
     done: list[tuple[int, str]] = []
     flags = profile.flags(array.nodes, array.each)
     flags["job_name"] = name
+    flags["additional_parameters"] = {**flags["additional_parameters"]}
+    comment = str(flags["additional_parameters"].pop("comment", ""))
     # The submitter's environment, but this code first: before other installations, and before the
     # folder that the command was called in, which `python -m` would otherwise put in front.
     flags["setup"] = [
+        # With the flag --export, srun would hand only the variables that the flag names to the tasks.
+        "export SLURM_EXPORT_ENV=ALL",
         f'export PYTHONPATH={quoted(pythonpath)}"${{PYTHONPATH:+:$PYTHONPATH}}" PYTHONSAFEPATH=1',
         *flags["setup"],
     ]
@@ -97,12 +105,14 @@ def submit(
                     max_num_timeout=profile.max_requeues,
                     python=profile.python or None,
                 )
-                executor.update_parameters(**flags)
-                # submitit prints what sbatch says, which the error below says again.
-                with redirect_stderr(io.StringIO()):
+                mark = sbatch.new_mark()
+                executor.update_parameters(**flags, comment=f"{comment} {mark}".strip())
+                before(mark, [array.bundles[k] for k in part])
+                with sbatch.for_submitit(mark, say):
                     jobs = executor.map_array(_call, [work[k] for k in part])
-            except submitit.core.utils.FailedJobError as error:
-                raise client.SlurmError(client.explained("sbatch", str(error)), done) from None
+            except client.SlurmError as error:
+                error.submitted = done
+                raise
             except (TypeError, ValueError) as error:
                 raise UserError(f"profile: {error}".splitlines()[0]) from None
             done += [(array.bundles[k], job.job_id) for k, job in zip(part, jobs, strict=True)]

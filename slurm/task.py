@@ -187,7 +187,7 @@ def requeue(most: int) -> None:
         assert job is not None  # SLURM sets it in every task
         say(f"back into the queue as job {job} ({count + 1} of at most {most} times)")
         try:
-            client.call("scontrol", "requeue", job)
+            client.insist("scontrol", "requeue", job)
         except client.SlurmError as error:
             if "pending execution" not in str(error).lower():
                 say(f"{error}; the next `run` goes on with its runs")

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from benchmarks.cli import options
 from benchmarks.workspace import Workspace
 from methods.errors import UserError
-from slurm import client, profile
-from slurm.launches import Launch, Launches
+from slurm import client, profile, site
+from slurm.launches import Launch, Launches, job_name, withdraw
 
 if TYPE_CHECKING:
     from benchmarks.launch.slurm import SlurmOptions
@@ -79,15 +79,21 @@ def add(verbs: options.Verbs) -> None:
     )
 
 
-def cluster(args: argparse.Namespace) -> SlurmOptions:
+def cluster(args: argparse.Namespace, report: Callable[[str], None]) -> SlurmOptions:
     """The SLURM options of the command line.
 
+    Args:
+        args: the command line.
+        report: gets a line for each variable of the environment that decides something about jobs.
+
     Raises:
-        UserError: a bad profile; SLURM is not here.
+        UserError: a bad profile; SLURM is not here; a variable contradicts what jobs get.
     """
     from benchmarks.launch.slurm import SlurmOptions
 
-    wanted = profile.load(args.profile)
+    wanted, said = site.adopt(profile.load(args.profile))
+    for line in said:
+        report(line)
     client.require()
     if args.nodes < 0:
         raise UserError(f"--nodes {args.nodes}: at least 1")
@@ -133,7 +139,7 @@ def ready(
     from benchmarks.launch.slurm_jobs import prepare
     from benchmarks.plan.jobs import uncached
 
-    asked = cluster(args)
+    asked = cluster(args, report)
     left = uncached(grid, workspace)
     if left and (args.verb == "plan" or args.dry_run):
         raise UserError(
@@ -169,8 +175,9 @@ def execute(
         Whether there is an outcome to print: after waiting, or when everything was done before.
     """
     from benchmarks.launch.cost_table import cost_table
-    from benchmarks.launch.slurm import check_hours, confirmed, launch, propose
+    from benchmarks.launch.slurm import check_hours, confirmed, propose
     from benchmarks.launch.slurm_jobs import wait
+    from benchmarks.launch.slurm_submission import launch
 
     proposal = propose(asked, jobs, workspace, only)
     report(cost_table(proposal))
@@ -253,6 +260,7 @@ def cancel(args: argparse.Namespace) -> int:
 
     workspace = options.workspace(args)
     found = _launches(workspace, args.name)
+    withdraw(found, print)
     live = client.queue({launch.job_name for launch in found})
     jobs = [job for launch in found for job in launch.jobs().values() if job in live]
     if not jobs:
@@ -262,8 +270,7 @@ def cancel(args: argparse.Namespace) -> int:
     if not (args.yes or confirmed(f"cancel {len(jobs)} jobs, of which {working} are at work?")):
         print("nothing was cancelled")
         return 0
-    for first in range(0, len(jobs), 200):
-        client.call("scancel", *jobs[first : first + 200])
+    client.cancel(jobs)
     print(f"cancelled {len(jobs)} jobs; finished runs are kept, the others go on when run again")
     return 0
 
@@ -273,7 +280,9 @@ def _launches(workspace: Workspace, name: str | None) -> list[Launch]:
     found = [
         launch
         for launch in every
-        if name is None or launch.job_name == f"ssmll-{name}" or launch.folder.name.startswith(name)
+        if name is None
+        or launch.job_name in (job_name(name), f"ssmll-{name}")
+        or launch.folder.name.startswith(name)
     ]
     if name is not None and not found:
         from methods.errors import nearest
@@ -290,8 +299,11 @@ def doctor(args: argparse.Namespace) -> int:
     from slurm.doctor import examine, table
 
     shared = Path(args.runs).resolve() / "slurm"
+    wanted, said = site.adopt(profile.load(args.profile))
+    for line in said:
+        print(line)
     findings = examine(
-        profile.load(args.profile),
+        wanted,
         shared,
         packages(),
         submit=not args.no_job,

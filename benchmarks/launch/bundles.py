@@ -63,6 +63,7 @@ def pack(
     *,
     run_seconds: Callable[[Job], float | None],
     stage_seconds: Callable[[Stage, Job], float | None],
+    queued: Iterable[str] = (),
 ) -> list[Bundle]:
     """Pack runs and stages into bundles of about the same length.
 
@@ -76,11 +77,13 @@ def pack(
         target: length in seconds after which a bundle is full.
         run_seconds: gives the estimated seconds of a run, None where nothing is known.
         stage_seconds: gives the estimated seconds of a stage, None where nothing is known.
+        queued: identities of stages that jobs make already; runs wait for these, too.
 
     Returns:
         The bundles, those of stages first.
     """
-    todo = {stage.stage_id for stage, _ in stages}
+    stages = list(stages)
+    todo = {stage.stage_id for stage, _ in stages} | set(queued)
     groups: dict[tuple[Any, ...], list[Any]] = {}
     for stage, job in stages:
         count = processes if stage.kind == "warmup" else 1

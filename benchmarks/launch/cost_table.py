@@ -53,6 +53,8 @@ def _ending(proposal: Proposal, unit: str) -> list[str]:
     lines = [f"{len(proposal.bundles)} jobs ({nodes})" if proposal.bundles else "nothing to submit"]
     if proposal.stages:
         lines.append(f"{len(proposal.stages)} shared stages first")
+    if proposal.queued_stages:
+        lines.append(f"{len(proposal.queued_stages)} shared stages are being made by jobs that are queued")
     if proposal.exhausted:
         lines.append(
             f"{len(proposal.exhausted)} runs left out, begun {proposal.options.max_attempts} times "

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.launch.estimate import Estimates
-from benchmarks.launch.slurm import POLL_SECONDS, Proposal, SlurmOptions
+from benchmarks.launch.slurm import Proposal, SlurmOptions
 from benchmarks.launch.snapshot import snapshot
 from benchmarks.launch.work_order import WorkOrder
 from benchmarks.plan.grid import Grid
@@ -20,12 +20,13 @@ from benchmarks.status.logs import tail
 from benchmarks.workspace import Workspace
 from methods.errors import UserError
 from results.errors import StoreError
-from slurm import client
-from slurm.launches import Launches
+from slurm import client, words
+from slurm.launches import Launch, Launches
 from slurm.submit import Array, submit
 from slurm.task import JobCommand
 
 TIMING = "benchmarks.launch.timing"
+POLL_SECONDS = 5.0
 
 
 def run_job(
@@ -62,12 +63,19 @@ def run_job(
     log = root / "jobs" / f"{job}_0_log.out"
     report(f"{name}: job {job}, log {log}; it goes on when this is interrupted")
     seen = ""
-    while (entry := client.queue([f"ssmll-{name}"]).get(job)) is not None:
-        if entry.state != seen:
-            report(f"{name}: job {job} {entry.state.lower()} {entry.nodes or entry.reason}")
-            seen = entry.state
+    while True:
+        try:
+            entry = client.queue([f"ssmll-{name}"]).get(job)
+        except client.SlurmError as error:  # the job goes on, whoever answers
+            report(f"{name}: {error}; job {job} goes on, and is waited for")
+        else:
+            if entry is None:
+                return log
+            told = f"{entry.state.lower()} {entry.nodes or words.explained(entry.why)}"
+            if told != seen:
+                report(f"{name}: job {job} {told}")
+                seen = told
         time.sleep(POLL_SECONDS / 5)
-    return log
 
 
 def _log_end(log: Path, lines: int = 3) -> str:
@@ -173,7 +181,7 @@ def wait(proposal: Proposal, workspace: Workspace, report: Callable[[str], None]
         Stopped: SIGTERM or SIGUSR2 came; the jobs go on.
     """
     ids = {job.spec.run_id for job in proposal.jobs}
-    shown = ""
+    shown, stuck = "", ""
     with stopped_by(signal.SIGTERM, signal.SIGUSR2):  # a driver job ends; its jobs go on
         while True:
             grouped = states(proposal.jobs, workspace)
@@ -181,21 +189,73 @@ def wait(proposal: Proposal, workspace: Workspace, report: Callable[[str], None]
             if line != shown:
                 report(line)
                 shown = line
-            if set(grouped) <= {"done"} or not _live(workspace, ids):
-                return
+            live = _live(workspace, ids)
+            if set(grouped) <= {"done"} or live == []:
+                break
+            line = _stuck(live or [])
+            if line not in ("", stuck):
+                report(line)
+                stuck = line
             time.sleep(POLL_SECONDS)
+    for line in _lost(proposal.jobs, workspace):
+        report(line)
 
 
-def _live(workspace: Workspace, ids: set[str]) -> bool:
-    """Whether a job of these runs, or of their stages, is queued or running."""
+def _live(workspace: Workspace, ids: set[str]) -> list[client.Queued] | None:
+    """The jobs of these runs, or of their stages, that wait or work; None where that is not known."""
     launches = list(Launches(workspace.runs))
     try:
         live = client.queue({launch.job_name for launch in launches})
-    except client.SlurmError:  # the controller is away for a moment
-        return True
-    return any(
-        job in live and ids & launch.titles.keys() for launch in launches for job in launch.jobs().values()
+    except client.SlurmError:  # the controller is away for longer: what it would say is asked again
+        return None
+    return [
+        live[job]
+        for launch in launches
+        if ids & launch.titles.keys()
+        for job in launch.jobs().values()
+        if job in live
+    ]
+
+
+def _stuck(live: Sequence[client.Queued]) -> str:
+    """One line about the jobs that will not start until somebody does something; "" without any."""
+    reasons: dict[str, list[str]] = {}
+    for queued in live:
+        if queued.hopeless:
+            reasons.setdefault(words.explained(queued.why), []).append(queued.job)
+    return "; ".join(
+        f"{len(jobs)} jobs ({jobs[0]}{', ...' if len(jobs) > 1 else ''}) do not start: {word}"
+        for word, jobs in sorted(reasons.items())
     )
+
+
+def _lost(jobs: Sequence[Job], workspace: Workspace) -> list[str]:
+    """Lines about runs whose jobs are over and have left nothing: how, and the last lines of a log."""
+    submitted: dict[str, tuple[Launch, str]] = {}
+    for launch in Launches(workspace.runs):
+        ids, known = launch.run_ids, launch.jobs()
+        for bundle, number in known.items():
+            for run_id in ids[bundle] if bundle < len(ids) else ():
+                submitted.setdefault(run_id, (launch, number))
+    lost: dict[tuple[str, str], list[str]] = {}
+    grouped = states(jobs, workspace)
+    for kind in ("not started", "dead"):
+        for job in grouped.get(kind, ()):
+            if job.spec.run_id in submitted:
+                launch, number = submitted[job.spec.run_id]
+                end = _log_end(launch.log(number))
+                lost.setdefault((kind, end.rpartition(" (")[0]), []).append(job.spec.run_id)
+    if not lost:
+        return []
+    how = client.ended({submitted[run_id][1] for runs in lost.values() for run_id in runs})
+    found = []
+    for (kind, _), runs in lost.items():
+        launch, number = submitted[runs[0]]
+        state = f" ({words.explained(how[number])})" if number in how else ""
+        what = "were never begun" if kind == "not started" else "were begun and not ended"
+        end = _log_end(launch.log(number))
+        found.append(f"{len(runs)} runs {what}: job {number} is over{state}: {end}")
+    return found
 
 
 def spent(options: SlurmOptions, jobs: Sequence[Job], workspace: Workspace) -> str:

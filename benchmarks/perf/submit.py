@@ -86,7 +86,8 @@ def measure(runs: int, rounds: int) -> dict[str, Any]:
     started = time.perf_counter()
     from benchmarks.data.glyphscenes import scenes as glyphscenes
     from benchmarks.launch.cost_table import cost_table
-    from benchmarks.launch.slurm import SlurmOptions, launch, propose
+    from benchmarks.launch.slurm import SlurmOptions, propose
+    from benchmarks.launch.slurm_submission import launch
     from benchmarks.plan.grid import load
     from benchmarks.plan.jobs import resolve
     from benchmarks.progress import silent

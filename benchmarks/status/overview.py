@@ -153,7 +153,7 @@ class QueueCache:
                 self._remark = "no squeue here: which submitted runs still wait is not known"
             else:
                 try:
-                    self._queue = client.queue(names)
+                    self._queue = client.queue(names, client.BRIEF)
                 except client.SlurmError as error:
                     self._remark = f"the queue is not known: {error}"
             self._asked = time.monotonic()
@@ -162,7 +162,7 @@ class QueueCache:
     def ended(self, jobs: Iterable[str]) -> dict[str, str]:
         """How jobs ended, by number, as far as the accounting knows; an end is final and is kept."""
         asked = set(jobs)
-        found = client.ended(asked - self._ended.keys())
+        found = client.ended(asked - self._ended.keys(), client.BRIEF)
         # The accounting may lag behind the queue.
         self._ended |= {k: v for k, v in found.items() if v not in ("PENDING", "RUNNING")}
         return {job: self._ended[job] for job in asked & self._ended.keys()}
@@ -256,7 +256,7 @@ def _queued(
         run.launch, run.job = last
     if waits is not None:
         run.launch, run.job = waits[0], waits[1].job
-        run.why = waits[1].reason if waits[1].waits else waits[1].state
+        run.why = waits[1].why
         if run.kind != "failed":
             run.kind = "preempted" if run.attempts else "queued"
     elif unknown and last is not None and run.kind != "failed":

@@ -14,6 +14,7 @@ from benchmarks.status.logs import log_of, nearest_frame, tail
 from benchmarks.status.overview import Overview, Run, submitted_at
 from results.lineage import SUPERSEDED, reasons
 from results.store import error_signature
+from slurm.words import RESTARTS, explained, meaning
 
 LISTED = 20
 """Runs that a section names."""
@@ -180,18 +181,20 @@ def _place(progress: dict[str, Any]) -> str:
 
 
 def _preempted(run: Run, view: Overview) -> str:
-    return f"{run.title}  {_begun(run)}; job {run.job}: {run.why}"
+    return f"{run.title}  {_begun(run)}; job {run.job}: {explained(run.why)}"
 
 
 def _begun(run: Run) -> str:
     place = f", came to {_place(run.progress)}" if run.progress else ""
-    return f"begun {run.attempts} {'time' if run.attempts == 1 else 'times'}{place}"
+    # A run that gets on has come to somewhere; one that is begun and lost again and again has a cause.
+    loop = ", again and again: look into its log" if run.attempts >= RESTARTS else ""
+    return f"begun {run.attempts} {'time' if run.attempts == 1 else 'times'}{loop}{place}"
 
 
 def _dead(run: Run) -> str:
     job = ""
     if run.job:
-        job = f"; job {run.job} " + (f"ended: {run.why}" if run.why else "is no longer queued")
+        job = f"; job {run.job} " + (f"ended: {explained(run.why)}" if run.why else "is no longer queued")
     return f"{run.title}  {run.detail}; {_begun(run)}{job}"
 
 
@@ -202,7 +205,9 @@ def _waiting(title: str, runs: Sequence[Run]) -> list[str]:
     reasons: dict[str, int] = {}
     for run in runs:
         reasons[run.why] = reasons.get(run.why, 0) + 1
-    told = ", ".join(f"{why} {count}" for why, count in sorted(reasons.items(), key=lambda item: -item[1]))
+    told = ", ".join(
+        f"{why} {count}{meaning(why)}" for why, count in sorted(reasons.items(), key=lambda item: -item[1])
+    )
     jobs = len({run.job for run in runs})
     return ["", f"{title} ({len(runs)}) in {jobs} job{'' if jobs == 1 else 's'}: {told}"]
 
@@ -261,10 +266,11 @@ def _gone(view: Overview) -> list[str]:
     how: dict[str, int] = {}
     for run in runs:
         how[run.why or "no longer queued"] = how.get(run.why or "no longer queued", 0) + 1
-    told = ", ".join(f"{why} {count}" for why, count in how.items())
+    told = ", ".join(f"{why} {count}{meaning(why)}" for why, count in how.items())
     path, said = log_of(runs[0], view.root)
     log = f"; a log: {path}" if path else f"; a log should be {said[0]}" if said else ""
-    return ["", f"submitted, but their jobs ended before they began ({len(runs)}): {told}{log}"]
+    head = f"submitted, but their jobs ended before they began ({len(runs)}): {told}{log}"
+    return ["", head, *(f"      | {line}" for line in last_lines(runs[0], view.root))]
 
 
 def _at(run: Run) -> str:

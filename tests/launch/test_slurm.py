@@ -14,23 +14,14 @@ import pytest
 
 from benchmarks.launch import slurm as module
 from benchmarks.launch.bundles import GUESS_SECONDS, Bundle, pack
-from benchmarks.launch.slurm import (
-    WORKER,
-    Scheduler,
-    SlurmOptions,
-    arrays,
-    check_hours,
-    confirmed,
-    launch,
-    propose,
-    shortened,
-)
+from benchmarks.launch.slurm import WORKER, SlurmOptions, check_hours, confirmed, propose
+from benchmarks.launch.slurm_submission import Scheduler, arrays, launch, shortened
 from benchmarks.launch.work_order import WorkOrder
 from benchmarks.workspace import Workspace
 from methods.errors import UserError
 from results.store import RunStore
-from slurm import client
-from slurm.launches import Launch
+from slurm import client, sbatch
+from slurm.launches import Launch, Launches
 from slurm.profile import Profile
 from tests.conftest import ROOT
 
@@ -143,17 +134,18 @@ def ready(tmp_path):
         submitted=[job("a")],
         bundles=bundles,
         stages=[],
+        queued_stages={},
         estimates=SimpleNamespace(run=lambda job: SimpleNamespace(seconds=1.0)),
         again=lambda workspace: proposal,
     )
     cancelled: list[set[str]] = []
     submitted = []
 
-    def submit(array, folder, name, profile, commands, pythonpath, size):
+    def submit(array, folder, name, profile, commands, pythonpath, size, **told):
         submitted.append((array, commands))
         return [(k, f"{10 * len(submitted)}_{i}") for i, k in enumerate(array.bundles)]
 
-    scheduler = Scheduler(lambda profile: 100, submit, cancelled.append)
+    scheduler = Scheduler(lambda profile: 100, submit, cancelled.append, lambda launches, say: None)
     workspace = Workspace(tmp_path / "data", tmp_path / "runs")
     workspace.runs.mkdir()
     grid = SimpleNamespace(name="x", path=tmp_path / "x.toml")
@@ -170,6 +162,7 @@ def ready(tmp_path):
 
     return SimpleNamespace(
         go=go,
+        proposal=proposal,
         submitted=submitted,
         cancelled=cancelled,
         scheduler=scheduler,
@@ -183,6 +176,59 @@ def test_runs_wait_for_the_jobs_of_their_stages(ready):
     assert [array.after for array, _ in ready.submitted] == [(), ("10_0",)]
     assert made.jobs() == {0: "10_0", 1: "20_0"}
     assert ready.cancelled == []
+
+
+def test_runs_wait_for_a_stage_that_an_earlier_launch_has_queued(ready):
+    ready.proposal.bundles = [dataclasses.replace(ready.proposal.bundles[1])]
+    ready.proposal.queued_stages = {"w": "7_3"}
+    ready.go()
+    assert [array.after for array, _ in ready.submitted] == [("7_3",)]
+
+
+def test_a_queued_stage_is_not_submitted_again(tmp_path, monkeypatch):
+    warm = Stage("warmup", "w")
+    jobs = [job("a" * 64, stages=[warm]), job("b" * 64, stages=[warm])]
+    for one in jobs:
+        one.directory = lambda workspace, one=one: tmp_path / one.spec.run_id[:4]
+    workspace = SimpleNamespace(store=RunStore(tmp_path / "store"), runs=tmp_path)
+    plan = {"job_name": "ssmll-x", "bundles": [{"stage_ids": ["w"]}, {"run_ids": ["a" * 64]}]}
+    Launches(tmp_path).create("x", plan).record({0: "7", 1: "8"})
+    live = {"7": client.Queued("7", "PENDING", "Priority", "0:00", "")}
+    monkeypatch.setattr(client, "available", lambda: True)
+    monkeypatch.setattr(client, "queue", lambda names: live)
+    one_second = SimpleNamespace(seconds=1.0, source="")
+    estimates = SimpleNamespace(run=lambda job: one_second, stage=lambda stage, job: one_second)
+    monkeypatch.setattr(module, "Estimates", lambda *a, **k: estimates)
+    found = propose(SlurmOptions(Profile()), jobs, workspace)
+    assert (found.stages, found.queued_stages) == ([], {"w": "7"})
+    assert [bundle.needs for bundle in found.bundles] == [("w",)], "the runs wait for its job"
+    live.clear()
+    again = propose(SlurmOptions(Profile()), jobs, workspace)
+    assert [stage.stage_id for stage, _ in again.stages] == ["w"]
+
+
+def test_the_folder_of_a_submission_that_was_left_open_stays(ready):
+    def open_end(array, *rest, before, **told):
+        before("ssmll:1", array.bundles)
+        raise sbatch.Unsettled("who knows")
+
+    with pytest.raises(UserError, match="who knows"):
+        ready.go(dataclasses.replace(ready.scheduler, submit=open_end))
+    (folder,) = ready.launches.iterdir()
+    assert set(Launch(folder).unsettled()) == {"ssmll:1"}
+
+
+def test_a_refusal_leaves_nothing_open(ready):
+    def refuse(array, *rest, before, **told):
+        before(f"ssmll:{len(ready.submitted)}", array.bundles)
+        if ready.submitted:
+            raise client.SlurmError("sbatch refused: no")
+        return ready.scheduler.submit(array, *rest)
+
+    with pytest.raises(UserError, match="1 jobs submitted before go on"):
+        ready.go(dataclasses.replace(ready.scheduler, submit=refuse))
+    (folder,) = ready.launches.iterdir()
+    assert Launch(folder).unsettled() == {}
 
 
 def test_each_job_executes_its_bundle_of_the_work_order(ready):
@@ -210,10 +256,10 @@ def test_a_full_disk_is_one_message_and_no_job_goes_on_unrecorded(ready, number,
 
 
 def test_what_was_submitted_before_a_refusal_is_kept_and_told(ready):
-    def refuse(array, *rest):
+    def refuse(array, *rest, **told):
         if ready.submitted:
             raise client.SlurmError("sbatch refused: no", [(1, "20_0")])
-        return ready.scheduler.submit(array, *rest)
+        return ready.scheduler.submit(array, *rest, **told)
 
     with pytest.raises(UserError, match="sbatch refused: no; 2 jobs submitted before go on"):
         ready.go(dataclasses.replace(ready.scheduler, submit=refuse))

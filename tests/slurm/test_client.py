@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -179,3 +180,92 @@ def test_outside_a_job(monkeypatch):
     assert kept.items() <= found.items()
     assert not set(dropped) & set(found)
     assert os.environ["SLURM_JOB_ID"] == "1", "the process itself keeps its variables"
+
+
+BUSY = 'echo "slurm_load_jobs error: Socket timed out on send/recv operation" >&2; exit 1'
+
+
+def failing(fakes, name: str, times: int, answer: str, error: str = BUSY) -> None:
+    """A command that fails some times, and then answers."""
+    count = fakes.folder / f"{name}.count"
+    fakes.add(
+        name,
+        f"n=$(cat {count} 2>/dev/null || echo 0); echo $((n + 1)) > {count}\n"
+        f"if [ $n -lt {times} ]; then {error}; fi\n{answer}",
+    )
+
+
+@pytest.fixture
+def slept(monkeypatch) -> list[float]:
+    """Pauses, which only move the clock."""
+    found: list[float] = []
+    clock = SimpleNamespace(monotonic=lambda: sum(found), sleep=found.append)
+    monkeypatch.setattr(client, "time", clock)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("command", "ask", "answer"),
+    [
+        ("squeue", lambda: client.queue(["a"]), 'echo "1|PENDING|x|0:00|"'),
+        ("squeue", lambda: client.marked(["ssmll:1"])["ssmll:1"], 'echo "1|PENDING|ssmll:1"'),
+        ("sacct", lambda: client.ended(["1"]), 'echo "1|FAILED"'),
+        ("scontrol", lambda: client.setting("MaxArraySize"), "echo MaxArraySize = 7"),
+        ("sinfo", lambda: client.call("sinfo", "-s"), "echo low"),
+    ],
+)
+def test_a_question_is_asked_again(fakes, slept, command, ask, answer):
+    failing(fakes, command, 3, answer)
+    assert ask()
+    assert slept == [1.0, 2.0, 4.0]
+
+
+def test_patience_has_an_end_and_says_it(fakes, slept):
+    failing(fakes, "squeue", 99, "")
+    with pytest.raises(SlurmError, match=r"Socket timed out.*; asked \d+ times in \d+ s"):
+        client.queue(["a"])
+    assert client.PATIENCE - 15 <= sum(slept) <= client.PATIENCE
+    slept.clear()
+    with pytest.raises(SlurmError):
+        client.queue(["a"], client.BRIEF)
+    assert sum(slept) <= client.BRIEF, "who looks at a status does not wait long"
+
+
+@pytest.mark.parametrize("said", ["error: Invalid job id specified", "Access/permission denied"])
+def test_a_refusal_is_not_asked_again(fakes, slept, said):
+    failing(fakes, "scontrol", 9, "", f'echo "{said}" >&2; exit 1')
+    with pytest.raises(SlurmError, match=said):
+        client.call("scontrol", "show", "job", "1")
+    assert slept == []
+
+
+def test_what_changes_something_is_called_once_unless_it_may_be_repeated(fakes, slept):
+    failing(fakes, "sbatch", 1, "echo Submitted batch job 1")
+    with pytest.raises(SlurmError) as caught:
+        client.call("sbatch", "script")
+    assert caught.value.doubtful
+    failing(fakes, "scancel", 2, "")
+    client.cancel(["1"])
+    assert fakes.calls("scancel") == ["1"] * 3
+
+
+def test_a_job_of_a_busy_cluster_gets_back_into_the_queue(fakes, slept):
+    failing(fakes, "scontrol", 2, "")
+    client.insist("scontrol", "requeue", "7")
+    assert fakes.calls("scontrol") == ["requeue 7"] * 3
+
+
+def test_names_of_earlier_launches_that_squeue_would_cut(fakes):
+    fakes.add(
+        "squeue",
+        'case "$*" in *--name=*) echo "9|PENDING|cut|0:00|" ;; '
+        '*%j) echo "1|PENDING|x|0:00||ssmll-a, b"; echo "2|RUNNING|None|0:10|n1|ssmll-a" ;; esac',
+    )
+    assert set(client.queue(["ssmll-a, b"])) == {"1"}
+    assert set(client.queue(["ssmll-a, b", "ssmll-a"])) == {"1", "2"}
+
+
+def test_how_a_job_ended_without_accounting(fakes):
+    fakes.add("sacct", 'echo "Slurm accounting storage is disabled" >&2; exit 1')
+    fakes.add("squeue", 'echo "7_0|OUT_OF_MEMORY"; echo "7_1|COMPLETED"')
+    assert client.ended(["7_0", "7_1"]) == {"7_0": "OUT_OF_MEMORY", "7_1": "COMPLETED"}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from methods.errors import UserError
@@ -103,3 +105,28 @@ def test_assigned_knows_jobs_that_ended(tmp_path):
     only = launch(tmp_path, {0: "5_0", 1: "5_1", 2: "9"}, ("a",), ("b",), ("c",))
     assert set(assigned([only], {"5_1": queued("5_1")})) == {"b"}
     assert assigned([only], {}) == {}
+
+
+@pytest.mark.parametrize("name", ["zs, v2", "a%jb", "a b", "ä", "x|y", "100%", "a,b", "a;b", "-n"])
+def test_names_are_safe_in_slurm_s_lists_and_patterns(name):
+    found = module.job_name(name)
+    assert re.fullmatch(r"[\w.+-]+", found, re.ASCII)
+    assert module.job_name(name) == found
+    assert found not in {module.job_name(other) for other in ("zs v2", "a_jb", "zs__v2", "ab")}
+
+
+def test_plain_names_stay_as_they_are(tmp_path):
+    assert [module.job_name(name) for name in ("zs", "full-2.1_b")] == ["ssmll-zs", "ssmll-full-2.1_b"]
+    made = Launches(tmp_path).create("100%, j", plan())
+    assert not set("%, ") & set(made.folder.name)
+
+
+def test_stages_have_jobs_too(tmp_path):
+    made = Launches(tmp_path).create(
+        "demo",
+        {"job_name": "ssmll-demo", "bundles": [{"stage_ids": ["w", "f"], "run_ids": []}, {"run_ids": ["a"]}]},
+    )
+    made.record({0: "7", 1: "8_0"})
+    live = {job: queued(job) for job in ("7", "8_0")}
+    assert module.assigned_stages([made], live) == {"w": "7", "f": "7"}
+    assert module.assigned_stages([made], {"8_0": queued("8_0")}) == {}

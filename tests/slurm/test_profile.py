@@ -27,6 +27,8 @@ from tests.slurm.fakes import Fakes
         ('[extra]\nntasks_per_node = "2"', ("'ntasks_per_node'", "set by the harness")),
         ('[extra]\n--mail-type = "END"', ("'--mail-type'", "without dashes")),
         ('[extra]\nmail-type = ["END"]', ("mail-type", "no flag's value")),
+        ("[extra]\nwait = true", ("'wait'", "set by the harness")),
+        ('srun_args = ["--export=NONE"]', ("srun_args", "--export=NONE", "take from the tasks")),
         ("minutes = 10", ("minutes", "at least 20", "preemption")),
         ("gpus = -1", ("gpus", "at least 0")),
         ("cpus = 0", ("cpus", "at least 1")),
