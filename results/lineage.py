@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 SUPERSEDED = "superseded"
 """The state, in tables and `status`, of a run that was not begun and has a superseded result."""
+_TELLING = ("split_digest", "seed", "ratio", "method")
+"""Fields that never move, and tell most runs of a folder apart."""
 
 
 @dataclass(frozen=True)
@@ -204,7 +206,11 @@ def _successors(
     try:
         old = store.spec(run)
         # From the small file first, as if it were of the first generation: most siblings are other runs.
-        likely = {run_id: spec for run_id, spec in specs.items() if changes(old, spec, 1)}
+        likely = {
+            run_id: spec
+            for run_id, spec in specs.items()
+            if all(spec.get(field) == old.get(field) for field in _TELLING) and changes(old, spec, 1)
+        }
         if not likely:
             return []
         result = result or store.load(run)
