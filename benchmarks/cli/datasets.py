@@ -67,7 +67,7 @@ def add(verbs: options.Verbs) -> None:
     )
     option("--cache", type=Path, default=None, help="where the cache goes (default: DATA/cache)")
     option("--download", action="store_true", help="download the official archives of an absent dataset")
-    option("--verify", action="store_true", help="read the whole cache and compare it with its hashes")
+    option("--verify", action="store_true", help="hash all pictures and the whole cache again, and compare")
     option("--root", default=None, help="where the dataset lies, if not under --data")
     option(
         "--allow-counts",
@@ -200,7 +200,10 @@ def _prepare(
         remarks = [f"{size} px", f"digest {ready.digest[:16]}"]
         if ready.skipped:
             remarks.append(f"{len(ready.skipped)} unreadable images left out")
+        for line in ready.notes:
+            progress.line(line)
         if args.verify:
+            ready.verify_sources(args.workers, progress.counter(f"verify the pictures of {dataset.name}"))
             ready.verify(progress.counter(f"verify {dataset.name} at {size} px"))
             remarks.append("verified")
         print(f"{dataset.name}: {_counts(ready.dataset)}, {', '.join(remarks)}, {ready.directory}")

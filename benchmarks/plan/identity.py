@@ -35,7 +35,8 @@ class RunSpec:
 
     Attributes:
         dataset: name shown in tables (the dataset's alias).
-        dataset_digest: SHA-256 over classes, ids, labels and the pixels at this resolution.
+        dataset_digest: SHA-256 over classes, ids, labels, the bytes of the pictures, the rule that decodes
+            them and the resolution.
         ratio: labelled share p of the training images, in (0, 1].
         seed: seed of the split, the batches, the views and the initialisation.
         split_digest: SHA-256 of the labelled subset.

@@ -360,7 +360,7 @@ def remarks(found: Sequence[Job]) -> list[str]:
     for job in found:
         dataset, split = job.prepared.dataset, job.split
         where = f"{dataset.name} p={job.spec.ratio:g} seed={job.spec.seed}"
-        for note in dataset.notes:
+        for note in (*dataset.notes, *job.prepared.notes):
             lines[note] = None
         if job.prepared.skipped:
             count = len(job.prepared.skipped)

@@ -12,7 +12,8 @@ also holds the key of the answer, SHA-256 values or states of everything that th
 - the data: every annotation file, list, array, split file, record of unreadable images and weights
   file that was read, by size and time of change, and by content up to 16 MB; the folders of the
   datasets that these files lie in, by time of change, so that a file that appears counts too;
-- the prepared caches: `meta.json`, and size and time of change of the pixels.
+- the prepared caches: `meta.json`, and size and time of change of the pixels;
+- the pictures: size and times of each, as `benchmarks.data.cache.sources` remembers them, with their hashes.
 
 `recall` returns the plan only if all of that is as it was; otherwise, and for a file that is truncated,
 damaged or of another format, it returns None, and the plan is resolved and written anew. Files are
@@ -44,7 +45,6 @@ from benchmarks.workspace import REPOSITORY, Workspace
 from results.files import atomic_write_bytes, canonical_json
 
 if TYPE_CHECKING:
-    from benchmarks.data.dataset import ImageSet
     from benchmarks.plan.grid import Grid
     from benchmarks.plan.jobs import Job
 
@@ -106,6 +106,7 @@ def recall(question: Question, workspace: Workspace) -> PlanSummary | None:
             and _hold(body["files"])
             and _hold(body["folders"])
             and all(_stat(path) == state for path, state in body["pixels"].items())
+            and _pictures_hold(body["pictures"])
         )
         return plan_of(body) if body is not None and fresh else None
     # What was written by something else is no answer.
@@ -158,8 +159,7 @@ def resolved(
         with Reads() as again:
             grid_again, jobs_again = resolve(heard.append)
         _keep_inputs(again, jobs_again, workspace)
-        images = {str(path) for job in jobs for part in _images(job) for path in part.paths}
-        once = {path for path in reads.files if path not in again.files and path not in images}
+        once = {path for path in reads.files if path not in again.files}
         found = PlanSummary.of(grid_again.name, jobs_again, workspace, remarks(jobs_again), heard)
         if again.changed() or once & reads.changed() or found.runs != plan.runs:
             return grid, jobs, plan  # it changes under our eyes: not to be relied on later
@@ -188,15 +188,16 @@ def _keep_inputs(reads: Reads, jobs: Sequence[Job], workspace: Workspace) -> Non
         folder = f"{path}{os.sep}"
         return folder.startswith(datasets) and not folder.startswith(made)
 
-    reads.keep(is_input, above_inputs)
+    # Opened to be hashed or decoded; their hashes are remembered elsewhere.
+    prepared = {id(job.prepared): job.prepared.dataset for job in jobs}.values()
+    pictures = {
+        os.path.abspath(path) for some in prepared for part in (some.train, some.test) for path in part.paths
+    }
+    reads.keep(lambda path: path not in pictures and is_input(path), above_inputs)
 
 
 def _below(*folders: Path | str) -> tuple[str, ...]:
     return tuple(f"{os.path.abspath(folder)}{os.sep}" for folder in folders)
-
-
-def _images(job: Job) -> tuple[ImageSet, ImageSet]:
-    return job.prepared.dataset.train, job.prepared.dataset.test
 
 
 def _remember(
@@ -223,6 +224,10 @@ def _remember(
             for folder in {os.path.abspath(job.prepared.directory) for job in jobs}
             for path in (os.path.join(folder, f"{split}.u8") for split in ("train", "test"))
         },
+        "pictures": {
+            os.path.abspath(file): digest
+            for file, digest in {job.prepared.manifest for job in jobs if job.prepared.manifest}
+        },
         "plan": dataclasses.asdict(plan),
     }
     text = canonical_json({"format": FORMAT, "digest": _digest(body), "body": body})
@@ -240,6 +245,12 @@ def _stat(path: Path | str) -> list[int]:
     """Size and time of change of a cache's pixels, of whose content a plan reads nothing."""
     found = State.of(str(path))
     return [found.size, found.changed]
+
+
+def _pictures_hold(manifests: dict[str, str]) -> bool:
+    from benchmarks.data.cache.sources import holds  # needs NumPy, and is the last question
+
+    return all(holds(file, digest) for file, digest in manifests.items())
 
 
 def _hold(states: dict[str, list[Any]], root: Path | str = "") -> bool:

@@ -102,6 +102,10 @@ def same_length(path: Path) -> None:
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
+def first_picture(place: Place) -> Path:
+    return min(place.voc.rglob("*.jpg"))
+
+
 CHANGES: dict[str, Callable[[Place], object]] = {
     "grid": lambda p: edit(p.grid),
     "grid, within a tick of the clock": lambda p: same_length(p.grid),
@@ -115,6 +119,10 @@ CHANGES: dict[str, Callable[[Place], object]] = {
     ),
     "annotation gone": lambda p: p.file("voc/VOCdevkit/VOC2007/ImageSets/Main/cat_test.txt").unlink(),
     "arrays that would be read instead": lambda p: (p.voc / "formatted_train_images.npy").touch(),
+    "picture": lambda p: edit(first_picture(p)),
+    "picture, with size and time kept": lambda p: same_length(first_picture(p)),
+    "picture gone": lambda p: first_picture(p).unlink(),
+    "hashes of the pictures gone": lambda p: shutil.rmtree(p.file("data/cache/sources")),
     "record of a cache": lambda p: edit(p.file("data/cache/tiny-*-64/meta.json")),
     "pixels of a cache": lambda p: os.truncate(p.file("data/cache/tiny-*-64/train.u8"), 100),
     "cache gone": lambda p: shutil.rmtree(p.file("data/cache/tiny-*-64")),

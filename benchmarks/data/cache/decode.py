@@ -20,9 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from benchmarks.data.cache.source import Source, read, stamp_of
 from methods import kinds
 from methods.errors import UserError
 
+DECODING = "1"
+"""Names the rule by which `load_image` makes pixels of a file's bytes, in the digest of a prepared dataset.
+Whoever changes the rule in a way that can change a pixel raises it; see `results.moves` for what follows."""
 RESIZE = "PIL bilinear, antialiased"
 
 PIXELS = "SSMLL_MAX_PIXELS"
@@ -76,11 +80,13 @@ class Decoded:
         chunk: the chunk.
         sha256: of its pixels, hexadecimal; empty when an image could not be read.
         unreadable: (file, reason) of each such image.
+        sources: for each image, the file that it was decoded from; None where the pixels were known.
     """
 
     chunk: Chunk
     sha256: str
     unreadable: tuple[tuple[Path, str], ...]
+    sources: tuple[Source | None, ...] = ()
 
 
 def load_image(path: Path, size: int) -> NDArray[np.uint8]:
@@ -212,7 +218,8 @@ def reason_unreadable(path: Path, error: Exception) -> str:
 def decode_chunk(chunk: Chunk) -> Decoded:
     """Read a chunk's images, write them to the cache file and flush it to the disk.
 
-    If an image of the chunk cannot be read, nothing is written.
+    Files are hashed and decoded in one go: hash and pixels are of the same bytes, or the image counts as
+    unreadable. If an image of the chunk cannot be read, nothing is written.
 
     Raises:
         OSError: the cache file cannot be written, for instance because the disk is full.
@@ -220,13 +227,18 @@ def decode_chunk(chunk: Chunk) -> Decoded:
     shape = (3, chunk.size, chunk.size)
     pixels = np.empty((len(chunk.paths), *shape), dtype=np.uint8)
     unreadable = []
+    sources: list[Source | None] = [None] * len(chunk.paths)
     for k, (path, place) in enumerate(zip(chunk.paths, chunk.known, strict=True)):
         if place is not None:
             count = pixels[k].size
             pixels[k] = np.fromfile(place[0], np.uint8, count, offset=place[1]).reshape(shape)
             continue
         try:
+            source = read(path)
             pixels[k] = load_image(path, chunk.size)
+            if stamp_of(path) != source.stamp:
+                raise ValueError("it changed while it was read")
+            sources[k] = source
         # Pillow's plugins raise many kinds, such as struct.error and SyntaxError.
         except Exception as error:
             unreadable.append((path, reason_unreadable(path, error)))
@@ -238,7 +250,7 @@ def decode_chunk(chunk: Chunk) -> Decoded:
         while view:
             view = view[file.write(view) :]
         os.fsync(file.fileno())
-    return Decoded(chunk, hashlib.sha256(pixels.data).hexdigest(), ())
+    return Decoded(chunk, hashlib.sha256(pixels.data).hexdigest(), (), tuple(sources))
 
 
 def chunks_of(

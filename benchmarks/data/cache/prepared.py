@@ -1,18 +1,24 @@
 """The cache of resized images: decoded once, then read through a memory map.
 
-`<cache root>/<name>-<first 12 digits of the dataset's digest>-<size>/` holds `train.u8` and `test.u8`,
-(N, 3, S, S) uint8 RGB, and `meta.json`, which is written last: a cache with it is complete. Until then
-`chunks/` holds one marker for each finished chunk, written after the chunk's pixels are on the disk: when a
-call is killed at any moment, the next call continues its work.
+`<cache root>/<name>-<first 12 digits of the digest>-<size>/` holds `train.u8` and `test.u8`, (N, 3, S, S)
+uint8 RGB, `sources.npy`, the SHA-256 of each picture's file, and `meta.json`. The digest is over names and
+labels, the bytes of the pictures, the rule that decodes them and the size; paths are not in it. So a finished
+cache never changes: other pictures make another cache, which takes over the pixels of those that are equal,
+and a folder with the same pictures shares it. `benchmarks.data.cache.sources` remembers the files' hashes.
+
+An unfinished cache lies in `<name>-<digits of labels>-<digits of paths>-<size>.part/`, with one marker in
+`chunks/` for each finished chunk, written after the chunk's pixels are on the disk: when a call is killed at
+any moment, the next call continues its work. When all is done the folder gets its name.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
+import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,19 +27,33 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from benchmarks.data.cache.build import FORMAT, SPLITS, Builder, Progress, UnreadableError, named
+from benchmarks.data.cache import folders
+from benchmarks.data.cache.build import (
+    FORMAT,
+    MARKERS,
+    SPLITS,
+    Builder,
+    Progress,
+    UnreadableError,
+    content_digest,
+    named,
+)
 from benchmarks.data.cache.decode import pixel_limit
 from benchmarks.data.cache.skipped import Skipped
+from benchmarks.data.cache.sources import Sources, digest_of
 from benchmarks.data.dataset import Dataset
 from benchmarks.data.disk import DiskFullError, exclusive
 from benchmarks.provenance import cores
 from methods.errors import UserError
+from results.files import fsync_directory
 
 if TYPE_CHECKING:
     import torch
 
 CHUNK = 256
-"""Images per chunk. It must not change: the digest is computed from the chunks' hashes."""
+"""Images per chunk."""
+NAMED = 20
+"""Changed pictures that a message names."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,9 +63,12 @@ class Prepared:
     Attributes:
         dataset: its names and labels.
         size: side S of the images in pixels.
-        digest: SHA-256 over the dataset's digest and all pixels, hexadecimal.
+        digest: SHA-256 over names, labels, bytes of the pictures, decoding and size, hexadecimal.
         directory: folder of the cache.
         skipped: (id, reason) of the unreadable images that `dataset` is without.
+        notes: remarks on the pictures, such as those that are in train and in test.
+        manifest: file that remembers the pictures' hashes, and the SHA-256 over these; None where the images
+            were not prepared from files.
     """
 
     dataset: Dataset
@@ -53,6 +76,8 @@ class Prepared:
     digest: str
     directory: Path
     skipped: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
+    manifest: tuple[Path, str] | None = None
 
     @cached_property
     def train(self) -> np.memmap:
@@ -89,7 +114,7 @@ class Prepared:
         Raises:
             UserError: a chunk differs; the message names the file and says what to do.
         """
-        meta = _read_meta(self.directory)
+        meta = folders.read_meta(self.directory)
         total = len(self.train) + len(self.test)
         done = 0
         for split in SPLITS:
@@ -97,10 +122,37 @@ class Prepared:
             for k, expected in enumerate(meta["chunks"][split]):
                 part = pixels[k * meta["chunk"] : (k + 1) * meta["chunk"]]
                 if hashlib.sha256(part.data).hexdigest() != expected:
-                    raise _damaged(self.directory, f"{split}.u8 has changed on the disk")
+                    raise folders.damaged(self.directory, f"{split}.u8 has changed on the disk")
                 done += len(part)
                 if progress is not None:
                     progress(done, total)
+
+    def verify_sources(self, workers: int | None = None, progress: Progress | None = None) -> None:
+        """Hash every picture again, whatever its size and times, and compare with those of the cache.
+
+        Raises:
+            UserError: pictures differ or are missing; the message counts and names them. The hashes are
+                remembered, so that the next `prepare` decodes these pictures again.
+        """
+        sources = Sources(self.dataset, self.directory.parent)
+        sources.verify(workers or min(cores(), 16), progress)
+        expected = folders.hashes_of(self.directory, folders.read_meta(self.directory))
+        wrong = sources.known & (sources.hashes != expected).any(axis=1)
+        parts = []
+        for what, where in (("changed", wrong), ("missing or unreadable", ~sources.known)):
+            names = [sources.paths[k] for k in np.flatnonzero(where)]
+            if names:
+                more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+                parts.append(f"{len(names)} {what}: {', '.join(names[:NAMED])}{more}")
+        if sources.known.all():
+            sources.write()
+        elif wrong.any():
+            sources.forget()
+        if parts:
+            raise UserError(
+                f"dataset {self.dataset.name!r}: of {len(sources.paths)} pictures, {'; '.join(parts)}; the "
+                f"cache {self.directory} is of other ones; prepare again, and runs get another identity"
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         # A pickled memory map would contain all pixels; the receiver opens its own map.
@@ -152,9 +204,8 @@ def prepare(
         return caches.prepare(dataset)
     skipped = Skipped(dataset, cache_root)
     # A finished cache is used without a lock: the folder may be read-only here.
-    if skipped.is_current() and caches.is_complete(skipped.rest):
-        ready = caches.prepare(skipped.rest)
-    else:
+    ready = caches.open(skipped.rest)[1] if skipped.is_current() else None
+    if ready is None:
         with exclusive(skipped.lock):
             ready = caches.prepare_without_bad(skipped)
             skipped.lock.unlink(missing_ok=True)
@@ -167,13 +218,41 @@ def prepare(
     return dataclasses.replace(ready, skipped=skipped.reasons)
 
 
+def find(dataset: Dataset, size: int, cache_root: Path, *, skip_bad: bool = False) -> Prepared | None:
+    """The finished cache that `prepare` would open; None where it would decode, or hash pictures first.
+
+    Writes nothing. Of the pictures only size and times are looked at, and the content of those that were
+    written within two seconds of the time when they were last hashed.
+    """
+    caches = _Caches(size, cache_root, min(cores(), 16), None, lambda line: None)
+    if not skip_bad:
+        return caches.find(dataset)
+    skipped = Skipped(dataset, cache_root)
+    if not skipped.is_current():
+        return None
+    ready = caches.find(skipped.rest)
+    return ready and dataclasses.replace(ready, skipped=skipped.reasons)
+
+
 def is_prepared(dataset: Dataset, size: int, cache_root: Path, *, skip_bad: bool = False) -> bool:
-    """Whether `prepare` would find a finished cache."""
+    """Whether `find` finds a cache; a damaged one counts."""
     images = dataset
     if skip_bad:
         skipped = Skipped(dataset, cache_root)
         images = skipped.rest if skipped.is_current() else dataset
-    return _is_complete(_directory(images, size, cache_root))
+    digest = known_digest(images, size, cache_root)
+    return digest is not None and folders.is_complete(cache_root / folders.name_of(images, size, digest))
+
+
+def known_digest(dataset: Dataset, size: int, cache_root: Path) -> str | None:
+    """The digest that the prepared dataset has or would have; None where a picture's hash is not known.
+
+    Writes nothing, as `find`. Any size is known once one size was prepared.
+    """
+    sources = Sources(dataset, cache_root)
+    sources.confirm()
+    found = sources.digest()
+    return None if found is None else content_digest(dataset, size, found)
 
 
 @dataclass(frozen=True)
@@ -186,25 +265,96 @@ class _Caches:
     progress: Progress | None
     announce: Callable[[str], None]
 
-    def directory(self, dataset: Dataset) -> Path:
-        return _directory(dataset, self.size, self.root)
+    def find(self, dataset: Dataset) -> Prepared | None:
+        """The finished cache of the pictures, if their hashes are remembered; writes nothing."""
+        sources = Sources(dataset, self.root)
+        sources.confirm(self.workers)
+        return self._opened(sources)
 
-    def is_complete(self, dataset: Dataset) -> bool:
-        return _is_complete(self.directory(dataset))
+    def open(self, dataset: Dataset) -> tuple[Sources, Prepared | None]:
+        """The pictures, and their finished cache if there is one."""
+        sources = Sources(dataset, self.root)
+        self._hash(sources)
+        ready = self._opened(sources)
+        if ready is not None:
+            sources.write()
+            shutil.rmtree(ready.directory / MARKERS, ignore_errors=True)  # killed before the clean-up
+        return sources, ready
 
     def prepare(self, dataset: Dataset, donor: Builder | None = None) -> Prepared:
         """Prepare all images of a dataset; `donor` is an unfinished cache to copy images from."""
-        directory = self.directory(dataset)
-        if not self.is_complete(dataset):
-            with exclusive(directory / "lock"):
-                if not self.is_complete(dataset):
-                    Builder(dataset, self.size, directory, CHUNK, self.progress, self.announce, donor).build(
-                        self.workers
-                    )
-        elif (directory / "chunks").exists():  # killed between the last file and the clean-up
-            with exclusive(directory / "lock"):
-                shutil.rmtree(directory / "chunks", ignore_errors=True)
-        return _open(dataset, self.size, directory)
+        sources, ready = self.open(dataset)
+        if ready is not None:
+            return ready
+        part = self.root / f"{sources.label}-{self.size}.part"
+        with exclusive(part / "lock"):
+            if sources.digest() is None:  # who held the lock may have remembered them
+                sources.look()
+                self._hash(sources)
+            ready = self._opened(sources)
+            if ready is None:
+                return self._build(sources, part, donor)
+            shutil.rmtree(part, ignore_errors=True)
+            return ready
+
+    def _hash(self, sources: Sources) -> None:
+        """Hash pictures that are not known, if a finished cache may be of them, or hold some of them."""
+        sources.confirm(self.workers)
+        if sources.digest() is None and any(folders.of_name(self.root, sources.dataset.name, self.size)):
+            sources.complete(self.workers, self.progress)
+
+    def _build(self, sources: Sources, part: Path, donor: Builder | None) -> Prepared:
+        name = sources.dataset.name
+        shelf = folders.shelf(self.root, name, self.size, sources.hashes[sources.known])
+        for line in (folders.outdated(self.root, sources.dataset, self.size), self._changed(sources)):
+            if line:
+                self.announce(line)
+        builder = Builder(sources, self.size, part, CHUNK, self.progress, self.announce, shelf, donor)
+        builder.build(self.workers)
+        # The hashes first: whoever waits for the lock finds the cache by them.
+        sources.write()
+        digest = sources.digest()
+        assert digest is not None
+        directory = self._directory(sources.dataset, digest)
+        if folders.is_complete(directory):  # the same pictures in another folder were faster
+            shutil.rmtree(part, ignore_errors=True)
+        else:
+            with suppress(OSError):  # told below
+                os.replace(part, directory)
+            fsync_directory(self.root)
+            shutil.rmtree(directory / MARKERS, ignore_errors=True)
+        ready = self._opened(sources)
+        if ready is None:
+            raise UserError(
+                f"{directory}: a folder is in the way of the finished cache {part}; remove it and run again"
+            )
+        return ready
+
+    def _changed(self, sources: Sources) -> str:
+        """A remark on pictures that have been replaced; "" where none has."""
+        where = sources.replaced()
+        if not where or sources.before is None:
+            return ""
+        earlier = self._directory(sources.dataset, digest_of(sources.before))
+        kept = f"; the cache of the earlier ones stays for the runs that read it: {earlier}"
+        return (
+            f"{sources.dataset.name}: {len(where)} of {len(sources.paths)} pictures are not those of last "
+            f"time, such as {sources.paths[where[0]]}; the runs get another identity"
+            f"{kept if folders.is_complete(earlier) else ''}"
+        )
+
+    def _directory(self, dataset: Dataset, sources: str) -> Path:
+        return self.root / folders.name_of(dataset, self.size, content_digest(dataset, self.size, sources))
+
+    def _opened(self, sources: Sources) -> Prepared | None:
+        digest = sources.digest()
+        if digest is None:
+            return None
+        directory = self._directory(sources.dataset, digest)
+        if not folders.is_complete(directory):
+            return None
+        ready = _open(sources.dataset, self.size, directory, digest)
+        return dataclasses.replace(ready, notes=sources.duplicates(), manifest=(sources.file, digest))
 
     def prepare_without_bad(self, skipped: Skipped) -> Prepared:
         """Prepare the readable images, and record the unreadable ones found on the way."""
@@ -231,38 +381,18 @@ def _discard(builders: list[Builder]) -> None:
     while builders:
         builder = builders.pop()
         with exclusive(builder.directory / "lock"):
-            if not _is_complete(builder.directory):
-                builder.discard()
+            builder.discard()
 
 
-def _directory(dataset: Dataset, size: int, cache_root: Path) -> Path:
-    return cache_root / f"{dataset.name}-{dataset.digest[:12]}-{size}"
-
-
-def _is_complete(directory: Path) -> bool:
-    return (directory / "meta.json").is_file()
-
-
-def _open(dataset: Dataset, size: int, directory: Path) -> Prepared:
-    meta = _read_meta(directory)
+def _open(dataset: Dataset, size: int, directory: Path, sources: str) -> Prepared:
+    meta = folders.read_meta(directory)
     if meta.get("format") != FORMAT:
-        raise _damaged(directory, f"format {meta.get('format')} instead of {FORMAT}")
-    if meta["dataset_digest"] != dataset.digest:
-        raise _damaged(directory, "it belongs to another dataset")
+        raise folders.damaged(directory, f"format {meta.get('format')} instead of {FORMAT}")
+    if meta["digest"] != content_digest(dataset, size, sources):
+        raise folders.damaged(directory, "it belongs to another dataset")
     for split in SPLITS:
         file, count = directory / f"{split}.u8", len(getattr(dataset, split))
         found = file.stat().st_size if file.is_file() else 0
         if found != count * 3 * size * size:
-            raise _damaged(directory, f"{file.name} has {found:,} bytes for {count:,} images")
+            raise folders.damaged(directory, f"{file.name} has {found:,} bytes for {count:,} images")
     return Prepared(dataset, size, meta["digest"], directory)
-
-
-def _read_meta(directory: Path) -> dict[str, Any]:
-    try:
-        return json.loads((directory / "meta.json").read_text())
-    except (OSError, ValueError) as error:
-        raise _damaged(directory, f"meta.json: {error}") from None
-
-
-def _damaged(directory: Path, what: str) -> UserError:
-    return UserError(f"cache {directory} is damaged: {what}; remove the folder and prepare again")

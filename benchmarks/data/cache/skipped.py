@@ -1,21 +1,21 @@
 """The record of a dataset's unreadable images, which `skip_bad` leaves out of the cache.
 
 `<cache root>/<name>-<first 12 digits of the dataset's digest>-skipped.json` serves caches of all sizes. It
-holds split, id, file and reason of each image, and the file's length and modification time: a file that was
-replaced is read again.
+holds split, id, file and reason of each image, and the file's size and times: a file that was replaced is
+read again.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from benchmarks.data.cache.decode import depends_on_setting, load_image, reason_unreadable
+from benchmarks.data.cache.source import ABSENT, stamp_of
 from benchmarks.data.dataset import Dataset
 from methods.errors import UserError
 from results.files import atomic_write_json
@@ -32,15 +32,15 @@ class Unreadable:
         id: its name there.
         path: its file.
         reason: why it cannot be read.
-        stamp: the file's length in bytes and modification time in ns; None where the system refused to read
-            it, which may change without a change of the file.
+        stamp: the file's size and times (`benchmarks.data.cache.source`); None where the system refused to
+            read it, which may change without a change of the file.
     """
 
     split: str
     id: str
     path: str
     reason: str
-    stamp: tuple[int, int] | None
+    stamp: tuple[int, ...] | None
 
 
 class Skipped:
@@ -111,7 +111,7 @@ class Skipped:
             path = self._paths[image.split, image.id]
             reason = image.reason if self._current(image) else _reason(path)
             if reason:
-                found.append(dataclasses.replace(image, reason=reason, stamp=_stamp(path)))
+                found.append(dataclasses.replace(image, path=str(path), reason=reason, stamp=_stamp(path)))
         self._write(found)
 
     def add(self, found: Iterable[tuple[Path, str]]) -> None:
@@ -137,7 +137,8 @@ class Skipped:
     def _current(self, image: Unreadable) -> bool:
         path = self._paths[image.split, image.id]
         stamp = _stamp(path)
-        if stamp is None or stamp != image.stamp:
+        # Another folder's image of the same name is another file.
+        if stamp is None or stamp != image.stamp or image.path != str(path):
             return False
         # A raised limit or a new decoder makes images readable; both show while the header is read.
         return not depends_on_setting(image.reason) or _reason(path) == image.reason
@@ -164,14 +165,14 @@ class Skipped:
             raise UserError(f"{self.file}: cannot be written: {error.strerror}") from None
 
 
-def _stamp(path: Path) -> tuple[int, int] | None:
+def _stamp(path: Path) -> tuple[int, ...] | None:
     try:
         with open(path, "rb") as file:  # only reading shows a missing permission or a faulty disk
             file.read(1)
-            found = os.fstat(file.fileno())
     except OSError:
         return None
-    return found.st_size, found.st_mtime_ns
+    found = stamp_of(path)
+    return None if found == ABSENT else found
 
 
 def _reason(path: Path) -> str:

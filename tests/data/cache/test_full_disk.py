@@ -43,10 +43,10 @@ def test_the_space_needed_is_announced_before_anything_is_decoded(tmp_path, data
         return real(*arguments)
 
     monkeypatch.setattr(build, "decode", watched)
-    ready = prepare(dataset, 256, tmp_path / "cache", workers=1, announce=lines.append)
+    prepare(dataset, 256, tmp_path / "cache", workers=1, announce=lines.append)
     size = 29 * 3 * 256 * 256 / 2**20
     (line,) = lines
-    assert line.startswith(f"cache of 29 images at 256 px: {size:.1f} MiB in {ready.directory}, ")
+    assert line.startswith(f"cache of 29 images at 256 px: {size:.1f} MiB in {tmp_path / 'cache'}, ")
     assert "free" in line
     prepare(dataset, 256, tmp_path / "cache", announce=lines.append)
     assert len(lines) == 1  # it is there: nothing is needed

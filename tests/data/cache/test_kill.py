@@ -84,6 +84,7 @@ def test_killed_anywhere_and_resumed_gives_the_same_cache(tmp_path, start):
     assert sorted(f.name for f in resumed.directory.iterdir()) == [
         "lock",
         "meta.json",
+        "sources.npy",
         "test.u8",
         "train.u8",
     ]
@@ -163,8 +164,8 @@ def test_twenty_kills_of_all_processes_change_no_byte(tmp_path, start, build_dat
     output = last.communicate(timeout=300)[0].split()
     assert int(output[0]) >= found[-1]
     assert output[-1] == expected
-    (one,), (two,) = ([*place.iterdir()] for place in (tmp_path / "calm", folder))
-    names = ["lock", "meta.json", "test.u8", "train.u8"]
+    (one,), (two,) = ([*place.glob("tiny-*")] for place in (tmp_path / "calm", folder))
+    names = ["lock", "meta.json", "sources.npy", "test.u8", "train.u8"]
     for place in (one, two):
         assert sorted(file.name for file in place.iterdir()) == names
     for name in names:

@@ -79,7 +79,9 @@ def test_unreadable_images_are_left_out_and_recorded(tmp_path, dataset, bad, wor
         ("test", "test-0005", str(dataset.test.paths[5])),
     ]
     # nothing of the half cache of the whole dataset is left
-    assert sorted((tmp_path / "cache").iterdir()) == sorted([record, ready.directory])
+    assert sorted((tmp_path / "cache").iterdir()) == sorted(
+        [record, ready.directory, tmp_path / "cache" / "sources"]
+    )
     assert len(lines) == 3  # space for all images, space for the readable ones, the images left out
     assert lines[-1].startswith("tiny: 3 of 29 images cannot be read and are left out: ")
     assert str(dataset.train.paths[2]) in lines[-1]
@@ -166,7 +168,7 @@ def test_with_nothing_unreadable_it_is_the_plain_cache(tmp_path, dataset):
     lines = []
     ready = prepare(dataset, 16, tmp_path / "cache", skip_bad=True, announce=lines.append)
     assert (ready.digest, ready.skipped, lines) == (plain.digest, (), [])
-    assert list((tmp_path / "cache").iterdir()) == [plain.directory]
+    assert sorted((tmp_path / "cache").iterdir()) == [tmp_path / "cache" / "sources", plain.directory]
 
 
 def test_failing_is_the_default_and_names_the_way_out(tmp_path, dataset, bad, decoded):
@@ -245,4 +247,4 @@ def test_two_calls_at_once_agree(tmp_path, dataset, bad):
         )
     assert len({ready.digest for ready in found}) == 1
     assert all((np.asarray(ready.train) == found[0].train).all() for ready in found)
-    assert len(os.listdir(tmp_path / "cache")) == 2
+    assert len(os.listdir(tmp_path / "cache")) == 3  # the cache, the record and the hashes
