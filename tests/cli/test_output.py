@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -78,12 +77,20 @@ def test_a_handler_that_was_asked_for_stays(monkeypatch):
 @pytest.fixture
 def grid(tmp_path, monkeypatch):
     """A plan of one run without a result, with names that no format takes as they are."""
+    from benchmarks.plan.summary import PlannedRun, PlanSummary
     from benchmarks.workspace import Workspace
 
-    keys = {"run_id": "a" * 64, "dataset": "R&B $a$", "ratio": 0.05, "seed": 1}
-    wanted = {**keys, "method": "m", "label": "two\nlines ≥ <b>"}
-    plan = SimpleNamespace(name="mine", runs=[SimpleNamespace(wanted=lambda: wanted)])
-    return plan, Workspace(tmp_path / "data", tmp_path / "runs")
+    run = PlannedRun(
+        run_id="a" * 64,
+        title="",
+        path="",
+        dataset="R&B $a$",
+        ratio=0.05,
+        seed=1,
+        method="m",
+        label="two\nlines ≥ <b>",
+    )
+    return PlanSummary("mine", (run,), (), ()), Workspace(tmp_path / "data", tmp_path / "runs")
 
 
 def test_figures_that_cannot_be_drawn_do_not_hide_the_table(grid, monkeypatch, capsys):
