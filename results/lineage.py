@@ -119,6 +119,25 @@ def moves_since(result: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def outdated(store: RunStore, runs: Iterable[Path]) -> str:
+    """A sentence on the results of earlier versions among some runs; "" for none.
+
+    The runs of a plan that was remembered by an earlier version have such results.
+    """
+    moved: dict[str, None] = {}
+    count = 0
+    for run in runs:
+        if store.state(run).kind == "done" and (some := moves_since(store.load(run))):
+            count += 1
+            moved |= dict.fromkeys(some)
+    if not count:
+        return ""
+    return (
+        f"SUPERSEDED: {count} of the results here are of an earlier version, and today's version gives other "
+        f"identities: {'; '.join(moved)}."
+    )
+
+
 def note(found: Mapping[str, list[Predecessor]]) -> str:
     """How many superseded results there are and why, for a table's footer; "" for none."""
     count = sum(map(len, found.values()))

@@ -94,8 +94,8 @@ def known(args: argparse.Namespace, remark: Callable[[str], None]) -> PlanSummar
         if found is None:
             raise UserError(
                 f"{reason}; and no plan of grid {args.grid} is remembered in "
-                f"{place.runs / remembered.FOLDER}, so its runs are not known: `run` and `plan` leave one "
-                "where they have the data, and `tables` without --grid prints all that is finished"
+                f"{place.runs / remembered.FOLDER}, so its runs are not known: `prepare` and `plan` it where "
+                "the data are; `tables` without --grid prints all that is finished"
             ) from None
         remark(f"{found.remark()}; it cannot be made anew: {reason}")
         return found.plan

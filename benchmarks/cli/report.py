@@ -128,13 +128,14 @@ def write(plan: PlanSummary, workspace: Workspace, rule: str, out: Path | None, 
         UserError: the folder cannot be written to.
     """
     from results.frames import collect
-    from results.lineage import mark, note
+    from results.lineage import mark, note, outdated
     from results.tables import table
 
     folder = _folder(plan, workspace, out)
     old = plan.superseded(workspace)
     frame = mark(collect(workspace.store, [run.wanted() for run in plan.runs]), old)
-    paths = _written(table(frame, rule, remarks=[note(old)] if old else []), folder)
+    remarks = [outdated(workspace.store, [run.directory(workspace) for run in plan.runs]), note(old)]
+    paths = _written(table(frame, rule, remarks=[*filter(None, remarks)]), folder)
     if plots:
         paths += write_figures(plan, workspace, folder, rule)[0]
     _say_written(folder, paths)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from benchmarks.plan.identity import digest
 from benchmarks.run import main
+from results.files import canonical_json
 from results.store import RunStore
 from tests.conftest import CommandLine, grid_text
 
@@ -148,3 +150,26 @@ def test_tables_without_a_grid_keep_them_apart_too(earlier, capsys):
     shutil.rmtree(earlier / "runs" / "store")
     assert main(["tables"]) == 2
     assert "no finished result" in capsys.readouterr().err
+
+
+def test_the_plan_of_an_earlier_version_is_said_to_be_one_where_it_cannot_be_made_anew(earlier, capsys):
+    (file,) = (earlier / "runs" / "plans").iterdir()
+    record = json.loads(file.read_text())
+    plan = record["body"]["plan"]
+    ids = {}
+    for run in RunStore(earlier / "runs" / "store").scan():
+        found = json.loads((run / "result.json").read_text())
+        if "identities" not in found:
+            ids[found["spec"]["method"], found["spec"]["seed"]] = found["run_id"]
+    for run in plan["runs"]:
+        before, run["run_id"] = run["run_id"], ids[run["method"], run["seed"]]
+        run["path"] = run["path"].replace(before[:16], run["run_id"][:16])
+        run.pop("spec")
+    record["digest"] = hashlib.sha256(canonical_json(record["body"]).encode()).hexdigest()
+    file.write_text(canonical_json(record))
+    shutil.rmtree(earlier / "data")
+    assert main(["tables", "--grid", "grid.toml"]) == 0
+    out, err = capsys.readouterr()
+    assert err.startswith("remark: grid grid: the runs are those of the plan of ")
+    assert "Made of 4 runs" in out
+    assert "SUPERSEDED: 4 of the results here are of an earlier version" in out
