@@ -26,7 +26,7 @@ from pathlib import Path
 from types import FrameType
 
 from slurm import client
-from slurm.protocol import EXIT_BROKEN, EXIT_LOST, EXIT_STOPPED, LOG, job_number
+from slurm.protocol import EXIT_BROKEN, EXIT_LOST, EXIT_STOPPED, GROUP, LOG, job_number
 
 
 @dataclass(frozen=True)
@@ -126,17 +126,24 @@ class _Task:
 
 
 def environment(starts: int = 0) -> dict[str, str]:
-    """The variables of a task's command: its rank, where there are several tasks.
+    """The variables of a task's command: its rank, where there are several tasks, and no other.
+
+    The submitter's environment comes along: a rank that is left over in it would make one task wait for
+    others, and its OMP_NUM_THREADS was meant for another machine.
 
     GPUs are not narrowed to one per task: accelerate asks for the GPU of the local rank.
 
     Args:
         starts: number of earlier starts of the command; each start uses a port of its own.
     """
-    found = dict(os.environ)
-    cpus = os.environ.get("SLURM_CPUS_PER_TASK")
-    if cpus:  # torch sees all cores of a node where nothing binds the task to its own
-        found.setdefault("OMP_NUM_THREADS", cpus)
+    found = {name: value for name, value in os.environ.items() if name not in GROUP}
+    cpus = os.environ.get("SLURM_CPUS_PER_TASK", "")
+    if cpus.isdecimal():  # torch sees all cores of a node where nothing binds the task to its own
+        asked = os.environ.get("OMP_NUM_THREADS", "")
+        if not asked.isdecimal() or not 0 < int(asked) <= int(cpus):
+            if asked:
+                say(f"OMP_NUM_THREADS={asked} of the environment: {cpus}, which are the CPUs of the task")
+            found["OMP_NUM_THREADS"] = cpus
     tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS") or os.environ.get("SLURM_NTASKS") or 1)
     if tasks <= 1 or "SLURM_PROCID" not in os.environ:
         return found

@@ -16,6 +16,7 @@ from benchmarks.plan.summary import PlanSummary
 from benchmarks.progress import Progress, silent
 from benchmarks.workspace import Workspace
 from methods.errors import UserError
+from slurm.protocol import notice_of_group, place_in_group
 
 if TYPE_CHECKING:
     from benchmarks.launch.local import Local
@@ -118,8 +119,9 @@ def run(args: argparse.Namespace) -> int:
     if args.launcher == "slurm":
         return _run_on_cluster(args)
     slurm.check_local(args)
-    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
-        return _run_in_group(args)
+    rank, world = place_in_group()
+    if world > 1:
+        return _run_in_group(args, rank, world)
     progress, workspace = Progress(), options.workspace(args)
     remembered = planning.recalled(args)
     if remembered is not None and (args.dry_run or not _missing(args, remembered, workspace)):
@@ -173,17 +175,24 @@ def _local(args: argparse.Namespace) -> Local:
     from benchmarks.launch.local import Local
 
     return Local.default(
-        args.workers, args.processes, args.checkpoint_seconds, args.hang_seconds, args.strategy
+        args.workers,
+        args.processes,
+        args.checkpoint_seconds,
+        args.hang_seconds,
+        args.strategy,
+        Progress().line,
     )
 
 
-def _run_in_group(args: argparse.Namespace) -> int:
+def _run_in_group(args: argparse.Namespace, rank: int, world: int) -> int:
     """Work as one of the processes that torchrun, accelerate or srun has started."""
     from benchmarks.launch.failures import GroupBroken
     from benchmarks.launch.worker import work
     from benchmarks.plan.jobs import process_kinds
 
-    main = os.environ.get("RANK", "0") == "0"
+    main = rank == 0
+    if main or "TORCHELASTIC_RUN_ID" not in os.environ:  # torchrun starts them all; others may be left over
+        Progress().line(notice_of_group(rank, world))
     workspace = options.workspace(args)
     grid, jobs, summary = planning.resolved(args, Progress().counter if main else silent)
     if args.dry_run:
@@ -195,14 +204,19 @@ def _run_in_group(args: argparse.Namespace) -> int:
             f"grid {grid.name!r} needs processes of several kinds ({names}); run it with "
             "--processes N instead, or a part of it at a time with --methods"
         )
-    # torchrun and the like have set the number of threads.
-    order = dataclasses.replace(_local(args).order(grid, jobs, workspace), threads=0)
+    # torchrun and the like have set the number of threads, or torch takes all cores.
+    local = _local(args)
+    threads = local.threads if os.environ.get("OMP_NUM_THREADS") else 0
+    order = dataclasses.replace(local.order(grid, jobs, workspace), threads=threads)
     try:
         code = work(order, None, Progress().line)
     except GroupBroken as broken:
         sys.stdout.flush()
         os._exit(broken.code)  # the group's communication may wait for ever at a normal end
-    return code or (_finish(args, summary, workspace) if main else 0)
+    if code:
+        sys.stdout.flush()
+        os._exit(code)
+    return _finish(args, summary, workspace) if main else 0
 
 
 def _finish(args: argparse.Namespace, summary: PlanSummary, workspace: Workspace) -> int:

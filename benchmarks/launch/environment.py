@@ -5,8 +5,9 @@ have to be set or removed for the whole process. All of them are here, but for w
 
 RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE
     A process's place in its group. Set by `of_worker`, torchrun and `slurm.task`, read by
-    `training.group` and accelerate. `Group.join` removes those of a group of one process, because
-    accelerate would look for the rest of the group.
+    `training.group` and accelerate. `of_worker` and `slurm.task` remove what is left over of them and of
+    their kind (`slurm.protocol.GROUP`), and `Group.join` those of a group of one process, because accelerate
+    would look for the rest of the group.
 SSMLL_RENDEZVOUS
     A file by which the ranks of one start meet; a port could be taken. Set by `of_worker`, read by
     `training.group`.
@@ -14,7 +15,7 @@ MASTER_ADDR, MASTER_PORT
     The same for processes on several machines. Set by torchrun and `slurm.task`.
 OMP_NUM_THREADS
     CPU threads of a process. Set by the user, `of_worker` and `slurm.task`, read by torch and
-    `threads_of_user`.
+    `threads_of_user`; more than the cores, or a task's CPUs, are cut with a line.
 CUDA_VISIBLE_DEVICES
     The GPUs of a process group. Set by the user or `of_worker`, read by torch.
 PYTHONPATH, PYTHONSAFEPATH
@@ -30,25 +31,38 @@ SSMLL_LOG (`slurm.protocol.LOG`)
     The file that holds this process's output. Set by `slurm.task`, read by `launch.failures` and
     `status.progress_file`.
 ACCELERATE_*
-    Variables of `accelerate launch`. `training.strategy` refuses those that would change a training.
+    Variables of `accelerate launch`. `training.accelerate_variables` refuses what would change a training.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.provenance import COMMAND
-from benchmarks.training.group import RENDEZVOUS
+from benchmarks.provenance import COMMAND, cores
 from benchmarks.workspace import REPOSITORY
+from slurm.protocol import GROUP, RENDEZVOUS
 
 LAUNCH = "SSMLL_LAUNCH"
 
 
-def threads_of_user() -> int | None:
-    """`OMP_NUM_THREADS`, which a user sets to share the machine with others; None where it is unset."""
-    value = os.environ.get("OMP_NUM_THREADS", "")
-    return int(value) if value.isdecimal() else None
+def threads_of_user(report: Callable[[str], None] = lambda line: None) -> int | None:
+    """`OMP_NUM_THREADS`, which a user sets to share the machine with others; None where it is unset.
+
+    Args:
+        report: gets a line when the number is none, or more than there are cores: it is then left out or cut.
+    """
+    value = os.environ.get("OMP_NUM_THREADS", "").strip()
+    if not value:
+        return None
+    first = value.split(",")[0].strip()  # "4,2": of nested regions, the outer one counts
+    if not first.isdecimal() or int(first) < 1:
+        report(f"OMP_NUM_THREADS={value} is no number of threads: left out")
+        return None
+    if int(first) > cores():
+        report(f"OMP_NUM_THREADS={value} is more than the cores that may be used: {cores()} threads")
+    return min(int(first), cores())
 
 
 def of_worker(
@@ -65,7 +79,8 @@ def of_worker(
         meeting: a file, new for every start, by which the processes of the group meet.
     """
     path = filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH")))
-    found = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": os.pathsep.join(path)}
+    found = {name: value for name, value in os.environ.items() if name not in (*GROUP, RENDEZVOUS)}
+    found |= {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": os.pathsep.join(path)}
     if gpus and "CUDA_VISIBLE_DEVICES" not in os.environ:
         first = number * processes
         found["CUDA_VISIBLE_DEVICES"] = ",".join(str((first + k) % gpus) for k in range(processes))

@@ -19,6 +19,7 @@ from benchmarks.plan.grid import Grid
 from benchmarks.plan.jobs import Job, process_kinds
 from benchmarks.provenance import cores
 from benchmarks.signals import Stopped, stopped_by
+from benchmarks.training import accelerate_variables
 from benchmarks.workspace import Workspace
 from methods.errors import UserError
 from slurm.protocol import EXIT_BROKEN, EXIT_LOST
@@ -59,6 +60,7 @@ class Local:
         checkpoint_seconds: float,
         hang_seconds: float,
         strategy: str | None = None,
+        report: Callable[[str], None] = lambda line: None,
     ) -> Local:
         """One process per GPU; without GPUs one process per core, because small models scale best so.
 
@@ -68,15 +70,17 @@ class Local:
             checkpoint_seconds: see the class.
             hang_seconds: see the class.
             strategy: see the class.
+            report: gets a line when the environment asks for more threads than there are cores.
 
         Raises:
-            UserError: a group wants more GPUs than there are.
+            UserError: a group wants more GPUs than there are; a variable would change trainings.
         """
+        accelerate_variables.check(strategy)
         gpus = _gpus()
         if gpus and processes > gpus:
             raise UserError(f"--processes {processes}: this machine has {gpus} GPUs")
         count = workers or max(1, (gpus or min(cores(), 8)) // processes)
-        threads = environment.threads_of_user()
+        threads = environment.threads_of_user(report)
         if threads is None:
             threads = max(1, cores() // (count * processes))
         return cls(count, processes, threads, checkpoint_seconds, hang_seconds, strategy)

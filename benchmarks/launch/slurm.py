@@ -12,6 +12,7 @@ from benchmarks.launch.estimate import Estimates
 from benchmarks.launch.work_order import WorkOrder
 from benchmarks.plan.grid import Grid
 from benchmarks.plan.jobs import Job, Stage
+from benchmarks.training import accelerate_variables
 from benchmarks.workspace import REPOSITORY, Workspace
 from methods.errors import UserError
 from slurm import client
@@ -123,7 +124,12 @@ def propose(
         jobs: the grid's runs.
         workspace: where results lie.
         only: identities of the runs to submit; None for all that are missing.
+
+    Raises:
+        SlurmError: the queue is not known: what waits in it would be submitted again.
+        UserError: the processes do not fit on nodes; a variable that jobs inherit would change trainings.
     """
+    accelerate_variables.check(options.strategy)
     kinds: dict[str, str] = {}
     exhausted = set()
     for job in jobs:

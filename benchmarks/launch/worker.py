@@ -233,7 +233,10 @@ def work(
         torch.set_num_threads(order.threads)
     record_command(order.command)
     tasks = order.tasks(order.resolve(), bundle)
-    group = Group.join()
+    try:
+        group = Group.join(should_stop, report)
+    except KeyboardInterrupt:
+        return EXIT_STOPPED
     options = Options(
         checkpoint_seconds=order.checkpoint_seconds,
         launch=launch_name(order.launch),

@@ -41,9 +41,10 @@ from benchmarks.launch.memory import keep_large_blocks
 from benchmarks.perf import training
 from benchmarks.perf.training import advance, build, check_steps, find_job, say
 from benchmarks.progress import silent
-from benchmarks.training.group import RENDEZVOUS, Group
+from benchmarks.training.group import Group
 from benchmarks.training.trainer import Trainer
 from methods.errors import UserError
+from slurm.protocol import RENDEZVOUS
 
 WORLD = 2
 RATES = ("one", "side_by_side", "strong", "weak", "half_alone", "half_together")

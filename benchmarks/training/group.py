@@ -10,6 +10,9 @@ from __future__ import annotations
 
 import datetime
 import os
+import threading
+import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,13 +21,15 @@ from torch import Tensor
 
 from benchmarks.training.watch import Watch
 from methods.errors import UserError
+from slurm.protocol import GROUP, RENDEZVOUS, meeting_place, notice_of_group, place_in_group
 
-RENDEZVOUS = "SSMLL_RENDEZVOUS"
-"""Environment variable: a file through which the ranks that one launcher starts find each other."""
 # The watch ends a group that hangs; the back-end's own time limit must not come first, because it
 # cannot tell which rank is late, and waiting for work may take days.
 _FOREVER = datetime.timedelta(days=30)
 _MEETING = datetime.timedelta(minutes=10)
+_REMINDER_SECONDS = 10.0
+_POLL_SECONDS = 0.1
+_PRESENT = "ssmll/present"
 
 
 class Group:
@@ -43,29 +48,32 @@ class Group:
         self._pending_max: tuple[Any, Tensor] | None = None
 
     @classmethod
-    def join(cls) -> Group:
+    def join(
+        cls,
+        should_stop: Callable[[], bool] = lambda: False,
+        report: Callable[[str], None] = lambda line: None,
+    ) -> Group:
         """The group that the environment describes: `--processes N`, torchrun, accelerate, srun.
 
+        Args:
+            should_stop: asked while others are waited for.
+            report: gets a line when they are long in coming.
+
         Raises:
-            UserError: the variables contradict each other.
+            KeyboardInterrupt: this process was asked to stop before all had come.
+            UserError: the variables contradict each other; the others did not come.
         """
-        world, rank = _integer("WORLD_SIZE", 1), _integer("RANK", 0)
+        rank, world = place_in_group()
         if world == 1:
-            if "MASTER_ADDR" not in os.environ:  # accelerate takes a rank for a group to look for
-                for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
-                    os.environ.pop(name, None)
+            for name in GROUP:  # accelerate takes a rank for a group to look for
+                os.environ.pop(name, None)
             return cls()
-        if not 0 <= rank < world:
-            raise UserError(f"RANK={rank} and WORLD_SIZE={world} in the environment do not agree")
-        file = os.environ.get(RENDEZVOUS)
+        store = _meet(rank, world, should_stop, report)
         backend = "gloo"
-        if torch.cuda.is_available():
-            torch.cuda.set_device(_integer("LOCAL_RANK", 0) % torch.cuda.device_count())
+        if torch.cuda.is_available():  # not before: who waits for others holds no GPU
+            local = int(os.environ.get("LOCAL_RANK") or 0)
+            torch.cuda.set_device(local % torch.cuda.device_count())
             backend = "nccl"
-        # Meeting has a limit of its own: who does not come within minutes does not come.
-        place = f"file://{file}" if file else "env://"
-        store, _, _ = next(dist.rendezvous(place, rank, world, timeout=_MEETING))
-        store.set_timeout(_MEETING)
         dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=_FOREVER)
         group = cls(rank, world)
         if backend != "gloo":
@@ -145,11 +153,45 @@ def lost_peer(error: BaseException) -> bool:
     )
 
 
-def _integer(name: str, default: int) -> int:
-    text = os.environ.get(name, "")
-    if not text:
-        return default
-    try:
-        return int(text)
-    except ValueError:
-        raise UserError(f"environment variable {name}={text!r} is not a number") from None
+def _meet(rank: int, world: int, should_stop: Callable[[], bool], report: Callable[[str], None]) -> Any:
+    """The store of the group, once all its processes are there.
+
+    torch waits for them in C++, where no handler of a signal is called; so a thread of its own calls torch,
+    and this one, which gets the signals, looks whether it is to stop.
+    """
+    file = os.environ.get(RENDEZVOUS)
+    found: list[Any] = []
+
+    def reach() -> None:
+        try:
+            place = f"file://{file}" if file else "env://"
+            # Meeting has a limit of its own: who does not come within minutes does not come.
+            found.append(next(dist.rendezvous(place, rank, world, timeout=_MEETING))[0])
+        except Exception as error:
+            found.append(error)
+
+    threading.Thread(target=reach, daemon=True).start()
+    started, reminded, store = time.monotonic(), False, None
+    while True:
+        if should_stop():
+            raise KeyboardInterrupt
+        if found and store is None:
+            if isinstance(found[0], Exception):
+                told = str(found[0]).strip().splitlines() or [type(found[0]).__name__]
+                raise UserError(f"{notice_of_group(rank, world)}. It failed: {told[0]}")
+            (store,) = found
+            store.set_timeout(_MEETING)
+            store.add(_PRESENT, 1)
+        present = store.add(_PRESENT, 0) if store is not None else 0
+        if present >= world:
+            return store
+        waited = time.monotonic() - started
+        if waited > _MEETING.total_seconds():
+            raise UserError(
+                f"{present or 1} of {world} processes came to {meeting_place()} within "
+                f"{_MEETING.total_seconds() / 60:.0f} min. {notice_of_group(rank, world)}"
+            )
+        if waited > _REMINDER_SECONDS and not reminded:
+            report(notice_of_group(rank, world))
+            reminded = True
+        time.sleep(_POLL_SECONDS)

@@ -22,6 +22,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor
 
 from benchmarks.plan.recipe import check_strategy
+from benchmarks.training import accelerate_variables
 from benchmarks.training.group import Group
 from methods.errors import UserError
 
@@ -34,7 +35,7 @@ def make(name: str, precision: str, group: Group) -> Strategy:
             launch` ask for something else.
     """
     check_strategy(name, precision, "strategy")
-    _check_environment(name)
+    accelerate_variables.check(name, precision, torch.cuda.is_available())
     found = Strategy(precision, group) if name == "ddp" else Zero(int(name[-1]), precision, group)
     if found.accelerator.num_processes != group.world:
         raise RuntimeError(
@@ -283,16 +284,3 @@ def _settings(group: dict[str, Any]) -> dict[str, Any]:
         for name, value in group.items()
         if name != "params" and isinstance(value, bool | int | float | tuple | str | None)
     }
-
-
-def _check_environment(name: str) -> None:
-    """Variables of `accelerate launch` and its configuration file must not decide in our place."""
-    for variable, strategy in (("ACCELERATE_USE_DEEPSPEED", "zero2"), ("ACCELERATE_USE_FSDP", "")):
-        if os.environ.get(variable, "false").lower() == "true" and name == "ddp":
-            raise UserError(
-                f"{variable} is set, but the runs ask for the strategy 'ddp'; unset it"
-                + (f", or ask for '{strategy}' (--strategy {strategy})" if strategy else "")
-            )
-    steps = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
-    if steps != "1":
-        raise UserError(f"ACCELERATE_GRADIENT_ACCUMULATION_STEPS={steps} would divide every loss; unset it")

@@ -15,8 +15,9 @@ import torch
 from benchmarks.perf import scaling as perf
 from benchmarks.perf import training
 from benchmarks.progress import silent
-from benchmarks.training.group import RENDEZVOUS, Group
+from benchmarks.training.group import Group
 from methods.errors import UserError
+from slurm.protocol import RENDEZVOUS
 from tests.conftest import ROOT, grid_text
 
 

@@ -231,7 +231,7 @@ def test_patience_has_an_end_and_says_it(fakes, slept):
     assert sum(slept) <= client.BRIEF, "who looks at a status does not wait long"
 
 
-@pytest.mark.parametrize("said", ["error: Invalid job id specified", "Access/permission denied"])
+@pytest.mark.parametrize("said", ["Invalid job id specified", "Access/permission denied"])
 def test_a_refusal_is_not_asked_again(fakes, slept, said):
     failing(fakes, "scontrol", 9, "", f'echo "{said}" >&2; exit 1')
     with pytest.raises(SlurmError, match=said):
