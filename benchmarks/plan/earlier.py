@@ -130,6 +130,12 @@ def _inputs(
             absent.append(here)
         elif len(state) > 2 and not State(*state).holds(here) and _content(here) != state[2]:
             changed.append(here)
+    for file, digest in body.get("pictures", {}).items():
+        gone, held = _pictures(_moved(file, moves), digest)
+        if gone:
+            absent.append(f"{len(gone)} pictures, such as {gone[0]}")
+        elif not held:
+            changed.append("pictures")
     for name, value in body["environment"].items():
         if name not in VARIABLES and os.environ.get(name) != value:
             (changed if name in os.environ else absent).append(f"${{{name}}}")
@@ -140,6 +146,17 @@ def _inputs(
     if body["installed"] != installed():
         changed.append("the installed packages")
     return tuple(absent), tuple(changed)
+
+
+def _pictures(manifest: str, digest: str) -> tuple[list[str], bool]:
+    """The pictures of a manifest that are not here; and whether all are what they were."""
+    from benchmarks.data.cache.sources import holds, load  # needs NumPy
+
+    found = load(manifest)
+    if found is None:  # it lies beside the cache, whose absence is said already
+        return [], True
+    gone = [path for path in found.paths if not os.path.exists(path)]
+    return gone, not gone and holds(manifest, digest)
 
 
 def _moved(path: str, moves: list[tuple[str, str]]) -> str:

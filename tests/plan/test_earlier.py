@@ -105,3 +105,25 @@ def test_files_of_another_version_and_damaged_ones_are_no_plans(copied, capsys):
     (copied / "runs" / "plans" / "a-newer-one.json").write_text("{")
     assert main(["tables", "--grid", "grid.toml"]) == 0
     assert earlier.newest(Question("grid.toml", strategy="zero1"), Workspace(Path(), copied / "runs")) is None
+
+
+def test_pictures_alone_that_are_gone_or_changed_are_said(original, tmp_path, monkeypatch, capsys):
+    for name in ("voc", "runs", "data"):
+        shutil.copytree(original / name, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    text = (original / "grid.toml").read_text().replace(str(original), str(tmp_path))
+    (tmp_path / "grid.toml").write_text(text)
+    CommandLine(tmp_path)("--grid", "grid.toml", "--no-plots", "--workers", "1")
+    pictures = sorted((tmp_path / "voc").rglob("*.jpg"))
+    pictures[3].write_bytes(pictures[4].read_bytes())
+    assert main(["tables", "--grid", "grid.toml"]) == 0
+    out, err = capsys.readouterr()
+    assert err.startswith("remark: ")
+    assert "changed since: pictures" in err
+    assert "not prepared: tiny at 64 px" in err
+    for picture in pictures:
+        picture.unlink()
+    assert main(["tables", "--grid", "grid.toml"]) == 0
+    again, err = capsys.readouterr()
+    assert again == out
+    assert f"not here: 130 pictures, such as {pictures[0].parent}" in err
