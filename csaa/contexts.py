@@ -62,8 +62,8 @@ def check_num_contexts(num_contexts: int, num_labels: int) -> None:
     """
     if num_labels < 2:
         raise UserError(
-            "contexts are clusters of labels, and there is one label only: set context_weight = 0, "
-            "without which num_contexts is not read"
+            "num_contexts: contexts are clusters of labels, and there is one label only; set "
+            "context_weight = 0, which trains without contexts"
         )
     if not 2 <= num_contexts <= num_labels:
         raise UserError(

@@ -108,6 +108,10 @@ class Batch:
         global_labelled: labelled images of this step over all processes.
         global_unlabelled: unlabelled images of this step over all processes.
         processes: what `total` and `gather` ask.
+        global_step: step of this training counted from 0 over all its epochs; a warm-up and the run that
+            starts from it are two trainings.
+        total_steps: steps of this training from its first epoch to its last, at least 1, for ramps:
+            ``global_step / total_steps`` is in [0, 1).
     """
 
     epoch: int
@@ -122,6 +126,8 @@ class Batch:
     global_labelled: int
     global_unlabelled: int
     processes: Processes = ALONE
+    global_step: int = 0
+    total_steps: int = 1
 
     def total(self, value: Tensor) -> Tensor:
         """Sum a tensor over the processes that share the step; with one, return it as it is.

@@ -27,7 +27,7 @@ __all__ = ["TableCell", "Table", "collect", "table"]
 
 LEVEL = 0.05
 RULE_TEXT = {
-    "last": "last epoch, EMA weights",
+    "last": "last epoch, EMA weights; raw weights where ema_decay = 0",
     "model": "last epoch, raw weights without a moving average",
     "max": "last epoch, the better of EMA and raw weights on the TEST images: optimistic, for comparison "
     "with papers that report it",

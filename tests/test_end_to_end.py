@@ -69,7 +69,7 @@ def test_predictions_recompute_the_reported_number(smoke):
 
     command, _, _ = smoke
     directory, result = result_of(command.runs, "csaa")
-    scores = np.load(directory / "predictions.npz")["scores"]
+    stored = np.load(directory / "predictions.npz")
     annotations = json.loads(
         (command.data / "glyphscenes" / "annotations" / "instances_test.json").read_text()
     )
@@ -78,8 +78,19 @@ def test_predictions_recompute_the_reported_number(smoke):
     truth = np.zeros((len(images), len(order)))
     for entry in annotations["annotations"]:
         truth[images.index(str(entry["image_id"])), order.index(entry["category_id"])] = 1
-    expected = 100 * np.mean([average_precision_score(truth[:, k], scores[:, k]) for k in range(len(order))])
-    assert result["metrics"]["last"]["mAP"] == pytest.approx(expected, abs=1e-4)
+
+    def mean_ap(scores):
+        return 100 * np.mean([average_precision_score(truth[:, k], scores[:, k]) for k in range(len(order))])
+
+    average, raw = mean_ap(stored["scores"]), mean_ap(stored["raw_scores"])
+    metrics = result["metrics"]
+    assert metrics["last"]["mAP"] == pytest.approx(average, abs=1e-4)
+    assert metrics["model"]["mAP"] == pytest.approx(raw, abs=1e-4)
+    assert average != pytest.approx(raw, abs=1e-4)  # two models, not one twice
+    better = "model" if raw > average else "ema"
+    assert (metrics["max"]["mAP"], metrics["max"]["weights"]) == (pytest.approx(max(raw, average)), better)
+    told, _ = command("tables", "--grid", "smoke", "--rule", "max")
+    assert "better of EMA and raw weights on the TEST images" in told
 
 
 def test_pseudo_labelling_methods_record_their_quality(smoke):

@@ -185,10 +185,11 @@ class RunTask(Task):
         assert outcome.raw_scores is not None
         summarise = summariser(self.job)
         last, model = summarise(outcome.scores), summarise(outcome.raw_scores)
-        weights = "model" if model["mAP"] > last["mAP"] else "ema"
+        averaged = bool(self.job.cell.recipe.ema_decay)
+        weights = "model" if model["mAP"] > last["mAP"] or not averaged else "ema"
         return _Result(
             outcome.scores,
-            outcome.raw_scores if self.job.cell.recipe.ema_decay else None,
+            outcome.raw_scores if averaged else None,
             {
                 "last": last,
                 "model": model,

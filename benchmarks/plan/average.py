@@ -21,14 +21,39 @@ class Training(NamedTuple):
     Attributes:
         label: row of the table.
         dataset: its name in tables.
-        steps: optimiser steps after the warm-up.
+        steps: optimiser steps that the average is taken over.
         recipe: its recipe.
+        average: which average that is, in words.
     """
 
     label: str
     dataset: str
     steps: int
     recipe: Recipe
+    average: str = "the reported moving average"
+
+
+def trainings_of(
+    label: str, dataset: str, recipe: Recipe, kind: Kind, labelled: int, unlabelled: int, warmed_up: bool
+) -> list[Training]:
+    """The trainings of a run whose average something is made of.
+
+    They are the run's own, and its warm-up where the run starts from the warm-up's average.
+
+    Args:
+        label: row of the table.
+        dataset: its name in tables.
+        recipe: its recipe.
+        kind: how the method is trained.
+        labelled: images that it is trained on.
+        unlabelled: images of the pool.
+        warmed_up: whether the run starts from a warm-up.
+    """
+    found = [Training(label, dataset, training_steps(recipe, kind, labelled, unlabelled), recipe)]
+    if warmed_up and recipe.warmup_weights == "ema":
+        steps = recipe.warmup_epochs * -(-labelled // recipe.batch_warmup)
+        found.append(Training(label, dataset, steps, recipe, "the warm-up's moving average, where it starts"))
+    return found
 
 
 def training_steps(recipe: Recipe, kind: Kind, labelled: int, unlabelled: int) -> int:
@@ -48,18 +73,19 @@ def training_steps(recipe: Recipe, kind: Kind, labelled: int, unlabelled: int) -
 
 
 def remarks(trainings: Iterable[Training]) -> list[str]:
-    """Name the reported models that hold a part of their start, a line for each row and dataset."""
+    """Name the averages that hold a part of their training's start, a line for each, row and dataset."""
     averaged = [one for one in trainings if one.steps and one.recipe.ema_decay]
-    kept: dict[tuple[str, str], tuple[float, Training]] = {}
+    kept: dict[tuple[str, ...], tuple[float, Training]] = {}
     for one in averaged:
         share = starting_share(one.steps, one.recipe.ema_decay, one.recipe.ema_warmup)
-        if share >= LITTLE and share > kept.get((one.label, one.dataset), (0.0,))[0]:
-            kept[one.label, one.dataset] = share, one
+        key = one.label, one.dataset, one.average
+        if share >= LITTLE and share > kept.get(key, (0.0,))[0]:
+            kept[key] = share, one
     if averaged and not kept:
         return [f"moving averages: less than {LITTLE:.1%} of the starting weights remain in any"]
     return [
-        f"{one.label} on {one.dataset}: up to {share:.0%} of the starting weights remain in the reported "
-        f"moving average ({one.steps} steps, ema_decay = {one.recipe.ema_decay:g}, "
+        f"{one.label} on {one.dataset}: up to {share:.0%} of the starting weights remain in {one.average} "
+        f"({one.steps} steps, ema_decay = {one.recipe.ema_decay:g}, "
         f"ema_warmup = {str(one.recipe.ema_warmup).lower()})"
         for share, one in kept.values()
     ]

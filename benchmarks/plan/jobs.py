@@ -331,13 +331,13 @@ def _resolved(grid: Grid, prepared: dict[tuple[DatasetSpec, int], Prepared]) -> 
         dataset = prepared[cell.dataset, cell.recipe.resolution].dataset
         key = (cell.method, repr(cell.hyper), len(dataset.classes), cell.backbone)
         if key not in known:
-            known[key] = resolved_hyper(cell, len(dataset.classes), f"grid {grid.name}, {dataset.name}")
+            known[key] = resolved_hyper(cell, len(dataset.classes), f"grid {grid.name}", dataset.name)
         cells.append(dataclasses.replace(cell, hyper=known[key]))
     return dataclasses.replace(grid, cells=tuple(cells))
 
 
-def resolved_hyper(cell: Cell, num_classes: int, where: str) -> Any:
-    """The hyper-parameters of a cell for a number of classes, checked.
+def resolved_hyper(cell: Cell, num_classes: int, where: str, dataset: str) -> Any:
+    """The hyper-parameters of a cell for a number of classes, checked; the dataset's name is for messages.
 
     Raises:
         UserError: they cannot work there; names the row and the field.
@@ -347,7 +347,7 @@ def resolved_hyper(cell: Cell, num_classes: int, where: str) -> Any:
         hyper = method.resolve_hyper(cell.hyper, num_classes, cell.backbone)
         method.check_task(hyper, num_classes, cell.backbone)
     except UserError as error:
-        raise UserError(f"{where}, {cell.label}: {error}") from None
+        raise UserError(f"{where}, {cell.label} on {dataset}: {error}") from None
     return hyper
 
 
@@ -374,15 +374,17 @@ def remarks(found: Sequence[Job]) -> list[str]:
                 " (split = 'stratified' keeps every class)"
             ] = None
     trainings = [
-        average.Training(
+        training
+        for job in found
+        for training in average.trainings_of(
             job.cell.label,
             job.prepared.dataset.name,
-            average.training_steps(
-                job.cell.recipe, job.cell.kind, len(job.split.labelled), len(job.split.unlabelled)
-            ),
             job.cell.recipe,
+            job.cell.kind,
+            len(job.split.labelled),
+            len(job.split.unlabelled),
+            any(stage.kind == "warmup" for stage in job.stages),
         )
-        for job in found
     ]
     return [*lines, *average.remarks(trainings)]
 

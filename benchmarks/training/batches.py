@@ -138,6 +138,8 @@ class Batches:
             global_labelled=indices.global_labelled,
             global_unlabelled=indices.global_unlabelled,
             processes=self.processes,
+            global_step=indices.epoch * self.steps_per_epoch + indices.step,
+            total_steps=self.schedule.epochs * self.steps_per_epoch,
         )
 
     def torch_seed(self, epoch: int, step: int) -> int:

@@ -159,7 +159,7 @@ def build_trainer(
         job.spec.seed,
         strategy=strategy,
         checkpoints=checkpoints,
-        selection=Selection(summariser(job), summariser(job, held_out=True)),
+        selection=Selection(summariser(job), summariser(job, held_out=True), bool(job.cell.recipe.ema_decay)),
         hidden_labels=HiddenLabels.of(job, strategy.accelerator) if uses_pool(job, stage) else None,
         host=host,
     )

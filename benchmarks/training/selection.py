@@ -21,6 +21,8 @@ class Selection:
     Args:
         summarise: summary of test scores.
         summarise_held_out: summary of scores of the held-out labelled images.
+        averaged: whether the recipe keeps a moving average; else the weights that stand in its place are the
+            raw ones, and are called so.
 
     Attributes:
         oracle: summary of the best evaluation on test, with "epoch" (from 0, as in all of the training) and
@@ -29,8 +31,8 @@ class Selection:
             None when nothing was held out.
     """
 
-    def __init__(self, summarise: Summarise, summarise_held_out: Summarise) -> None:
-        self.summarise, self.summarise_held_out = summarise, summarise_held_out
+    def __init__(self, summarise: Summarise, summarise_held_out: Summarise, averaged: bool = True) -> None:
+        self.summarise, self.summarise_held_out, self.averaged = summarise, summarise_held_out, averaged
         self.oracle: dict[str, Any] | None = None
         self.val: dict[str, Any] | None = None
 
@@ -54,7 +56,8 @@ class Selection:
             candidates["model"] = self.summarise(model)
         for weights, candidate in candidates.items():
             if self.oracle is None or candidate["mAP"] > self.oracle["mAP"]:
-                self.oracle = {**candidate, "epoch": epoch, "weights": weights}
+                chosen = weights if self.averaged else "model"
+                self.oracle = {**candidate, "epoch": epoch, "weights": chosen}
         row = {f"mAP_{weights}": candidate["mAP"] for weights, candidate in candidates.items()}
         if held_out is not None:
             row["mAP_val"] = score = self.summarise_held_out(held_out)["mAP"]

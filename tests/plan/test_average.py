@@ -1,6 +1,6 @@
 """What the plan says of the moving average: how much of the start is left in the reported model."""
 
-from benchmarks.plan.average import Training, remarks, training_steps
+from benchmarks.plan.average import Training, remarks, training_steps, trainings_of
 from benchmarks.plan.recipe import Recipe
 
 
@@ -35,3 +35,18 @@ def test_nothing_is_said_where_nothing_is_averaged():
     assert (
         remarks([Training("zero_shot", "d", 0, Recipe()), Training("a", "d", 9, Recipe(ema_decay=0.0))]) == []
     )
+
+
+def test_a_warm_up_whose_average_is_the_start_is_named_too():
+    # NUS-WIDE at 5 % with CAP's fixed decay: 7500 labelled images in batches of 16, 12 epochs.
+    recipe = Recipe(ema_warmup=False, warmup_weights="ema")
+    found = trainings_of("fixmatch", "nuswide", recipe, "semi", 7500, 142_500, True)
+    assert [one.steps for one in found] == [28 * 2375, 12 * 469]
+    (line,) = remarks(found)
+    assert line == (  # .9997 ** 5628 is 0.185
+        "fixmatch on nuswide: up to 18% of the starting weights remain in the warm-up's moving average, "
+        "where it starts (5628 steps, ema_decay = 0.9997, ema_warmup = false)"
+    )
+    raw = Recipe(ema_warmup=False)
+    assert len(trainings_of("fixmatch", "nuswide", raw, "semi", 7500, 142_500, True)) == 1
+    assert len(trainings_of("fixmatch", "nuswide", recipe, "semi", 7500, 142_500, False)) == 1

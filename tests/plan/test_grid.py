@@ -225,19 +225,58 @@ def test_hyper_parameters_that_work_are_planned(load, monkeypatch, row):
     assert len(planned(load(methods=f"[{row}]"), monkeypatch)) == 4
 
 
-def test_the_number_of_classes_is_that_of_the_dataset(load, monkeypatch):
+def with_few_classes_on_coco(monkeypatch, count: int) -> None:
     real = golden.prepared
 
     def prepared(spec, size):
         found = real(spec, size)
         if spec.name == "coco2014":
-            few = found.dataset.classes[:5]
+            few = found.dataset.classes[:count]
             found.dataset = SimpleNamespace(**{**vars(found.dataset), "classes": few})
         return found
 
     monkeypatch.setattr(golden, "prepared", prepared)
-    with pytest.raises(UserError, match="csaa on coco2014: num_contexts is 10; with 5 labels"):
-        planned(load(methods='["csaa"]'), monkeypatch)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 9])
+def test_the_number_of_contexts_is_resolved_for_each_dataset(load, monkeypatch, classes):
+    with_few_classes_on_coco(monkeypatch, classes)
+    jobs = planned(load(methods='["csaa"]'), monkeypatch)
+    # In the identity of the run and of its warm-up is the number, not that it was left out.
+    found = {job.spec.dataset: job.spec.identity()["hyper"]["num_contexts"] for job in jobs}
+    assert found == {"voc2007": 10, "coco2014": classes}
+    assert {job.spec.dataset: job.stages[0].key["hyper"]["num_contexts"] for job in jobs} == found
+
+
+def test_a_number_of_contexts_that_is_written_is_the_resolved_one(load, monkeypatch):
+    rows = ('["csaa"]', '[{ name = "csaa", hyper = { num_contexts = 10 } }]')
+    automatic, written = (planned(load(methods=row), monkeypatch) for row in rows)
+    assert [job.spec.run_id for job in automatic] == [job.spec.run_id for job in written]
+
+
+@pytest.mark.parametrize(
+    ("classes", "hyper", "message"),
+    [
+        (1, "", "csaa on coco2014: num_contexts: .* one label only; set context_weight = 0"),
+        (
+            5,
+            "num_contexts = 10",
+            "csaa on coco2014: num_contexts is 10; with 5 labels it must lie between 2 and 5",
+        ),
+        (5, "num_contexts = -1", "num_contexts is -1; with 40 labels it must lie between 2 and 40"),
+    ],
+)
+def test_impossible_contexts_end_the_plan(load, monkeypatch, classes, hyper, message):
+    with_few_classes_on_coco(monkeypatch, classes)
+    with pytest.raises(UserError, match=message) as caught:
+        planned(load(methods=f'[{{ name = "csaa", hyper = {{ {hyper} }} }}]'), monkeypatch)
+    assert "\n" not in str(caught.value)
+
+
+def test_one_class_is_planned_without_contexts(load, monkeypatch):
+    with_few_classes_on_coco(monkeypatch, 1)
+    row = '[{ name = "csaa", hyper = { context_weight = 0.0 } }]'
+    assert len(planned(load(methods=row), monkeypatch)) == 4
 
 
 def test_planning_is_imported_without_torch():

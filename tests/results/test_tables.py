@@ -115,6 +115,15 @@ def test_rules_are_never_mixed(fake: Any) -> None:
         table(collect(fake.store, []), "last")
 
 
+@pytest.mark.parametrize("rule", ["model", "max"])
+def test_results_from_before_a_rule_was_recorded_are_gaps(fake: Any, rule: str) -> None:
+    fake.add("CSAA", 60.0, seed=1)
+    text = to_markdown(table(collect(fake.store, fake.wanted), rule))
+    assert row(text, "CSAA")[1] == f"– (0/1; 1 without {rule} value)"
+    assert f"Selection rule: {rule} (last epoch, " in text
+    assert ("on the TEST images: optimistic" in text) == (rule == "max")
+
+
 def test_other_metrics(fake: Any) -> None:
     fake.add("CSAA", 60.0)
     frame = collect(fake.store, fake.wanted)

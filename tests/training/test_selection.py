@@ -57,3 +57,9 @@ def test_peak_memory_without_proc_is_that_of_the_process(monkeypatch, tmp_path):
     monkeypatch.setattr(peak_memory, "_CLEAR_REFS", tmp_path / "none" / "clear_refs")
     monkeypatch.setattr(peak_memory, "_STATUS", tmp_path / "none" / "status")
     assert PeakMemory(torch.device("cpu")).read()["host"] > 2**20
+
+
+def test_without_a_moving_average_the_chosen_weights_are_called_raw():
+    selection = Selection(by_value("test"), by_value("held out"), averaged=False)
+    selection.consider(0, score(5), score(5))
+    assert selection.oracle["weights"] == "model"

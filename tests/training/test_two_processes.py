@@ -78,12 +78,25 @@ def train(rank: int, world: int, grid: str, folder: str, method: str, strategy: 
         whole = sum(value.numel() for value in trainer.method.parameters() if value.requires_grad)
         # Each rank holds its share of the optimiser state, up to a few values of padding.
         assert abs(share - whole / world) <= 4 * len(zero.single_partition_of_fp32_groups)
+    first, total = trainer.ema.steps, trainer.schedule.epochs * trainer.steps_per_epoch
+    assert (first > 0) == resumed
+    counted, batch = [], trainer.batches.batch
+
+    def counting(indices, images):
+        made = batch(indices, images)
+        counted.append((made.global_step, made.total_steps))
+        return made
+
+    trainer.batches.batch = counting
     try:
         outcome = trainer.fit()
     except Interrupted:
         assert len(steps) == stop + (world > 1)  # a group knows of it one step later
     else:
         assert outcome.scores is not None  # every process ends with all scores
+        # Ramps and the moving average's decay go on where the interrupted training was.
+        assert counted == [(step, total) for step in range(first, total)]
+        assert trainer.ema.steps == total
         masks = {key: v for key, v in trainer.method.state_dict().items() if "mask" in key}
         hidden = trainer.hidden_labels
         quality = hidden.summary() if hidden else None

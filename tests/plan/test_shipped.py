@@ -1,0 +1,85 @@
+"""What the shipped recipes and grids promise: one protocol for all rows, and CAP's to the letter."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.plan import grid, jobs
+from tests.plan import golden
+
+
+@pytest.fixture
+def cells(monkeypatch):
+    monkeypatch.setenv("SSMLL_TEST_DATA", "/data")
+    monkeypatch.setenv("SSMLL_RN50", "/data/resnet50.pth")
+    return lambda name: grid.load(name).cells
+
+
+def rates(found, field="lr_backbone"):
+    return {getattr(cell.hyper, field) for cell in found if hasattr(cell.hyper, field)}
+
+
+def test_every_method_of_full_trains_the_image_tower_at_one_rate(cells):
+    found = [cell for cell in cells("full") if hasattr(cell.hyper, "lr_backbone")]
+    assert {cell.method for cell in found} == {"supervised", "fixmatch", "csaa"}
+    assert len({repr(cell.backbone) for cell in found}) == 1
+    assert rates(found) == {3e-5}
+
+
+def test_full_has_cap_s_rules_for_single_datasets(cells, monkeypatch):
+    found = cells("full")
+    starts = {cell.dataset.name: cell.recipe.warmup_weights for cell in found}
+    assert starts == {"voc2012": "model", "coco2014": "model", "nuswide": "ema"}
+    assert all(cell.recipe.ema_warmup and cell.recipe.ema_decay == 0.9997 for cell in found)
+    monkeypatch.setattr(jobs, "weights_digest", lambda spec: "w" * 64)
+    monkeypatch.setattr(jobs, "split_of", golden.split_of)
+    loaded = grid.load("full")
+    images = {
+        (spec, size): golden.prepared(spec, size) for spec, sizes in loaded.datasets.items() for size in sizes
+    }
+    contexts = {
+        job.spec.dataset: job.spec.identity()["hyper"]["num_contexts"]
+        for job in jobs.jobs(loaded, images)
+        if job.spec.method == "csaa"
+    }
+    assert contexts == {"voc2012": 4, "coco2014": 10, "nuswide": 10}
+
+
+def test_cap_rn50_is_the_published_protocol(cells):
+    found = cells("cap-rn50")
+    assert {(cell.method, cell.seed) for cell in found} == {("supervised", 1), ("fixmatch", 1)}
+    for cell in found:
+        backbone, hyper, recipe = cell.backbone, cell.hyper, cell.recipe
+        assert (backbone.name, tuple(backbone.mean), tuple(backbone.std)) == (
+            "torchvision/resnet50",
+            (0.0, 0.0, 0.0),
+            (1.0, 1.0, 1.0),
+        )
+        assert (hyper.head, hyper.freeze_bn, hyper.lr_backbone, hyper.lr_head) == (
+            "linear",
+            False,
+            1e-4,
+            1e-4,
+        )
+        assert (hyper.optimizer, hyper.schedule, hyper.weight_decay) == ("adamw", "onecycle", 1e-4)
+        assert (hyper.loss, hyper.gamma_pos, hyper.gamma_neg, hyper.clip) == ("asl", 0.0, 4.0, 0.05)
+        assert (recipe.ema_decay, recipe.ema_warmup, recipe.evaluate) == (0.9997, False, "both")
+        assert (recipe.warmup_epochs, recipe.epochs, recipe.schedule_epochs) == (12, 28, 40)
+        assert recipe.labelled_epochs == 12  # the published row for the labelled images is the warm-up's
+        assert recipe.warmup_view == "strong-no-cutout"
+        halved = 2 if cell.dataset.name == "voc2012" else 1
+        share = round(cell.ratio / 0.05)
+        assert recipe.batch_labelled * halved == 4 * share
+        assert (recipe.batch_labelled + recipe.batch_unlabelled) * halved == 64
+        assert recipe.batch_warmup == 16 * share
+        assert recipe.warmup_weights == ("ema" if cell.dataset.name == "nuswide" else "model")
+
+
+def test_dualcoop_s_own_recipe_keeps_no_average(monkeypatch, tmp_path):
+    file = tmp_path / "own.toml"
+    file.write_text(
+        'description = "own"\ndatasets = ["voc2007"]\nratios = [0.1]\nseeds = [1]\nmethods = ["dualcoop"]\n'
+        'recipe = "dualcoop"\n'
+    )
+    (cell,) = grid.load(str(file)).cells
+    assert cell.recipe.ema_decay == 0.0
