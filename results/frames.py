@@ -7,6 +7,7 @@ a result stay in the frame of `collect` with their state, so that nothing vanish
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 METRICS = ("mAP", "OF1", "CF1", "head", "medium", "tail", "num_classes")
 QUALITY = ("OP", "OR", "OF1", "CP", "CR", "CF1", "coverage")
 KEYS = ("run_id", "dataset", "ratio", "seed", "method", "label")
+"""What a wanted run has to say."""
+COLUMNS = (*KEYS, "budget", "split_seed")
+"""What is known of a wanted run: a budget other than a ratio, and the split's seed, if they are its own."""
 
 
 def collect(store: RunStore, wanted: Sequence[dict[str, Any]]) -> pd.DataFrame:
@@ -32,8 +36,9 @@ def collect(store: RunStore, wanted: Sequence[dict[str, Any]]) -> pd.DataFrame:
         wanted: the runs, in the order in which tables and legends should show them.
 
     Returns:
-        A row per wanted run, in order: run_id, dataset, ratio, seed, method, label, state (see
-        `RunState.kind`), detail, digest (SHA-256 of result.json, "" without one), seconds, and
+        A row per wanted run, in order: `COLUMNS`, state (see
+        `RunState.kind`), detail, digest (SHA-256 of result.json, "" without one), seconds, peeking_rule (what
+        drew the labelled images, if it looked at all labels; else missing), and
         "<rule>/<metric>" for every rule of `RULES` and metric of `METRICS` (percent; NaN where
         there is none).
 
@@ -42,7 +47,7 @@ def collect(store: RunStore, wanted: Sequence[dict[str, Any]]) -> pd.DataFrame:
     """
     import pandas as pd
 
-    columns = [*KEYS, "state", "detail", "digest", "seconds"]
+    columns = [*COLUMNS, "state", "detail", "digest", "seconds", "peeking_rule"]
     columns += [f"{rule}/{metric}" for rule in RULES for metric in METRICS]
     rows = []
     for item, directory in _located(store, wanted):
@@ -52,6 +57,9 @@ def collect(store: RunStore, wanted: Sequence[dict[str, Any]]) -> pd.DataFrame:
             result = store.load(directory)
             row["digest"] = store.digest(directory)
             row["seconds"] = result["cost"]["seconds"]
+            split = result.get("split")
+            if split is not None and split.get("sees_hidden_labels"):
+                row["peeking_rule"] = split.get("rule", "a rule")
             for rule in RULES:
                 found: Mapping[str, Any] = result["metrics"].get(rule) or {}
                 row |= {f"{rule}/{metric}": found.get(metric) for metric in METRICS}
@@ -88,7 +96,7 @@ def collect_classes(store: RunStore, wanted: Sequence[dict[str, Any]], rule: Rul
             {**item, "class": name, "AP": ap, "train_count": count, "group": group}
             for name, ap, count, group in per_class
         ]
-    columns = [*KEYS, "class", "AP", "train_count", "group"]
+    columns = [*COLUMNS, "class", "AP", "train_count", "group"]
     return pd.DataFrame(rows, columns=pd.Index(columns)).astype({"AP": "float64"})
 
 
@@ -112,7 +120,7 @@ def collect_epochs(store: RunStore, wanted: Sequence[dict[str, Any]]) -> pd.Data
             if quality:
                 values = {name: quality.get(name) for name in QUALITY}
                 rows.append({**item, "epoch": epoch["epoch"], **values})
-    frame = pd.DataFrame(rows, columns=pd.Index([*KEYS, "epoch", *QUALITY]))
+    frame = pd.DataFrame(rows, columns=pd.Index([*COLUMNS, "epoch", *QUALITY]))
     return frame.astype(dict.fromkeys(QUALITY, "float64"))
 
 
@@ -120,12 +128,17 @@ def _located(store: RunStore, wanted: Sequence[dict[str, Any]]) -> list[tuple[di
     """The keys of every wanted run with its directory, after a check for clashes."""
     located = []
     cells: dict[tuple, str] = {}
+    ratios: dict[tuple[str, str], list[float]] = {}
     for number, item in enumerate(wanted):
         missing = [key for key in KEYS if key not in item]
         if missing:
             raise StoreError(f"wanted run {number} lacks {', '.join(missing)}")
         keys = {key: item[key] for key in KEYS}
-        cell = (keys["label"], keys["dataset"], float(keys["ratio"]), keys["seed"])
+        split_seed = item.get("split_seed")
+        keys["budget"] = item.get("budget") or ""
+        keys["split_seed"] = keys["seed"] if split_seed is None else split_seed
+        column = keys["budget"] or float(keys["ratio"])
+        cell = (keys["label"], keys["dataset"], column, keys["split_seed"], keys["seed"])
         other = cells.setdefault(cell, keys["run_id"])
         if other != keys["run_id"]:
             raise StoreError(
@@ -135,4 +148,8 @@ def _located(store: RunStore, wanted: Sequence[dict[str, Any]]) -> list[tuple[di
             )
         spec = {**keys, "dataset": {"alias": keys["dataset"]}}
         located.append((keys, store.directory(keys["run_id"], spec)))
+        ratios.setdefault((keys["dataset"], keys["budget"]), []).append(float(keys["ratio"]))
+    for keys, _ in located:
+        if keys["budget"]:  # subsets of one budget may differ in size, and stand in one column
+            keys["ratio"] = statistics.fmean(ratios[keys["dataset"], keys["budget"]])
     return located

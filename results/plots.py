@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from results import text
+from results.columns import Column
 from results.drawn import Drawn, rendered
 from results.errors import StoreError, nearest
 from results.frames import METRICS, QUALITY, collect, collect_classes, collect_epochs
 from results.schema import RULES
 from results.store import RunStore
 from results.tables import RULE_TEXT
-from results.writers import percent
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -120,19 +120,21 @@ def write_plots(
     runs = collect(store, wanted)
     if runs[f"{rule}/{metric}"].notna().any():
         draw = partial(ratio_figure, runs, rule, metric, style)
-        columns = ["dataset", "ratio", "seed", "label", f"{rule}/{metric}"]
+        columns = ["dataset", "ratio", "budget", "seed", "split_seed", "label", f"{rule}/{metric}"]
         save(f"{metric}-vs-ratio", draw, runs[columns], rule)
     for kind, frame, figure in (
         ("classes", collect_classes(store, wanted, rule), classes_figure),
         ("pseudo-labels", collect_epochs(store, wanted), quality_figure),
     ):
         names = _file_names(frame["dataset"])
-        for dataset, ratio in sorted(set(zip(frame["dataset"], frame["ratio"], strict=True))):
-            part = frame[(frame["dataset"] == dataset) & (frame["ratio"] == ratio)]
-            title = f"{dataset}, {percent(float(ratio))} labelled"
+        for column in sorted(set(map(Column, frame["dataset"], frame["ratio"], frame["budget"]))):
+            same = [frame[name] == getattr(column, name) for name in column._fields]
+            part = frame[same[0] & same[1] & same[2]]
+            title = f"{column.dataset}, {column.share} labelled"
             if kind == "classes":
                 title += f"; selection rule: {rule}"
-            stem = f"{kind}-{names[dataset]}-{float(ratio):g}"
+            share = column.budget.replace(" ", "-") or f"{column.ratio:g}"
+            stem = f"{kind}-{names[column.dataset]}-{share}"
             save(stem, partial(figure, part, style, title), part, title)
     drawn.save()
     return written
@@ -191,17 +193,17 @@ def ratio_figure(runs: pd.DataFrame, rule: str, metric: str, style: Style) -> Fi
     figure, axes = _panels(len(datasets), 1, width=4.6, height=4.2)
     for axis, dataset in zip(axes, datasets, strict=True):
         part = runs[runs["dataset"] == dataset]
-        ratios = sorted(set(part["ratio"]))
-        places = {ratio: place for place, ratio in enumerate(ratios)}
+        columns = sorted(set(map(Column, part["dataset"], part["ratio"], part["budget"])))
+        places = {(column.ratio, column.budget): place for place, column in enumerate(columns)}
         labels = [label for label in style if (part["label"] == label).any()]
         for number, label in enumerate(labels):
             mine = part[part["label"] == label]
             # Ratios are drawn at equal distances: budgets grow by factors, not by steps.
             shift = (number - (len(labels) - 1) / 2) * min(0.07, 0.5 / len(labels))
-            grouped = mine.groupby("ratio", sort=True)[column]
-            x = [places[ratio] + shift for ratio in grouped.groups]
+            grouped = mine.groupby(["ratio", "budget"], sort=True)[column]
+            x = [places[key] + shift for key in grouped.groups]
             axis.plot(
-                mine["ratio"].map(places) + shift,
+                [places[key] + shift for key in zip(mine["ratio"], mine["budget"], strict=True)],
                 mine[column],
                 alpha=0.35,
                 markersize=3,
@@ -220,13 +222,13 @@ def ratio_figure(runs: pd.DataFrame, rule: str, metric: str, style: Style) -> Fi
                 markeredgewidth=0.6,
                 **style[label],
             )
-        axis.set_xticks(range(len(ratios)), [percent(ratio) for ratio in ratios])
-        axis.set_xlim(-0.5, len(ratios) - 0.5)
+        axis.set_xticks(range(len(columns)), [found.share for found in columns])
+        axis.set_xlim(-0.5, len(columns) - 0.5)
         axis.grid(axis="x", visible=False)
         axis.set(title=text.figure(str(dataset)), xlabel="labelled share of the training images")
     axes[0].set_ylabel(f"{metric} (%)")
     _legend(figure, axes)
-    seeds = runs.groupby(["label", "dataset", "ratio"])["seed"].nunique()
+    seeds = runs.groupby(["label", "dataset", "ratio", "budget"]).size()
     few, many = int(seeds.min()), int(seeds.max())
     spread = "one seed"
     if many > 1:

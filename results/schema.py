@@ -35,6 +35,8 @@ class _SpecLater(TypedDict, total=False):
     recipe: dict[str, Any]
     backbone: dict[str, Any]
     split_digest: str
+    split_seed: int
+    budget: str
     version: int
     code: str
 
@@ -108,8 +110,13 @@ class Cost(_CostLater):
     device: str
 
 
-class Split(TypedDict):
-    """Numbers of training images."""
+class _SplitLater(TypedDict, total=False):
+    rule: str
+    sees_hidden_labels: bool
+
+
+class Split(_SplitLater):
+    """Numbers of training images, what drew the labelled ones, and whether that looked at all labels."""
 
     labelled: int
     held_out: int
@@ -223,6 +230,8 @@ def _problem(value: Any, kind: Any, field: str) -> str | None:
     if origin is dict and isinstance(value, dict):
         problems = (_problem(item, inner[1], f"{field}.{name}") for name, item in value.items())
         return next(filter(None, problems), None)
+    if kind is bool:
+        return None if isinstance(value, bool) else f"{field} is {_shown(value)}, not true or false"
     plain = origin or kind
     # True is an int to Python, and 1 is no float; JSON writes 1.0 as it pleases.
     accepted = (int, float) if plain is float else plain

@@ -13,8 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from results.columns import Column
 from results.errors import StoreError, nearest
-from results.frames import METRICS, collect
+from results.frames import COLUMNS, METRICS, collect
 from results.lineage import SUPERSEDED
 from results.schema import RULES
 from results.statistics import Comparison, compare_with_best
@@ -42,7 +43,6 @@ METRIC_TEXT = {
     "medium": "mAP of the medium classes (middle third by frequency)",
     "tail": "mAP of the tail classes (least frequent third)",
 }
-Column = tuple[str, float]
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,7 @@ class Table:
         cells: (label, column) -> cell; a combination that the grid does not have is absent.
         comparison: every method against the best over all blocks.
         seeds: all seeds asked for.
+        splits: all seeds of labelled subsets; they differ from `seeds` where a grid says its `split_seeds`.
         runs: a row per run: its keys, state, value (NaN without), digest and seconds.
         results_hash: SHA-256 (hex) over the results that the means are made of.
         remarks: further sentences of the footer.
@@ -103,6 +104,7 @@ class Table:
     cells: Mapping[tuple[str, Column], TableCell]
     comparison: Comparison
     seeds: tuple[int, ...]
+    splits: tuple[int, ...]
     runs: pd.DataFrame
     results_hash: str
     remarks: tuple[str, ...] = ()
@@ -123,17 +125,30 @@ class Table:
         used = int((self.runs["value"].notna()).sum())
         lines = [
             f"{self.title()}. Selection rule: {self.rule} ({RULE_TEXT[self.rule]}).",
-            f"Mean ± standard deviation (ddof = 1) over seeds {_join(self.seeds)}: n = {most} "
+            f"Mean ± standard deviation (ddof = 1) over {self._varied()}: n = {most} "
             "unless a cell says otherwise; a single value has no standard deviation."
             + (f" Fewer seeds by plan: {by_plan}." if by_plan else ""),
             f"{best_mark}: highest mean of its column among the cells without missing runs.",
             *self._test_notes(),
         ]
+        rules = sorted(set(self.runs["peeking_rule"].dropna()))
+        if rules:
+            lines.append(
+                f"Labelled images drawn by {', '.join(rules)}: a rule that looked at the labels of all "
+                "training images, of the unlabelled ones too."
+            )
         if len(self.cells) < len(self.labels) * len(self.columns):
             lines.append("n/a: not in this grid.")
         lines += self.remarks
         lines.append(f"Made of {used} runs, results hash sha256:{self.results_hash[:16]}.")
         return lines
+
+    def _varied(self) -> str:
+        """What differs between the runs of a cell, for people."""
+        if (self.runs["seed"] == self.runs["split_seed"]).all():
+            return f"seeds {_join(self.seeds)}"
+        word = "split" if len(self.splits) == 1 else "splits"
+        return f"training seeds {_join(self.seeds)} on {word} {_join(self.splits)}"
 
     def _test_notes(self) -> list[str]:
         found = self.comparison
@@ -187,16 +202,14 @@ def table(frame: pd.DataFrame, rule: str, metric: str = "mAP", remarks: Sequence
         raise StoreError(f"unknown metric '{metric}'{nearest(metric, metrics)}")
     if frame.empty:
         raise StoreError("no run is wanted, so there is no table; check the grid and its filters")
-    runs = frame[
-        ["run_id", "dataset", "ratio", "seed", "method", "label", "state", "digest", "seconds"]
-    ].copy()
-    runs.insert(7, "value", frame[f"{rule}/{metric}"])
+    runs = frame[[*COLUMNS, "state", "digest", "seconds", "peeking_rule"]].copy()
+    runs.insert(len(COLUMNS) + 1, "value", frame[f"{rule}/{metric}"])
     labels = tuple(dict.fromkeys(runs["label"]))
     datasets = list(dict.fromkeys(runs["dataset"]))
     columns = tuple(
         sorted(
-            {(str(d), float(r)) for d, r in zip(runs["dataset"], runs["ratio"], strict=True)},
-            key=lambda column: (datasets.index(column[0]), column[1]),
+            set(map(Column, runs["dataset"], runs["ratio"], runs["budget"])),
+            key=lambda column: (datasets.index(column.dataset), column.ratio, column.budget),
         )
     )
     cells: dict[tuple[str, Column], TableCell] = {}
@@ -204,14 +217,19 @@ def table(frame: pd.DataFrame, rule: str, metric: str = "mAP", remarks: Sequence
     for label in labels:
         for column in columns:
             selected = runs[
-                (runs["label"] == label) & (runs["dataset"] == column[0]) & (runs["ratio"] == column[1])
+                (runs["label"] == label)
+                & (runs["dataset"] == column.dataset)
+                & (runs["ratio"] == column.ratio)
+                & (runs["budget"] == column.budget)
             ]
             if selected.empty:
                 continue
             cells[label, column] = _cell(selected, rule)
-            for seed, value in zip(selected["seed"], selected["value"], strict=True):
+            for split, seed, value in zip(
+                selected["split_seed"], selected["seed"], selected["value"], strict=True
+            ):
                 if value == value:
-                    block = (*column, int(seed))
+                    block = (*column, int(split), int(seed))
                     blocks[label][block] = float(value)
     for column in columns:
         whole = [
@@ -232,6 +250,7 @@ def table(frame: pd.DataFrame, rule: str, metric: str = "mAP", remarks: Sequence
         cells=cells,
         comparison=compare_with_best(blocks, LEVEL),
         seeds=tuple(sorted({int(seed) for seed in runs["seed"]})),
+        splits=tuple(sorted({int(seed) for seed in runs["split_seed"]})),
         runs=runs,
         results_hash=hashlib.sha256("".join(lines).encode()).hexdigest(),
         remarks=tuple(remarks),

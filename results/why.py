@@ -282,7 +282,11 @@ def _methods(store: RunStore) -> set[str]:
 
 def _cell(store: RunStore, run: Path) -> str:
     """The cell of a table that a run belongs to."""
-    ratio = run.name.rsplit("-s", 1)[0].removeprefix("p")
+    try:
+        ratio = store.spec(run).get("budget")
+    except StoreError:
+        ratio = None
+    ratio = ratio or run.name.rsplit("-s", 1)[0].removeprefix("p")
     return f"{_label(store, run) or run.parent.name} on {run.parent.parent.name} at {ratio}"
 
 
@@ -296,7 +300,8 @@ def _variants(store: RunStore, members: list[tuple[Path, float]]) -> list[list[t
         return [members]
     groups: dict[str, list[tuple[Path, float]]] = {}
     for run, value in members:
-        spec = {k: v for k, v in store.spec(run).items() if k not in ("seed", "split_digest")}
+        differ = ("seed", "split_seed", "split_digest", "ratio")
+        spec = {k: v for k, v in store.spec(run).items() if k not in differ}
         groups.setdefault(canonical_json(spec), []).append((run, value))
     return [group for group in groups.values() if _seeds_differ(group)]
 

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 from pathlib import Path
 from typing import Any
 
 from results import text
+from results.columns import Column
+from results.columns import percent as percent
 from results.files import atomic_write_bytes
-from results.tables import Column, Table, TableCell
-
-
-def percent(ratio: float) -> str:
-    """Labelled share for people: 0.05 -> "5 %"."""
-    return f"{round(100 * ratio, 6):g} %"
+from results.tables import Table, TableCell
 
 
 def to_markdown(table: Table) -> str:
@@ -26,7 +24,7 @@ def to_markdown(table: Table) -> str:
         number = f"**{cell.number()}**" if cell.best else cell.number()
         return " ".join(filter(None, [number, cell.remark()]))
 
-    head = ["method", *(f"{text.markdown(d)} {percent(r)}" for d, r in table.columns)]
+    head = ["method", *(f"{text.markdown(c.dataset)} {c.share}" for c in table.columns)]
     rows = [head, [":--", *["--:"] * len(table.columns)]]
     for label in table.labels:
         name = text.markdown(label) + _dagger(table, label)
@@ -54,7 +52,7 @@ def to_text(table: Table) -> str:
     ]
     body = tabulate(
         rows,
-        headers=["method", *(f"{text.terminal(d)}\n{percent(r)}" for d, r in table.columns)],
+        headers=["method", *(f"{text.terminal(c.dataset)}\n{c.share}" for c in table.columns)],
         tablefmt="simple",
         colalign=["left", *["right"] * len(table.columns)],
         disable_numparse=True,
@@ -77,17 +75,13 @@ def to_latex(table: Table) -> str:
         remark = f"{{\\scriptsize {text.latex(cell.remark())}}}" if cell.remark() else ""
         return " ".join(filter(None, [number, remark]))
 
-    groups: list[tuple[str, list[float]]] = []
-    for dataset, ratio in table.columns:
-        if not groups or groups[-1][0] != dataset:
-            groups.append((dataset, []))
-        groups[-1][1].append(ratio)
     spans, rules, first = [], [], 2
-    for dataset, ratios in groups:
-        spans.append(f"\\multicolumn{{{len(ratios)}}}{{c}}{{{text.latex(dataset)}}}")
-        rules.append(f"\\cmidrule(lr){{{first}-{first + len(ratios) - 1}}}")
-        first += len(ratios)
-    ratios_row = [text.latex(percent(r)).replace(" ", r"\,") for _, r in table.columns]
+    for dataset, group in itertools.groupby(table.columns, key=lambda column: column.dataset):
+        width = len(list(group))
+        spans.append(f"\\multicolumn{{{width}}}{{c}}{{{text.latex(dataset)}}}")
+        rules.append(f"\\cmidrule(lr){{{first}-{first + width - 1}}}")
+        first += width
+    ratios_row = [text.latex(column.share).replace(" ", r"\,") for column in table.columns]
     lines = [
         f"% selection rule: {table.rule}; metric: {table.metric}; results hash sha256:{table.results_hash}",
         "% needs \\usepackage{booktabs}",
@@ -137,6 +131,7 @@ def to_csv(table: Table) -> str:
             "missing",
             "best",
             "p_adjusted",
+            "budget",
         ]
     ]
     for column in table.columns:
@@ -162,6 +157,8 @@ def to_runs_csv(table: Table) -> str:
         "value",
         "seconds",
         "digest",
+        "budget",
+        "split_seed",
     ]
     rows: list[list[Any]] = [head]
     for run in table.runs.to_dict("records"):
@@ -203,8 +200,8 @@ def _dagger(table: Table, label: str) -> str:
 def _csv_row(table: Table, label: str, column: Column, cell: TableCell) -> list[Any]:
     missing = "; ".join(f"{count} {kind}" for kind, count in cell.missing.items())
     return [
-        column[0],
-        _plain(column[1]),
+        column.dataset,
+        _plain(column.ratio),
         label,
         table.metric,
         table.rule,
@@ -215,6 +212,7 @@ def _csv_row(table: Table, label: str, column: Column, cell: TableCell) -> list[
         missing,
         int(cell.best),
         _plain(table.comparison.p_values.get(label)),
+        column.budget,
     ]
 
 

@@ -106,7 +106,9 @@ def grid(*, required: bool = True) -> Parser:
     parser.add_argument(
         "--grid", required=required, default=None, help=text if required else f"only the runs of {text}"
     )
-    parser.add_argument("--ratios", type=float, nargs="+", default=[], help="only these ratios of the grid")
+    parser.add_argument(
+        "--ratios", type=ratio, nargs="+", default=[], help="only these ratios of the grid (0.05, '9 images')"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[], help="only these seeds of the grid")
     parser.add_argument("--methods", nargs="+", default=[], help="only these methods of the grid, by label")
     parser.add_argument(
@@ -128,6 +130,13 @@ def without_grid(args: argparse.Namespace) -> None:
     given = [f"--{name}" for name in ("ratios", "seeds", "methods", "strategy") if getattr(args, name)]
     if given:
         raise UserError(f"{', '.join(given)}: these choose runs of a grid; add --grid NAME")
+
+
+def ratio(text: str) -> float | str:
+    """A labelling budget on the command line: a share, "100 images" or "4 per class"."""
+    from benchmarks.data.splits.budget import Budget
+
+    return Budget.of(text, "--ratios").key
 
 
 def outcome() -> Parser:

@@ -17,6 +17,7 @@ from methods.errors import UserError
 if TYPE_CHECKING:
     from benchmarks.data.dataset import Dataset
     from benchmarks.data.registry import DatasetSpec
+    from benchmarks.data.splits.budget import Budget
 
 RATIOS = (0.05, 0.1, 0.15, 0.2)
 NAMED = 5
@@ -52,10 +53,10 @@ def add(verbs: options.Verbs) -> None:
     )
     write.add_argument(
         "--ratios",
-        type=float,
+        type=options.ratio,
         nargs="+",
         default=[],
-        help="labelled shares (default: .05 .1 .15 .2, or the grid's)",
+        help="labelled shares, '100 images' or '4 per class' (default: .05 .1 .15 .2, or the grid's)",
     )
     write.add_argument("--seeds", type=int, nargs="+", default=[], help="seeds (default: 1, or the grid's)")
     write.add_argument(
@@ -89,9 +90,10 @@ def write_splits(args: argparse.Namespace) -> int:
             file that differs from what is drawn.
     """
     from benchmarks.data.registry import open_dataset
+    from benchmarks.data.splits.budget import draw_budget
     from benchmarks.data.splits.files import FOLDER, SplitRecord, keep
     from benchmarks.data.splits.lists import is_file
-    from benchmarks.data.splits.rules import absent_classes, draw
+    from benchmarks.data.splits.rules import absent_classes
 
     wanted = _wanted(args)
     progress, opened, problems = Progress(), {}, []
@@ -103,12 +105,12 @@ def write_splits(args: argparse.Namespace) -> int:
     if problems:
         raise UserError("\n".join(problems))
     folder, rows = args.data / FOLDER, [HEADER]
-    for spec, ratio, seed in wanted:
+    for spec, budget, seed in wanted:
         dataset: Dataset = opened[spec]
-        drawn = draw(dataset, spec.split, ratio, seed)
+        drawn, rule, ratio = draw_budget(dataset, spec.split, budget, seed)
         for note in drawn.notes:
             progress.line(note)
-        record = SplitRecord.of(dataset, spec.table(), spec.split, ratio, seed, drawn.labelled)
+        record = SplitRecord.of(dataset, spec.table(), rule, ratio, seed, drawn.labelled)
         if not is_file(spec.split):  # a user's list is a file already
             outcome = keep(folder, record)
             if outcome not in ("written", "present"):
@@ -117,7 +119,7 @@ def write_splits(args: argparse.Namespace) -> int:
             (
                 dataset.name,
                 spec.split,
-                f"{ratio:g}",
+                budget.label or f"{ratio:g}",
                 str(seed),
                 f"{len(drawn.labelled):,}",
                 _names(absent_classes(dataset, drawn.labelled)),
@@ -132,9 +134,10 @@ def write_splits(args: argparse.Namespace) -> int:
     return 0
 
 
-def _wanted(args: argparse.Namespace) -> list[tuple[DatasetSpec, float, int]]:
-    """Dataset, ratio and seed of each split that the command line names, without repeats."""
+def _wanted(args: argparse.Namespace) -> list[tuple[DatasetSpec, Budget, int]]:
+    """Dataset, budget and seed of each split that the command line names, without repeats."""
     from benchmarks.data.registry import DatasetSpec
+    from benchmarks.data.splits.budget import Budget
 
     if (args.dataset is None) == (args.grid is None):
         raise UserError("splits write: name either a dataset or a --grid")
@@ -145,7 +148,8 @@ def _wanted(args: argparse.Namespace) -> list[tuple[DatasetSpec, float, int]]:
             allow_counts=args.allow_counts,
             split=args.rule or "published",
         )
-        return [(spec, ratio, seed) for ratio in args.ratios or RATIOS for seed in args.seeds or [1]]
+        budgets = [Budget.of(ratio, "--ratios") for ratio in args.ratios or RATIOS]
+        return [(spec, budget, seed) for budget in budgets for seed in args.seeds or [1]]
     from benchmarks.plan.grid import load, restrict
 
     for flag, given in (
@@ -162,7 +166,12 @@ def _wanted(args: argparse.Namespace) -> list[tuple[DatasetSpec, float, int]]:
                 f"dataset {spec.alias!r} leaves unreadable images out (skip_bad), which are known "
                 "after its images are prepared; `run` then writes its split files"
             )
-    return list(dict.fromkeys((cell.dataset, cell.ratio, cell.seed) for cell in grid.cells))
+    return list(
+        dict.fromkeys(
+            (cell.dataset, Budget.of(cell.budget or cell.ratio, grid.name), cell.subset_seed)
+            for cell in grid.cells
+        )
+    )
 
 
 def _names(absent: tuple[str, ...]) -> str:
@@ -185,7 +194,7 @@ def verify_splits(args: argparse.Namespace) -> int:
     progress = Progress()
 
     def opened(record: SplitRecord) -> Dataset:
-        spec = DatasetSpec.from_table(record.reader, record.rule)
+        spec = DatasetSpec.from_table(record.reader, "published")  # opening it draws nothing
         return open_dataset(spec, args.data, progress=progress.counter(f"render {spec.name}"))
 
     verifier = Verifier(opened)

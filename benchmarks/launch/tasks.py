@@ -19,6 +19,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from benchmarks.data.splits.rules import sees_hidden_labels
 from benchmarks.plan.jobs import Job, Stage
 from benchmarks.provenance import device_name, now, provenance
 from benchmarks.status.progress_file import ProgressFile
@@ -236,6 +237,8 @@ class RunTask(Task):
                     "labelled": len(job.split.labelled),
                     "held_out": len(job.split.held_out),
                     "unlabelled": len(job.split.unlabelled),
+                    "rule": job.split.rule,
+                    "sees_hidden_labels": sees_hidden_labels(job.split.rule),
                 },
                 "predictions_sha256": hashlib.sha256(scores.tobytes()).hexdigest(),
                 "provenance": {
@@ -257,7 +260,7 @@ class StageTask(Task):
     def __init__(self, context: TaskContext, stage: Stage, job: Job) -> None:
         super().__init__(context, job)
         self.stage, self.directory = stage, stage.directory(context.workspace)
-        self.title = f"{stage.kind} for {job.spec.dataset} p={job.spec.ratio:g} seed={job.spec.seed}"
+        self.title = f"{stage.kind} for {job.spec.dataset} {job.spec.subset}"
         self.claim_record = {"stage": stage.kind, "key": stage.key}
 
     def is_done(self) -> bool:

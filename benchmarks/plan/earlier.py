@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks.plan.reads import State, installed, sources
 from benchmarks.plan.remembered import CODE, FOLDER, VARIABLES, Question, plan_of, read
-from benchmarks.plan.summary import PlanSummary
+from benchmarks.plan.summary import PlannedRun, PlanSummary
 from benchmarks.workspace import REPOSITORY, Workspace
 
 SHOWN = 3
@@ -103,14 +103,19 @@ def _is_of(body: dict[str, Any], question: Question) -> bool:
 def _part(plan: PlanSummary, said: dict[str, Any], question: Question) -> PlanSummary | None:
     """The runs that a question asks for; None if the plan has not all of them."""
     kept = plan.runs
+
+    def said_of(run: PlannedRun, field: str) -> Any:
+        """What a command line calls the run's budget, seed or row."""
+        return run.budget or run.ratio if field == "ratio" else getattr(run, field)
+
     for name, field in (("ratios", "ratio"), ("seeds", "seed"), ("methods", "label")):
         asked, had = list(getattr(question, name)), list(said[name])
         if not asked and had:  # the whole is asked for, and this is a part
             return None
-        if asked and not set(asked) <= {getattr(run, field) for run in kept}:
+        if asked and not set(asked) <= {said_of(run, field) for run in kept}:
             return None
         if asked:
-            kept = tuple(run for run in kept if getattr(run, field) in asked)
+            kept = tuple(run for run in kept if said_of(run, field) in asked)
     return dataclasses.replace(plan, runs=kept)
 
 

@@ -8,6 +8,7 @@ before anything starts.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import re
 import sys
@@ -19,6 +20,7 @@ from typing import Any
 import methods
 from benchmarks.data.registry import DatasetSpec
 from benchmarks.data.registry import available as available_datasets
+from benchmarks.data.splits.budget import Budget
 from benchmarks.plan.recipe import Kind, Recipe, check_strategy, recipe_of
 from benchmarks.plan.user_code import import_methods
 from benchmarks.workspace import REPOSITORY
@@ -37,6 +39,7 @@ GRID_KEYS = (
     "datasets",
     "ratios",
     "seeds",
+    "split_seeds",
     "methods",
     "recipe",
     "backbone",
@@ -57,12 +60,15 @@ class Cell:
     Attributes:
         dataset: which images and labels.
         ratio: labelled share of the training images, in (0, 1].
-        seed: seed of everything random in the run.
+        seed: seed of everything random in the run, but for the labelled subset if that has its own.
         method: registered name.
         label: row of the table.
         hyper: the method's hyper-parameters, resolved (a frozen dataclass).
         backbone: the image (and text) tower.
         recipe: the training recipe, resolved for this dataset and ratio.
+        budget: what the grid says instead of a ratio: "100 images" or "4 per class"; the ratio is then 0
+            until the number of training images is known.
+        split_seed: seed of the labelled subset; None for the run's seed.
     """
 
     dataset: DatasetSpec
@@ -73,6 +79,13 @@ class Cell:
     hyper: Any
     backbone: BackboneSpec
     recipe: Recipe
+    budget: str = ""
+    split_seed: int | None = None
+
+    @property
+    def subset_seed(self) -> int:
+        """Seed of the labelled subset."""
+        return self.seed if self.split_seed is None else self.split_seed
 
     @property
     def kind(self) -> Kind:
@@ -112,7 +125,7 @@ class Grid:
         return found
 
 
-def restrict(grid: Grid, ratios: Sequence[float], seeds: Sequence[int], labels: Sequence[str]) -> Grid:
+def restrict(grid: Grid, ratios: Sequence[float | str], seeds: Sequence[int], labels: Sequence[str]) -> Grid:
     """Return the part of a grid with these ratios, seeds and methods (by label); empty means all.
 
     Raises:
@@ -120,7 +133,7 @@ def restrict(grid: Grid, ratios: Sequence[float], seeds: Sequence[int], labels: 
     """
     cells = grid.cells
     for name, wanted, of in (
-        ("ratio", ratios, lambda cell: cell.ratio),
+        ("ratio", ratios, lambda cell: cell.budget or cell.ratio),
         ("seed", seeds, lambda cell: cell.seed),
         ("method", labels, lambda cell: cell.label),
     ):
@@ -194,24 +207,29 @@ def load(name: str) -> Grid:
     backbones = [_backbone_of(row, usual, where) for row in rows]
     cells = []
     for dataset in _datasets(table, where):
-        for ratio in map(float, _list(table, "ratios", where, (int, float))):
-            if not 0 < ratio <= 1:
-                raise UserError(f"{where}: ratio {ratio:g} is outside (0, 1]")
-            for seed in _list(table, "seeds", where, (int,)):
+        for value in _list(table, "ratios", where, (int, float, str)):
+            budget = Budget.of(value, where)
+            budget.rule(dataset.split, where)
+            for split_seed, seed in itertools.product(
+                _list(table, "split_seeds", where, (int,)) if "split_seeds" in table else [None],
+                _list(table, "seeds", where, (int,)),
+            ):
                 for row, backbone in zip(rows, backbones, strict=True):
                     place = f"{where}, {row.label}"
                     layers = _layers(recipe, table, dataset.name, row, place)
-                    values, hyper = (_merged(ratio, place, *parts) for parts in layers)
+                    values, hyper = (_merged(budget, place, *parts) for parts in layers)
                     cells.append(
                         Cell(
                             dataset,
-                            ratio,
+                            budget.ratio,
                             seed,
                             row.name,
                             row.label,
                             _hyper(row.name, hyper, place),
                             backbone,
                             recipe_of(values, f"{where} with {recipe_path.name}"),
+                            budget.label,
+                            split_seed,
                         )
                     )
     return Grid(path.stem, str(table.get("description", "")), tuple(cells), path)
@@ -351,26 +369,26 @@ def _expanded(table: dict[str, Any], names: Sequence[str], where: str) -> dict[s
     }
 
 
-def _merged(ratio: float, where: str, *tables: dict[str, Any]) -> dict[str, Any]:
-    """Merge tables: later ones win, and a value that is a table is looked up by the labelled share."""
+def _merged(budget: Budget, where: str, *tables: dict[str, Any]) -> dict[str, Any]:
+    """Merge tables: later ones win, and a value that is a table is looked up by the labelling budget.
+
+    A number of images has the value of its own key, or the default; never that of a share which is near.
+    """
     merged: dict[str, Any] = {}
     for table in tables:
         merged.update(table)
     for name, value in merged.items():
         if isinstance(value, dict):
-            try:
-                by_ratio = {float(key): entry for key, entry in value.items() if key != "default"}
-            except ValueError:
-                keys = ", ".join(map(repr, value))
-                raise UserError(f"{where}: {name} is a table, so its keys are ratios, not {keys}") from None
-            if ratio in by_ratio:
-                merged[name] = by_ratio[ratio]
+            place = f"{where}: {name} is a table, so its keys are ratios"
+            by_ratio = {Budget.of(key, place).key: one for key, one in value.items() if key != "default"}
+            if budget.key in by_ratio:
+                merged[name] = by_ratio[budget.key]
             elif "default" in value:
                 merged[name] = value["default"]
             else:
                 raise UserError(
-                    f"{where}: {name} is given for ratios {sorted(by_ratio)} and not for "
-                    f"{ratio:g}; add it or a 'default'"
+                    f"{where}: {name} is given for ratios [{', '.join(map(str, by_ratio))}] and not for "
+                    f"{budget.key}; add it or a 'default'"
                 )
     return merged
 

@@ -38,7 +38,8 @@ class RunSpec:
         dataset_digest: SHA-256 over classes, ids, labels, the bytes of the pictures, the rule that decodes
             them and the resolution.
         ratio: labelled share p of the training images, in (0, 1].
-        seed: seed of the split, the batches, the views and the initialisation.
+        seed: seed of the batches, the views and the initialisation, and of the split if that has none of its
+            own.
         split_digest: SHA-256 of the labelled subset.
         method: registered name.
         version: the method's version; it grows when its numbers change.
@@ -48,6 +49,9 @@ class RunSpec:
         code: SHA-256 of the source of a method that is not part of this repository; "" for those that
             are, whose identity has no such field.
         label: the row in a table; not part of the identity.
+        split_seed: seed of the labelled subset and of the order of the others; None for ``seed``, and then
+            no part of the identity.
+        budget: how the labelled images were asked for, "" for a ratio; not part of the identity.
     """
 
     dataset: str
@@ -62,11 +66,15 @@ class RunSpec:
     recipe: dict[str, Any]
     code: str = ""
     label: str = field(default="", compare=False)
+    split_seed: int | None = None
+    budget: str = field(default="", compare=False)
 
     def identity(self) -> dict[str, Any]:
         """Return everything that can change the number, as plain JSON values."""
         values = dataclasses.asdict(self)
-        del values["label"]
+        del values["label"], values["budget"]
+        if self.split_seed in (None, self.seed):
+            del values["split_seed"]
         if not self.code:
             del values["code"]
         values["dataset"] = {"alias": self.dataset, "digest": values.pop("dataset_digest")}
@@ -78,11 +86,19 @@ class RunSpec:
         return digest(self.identity())
 
     def record(self) -> dict[str, Any]:
-        """Return the identity with the label, as `spec.json` and `result.json` hold it."""
-        return {**self.identity(), "label": self.label or self.method}
+        """Return the identity with what names the run, as `spec.json` and `result.json` hold it."""
+        split_seed = self.seed if self.split_seed is None else self.split_seed
+        budget = {"budget": self.budget} if self.budget else {}
+        return {**self.identity(), "label": self.label or self.method, "split_seed": split_seed, **budget}
 
     @property
     def title(self) -> str:
         """A name for people: method, dataset, ratio, seed and the start of the identity."""
         name = self.label or self.method
-        return one_line(f"{name} · {self.dataset} p={self.ratio:g} seed={self.seed} [{self.run_id[:8]}]")
+        return one_line(f"{name} · {self.dataset} {self.subset} [{self.run_id[:8]}]")
+
+    @property
+    def subset(self) -> str:
+        """Budget and seeds for people: "p=0.05 seed=1", "100 images split=1 seed=2"."""
+        split = "" if self.split_seed in (None, self.seed) else f" split={self.split_seed}"
+        return f"{self.budget or f'p={self.ratio:g}'}{split} seed={self.seed}"

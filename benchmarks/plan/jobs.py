@@ -16,9 +16,9 @@ import methods
 from benchmarks.data.cache.prepared import Prepared, is_prepared, prepare
 from benchmarks.data.dataset import Dataset
 from benchmarks.data.registry import DatasetSpec, open_dataset, renders
+from benchmarks.data.splits.budget import Budget, draw_budget
 from benchmarks.data.splits.files import FOLDER, SplitRecord, keep
-from benchmarks.data.splits.rules import SPLIT_RULES, absent_classes, draw, split_digest
-from benchmarks.plan import average
+from benchmarks.data.splits.rules import absent_classes, is_rule, split_digest
 from benchmarks.plan.grid import Cell, Grid
 from benchmarks.plan.identity import RunSpec, digest
 from benchmarks.plan.user_code import UserCode, code_of
@@ -41,7 +41,9 @@ class Split:
         unlabelled: (n_u,) int64 positions of all other training images.
         digest: SHA-256 of the labelled subset.
         absent: classes without a positive image among `labelled`.
-        notes: remarks on a user's list of labelled images.
+        notes: remarks on the subset, such as on a user's list of labelled images.
+        rule: what drew it, see `splits.rules.draw`.
+        ratio: the labelled share p.
     """
 
     labelled: NDArray[np.int64]
@@ -50,6 +52,8 @@ class Split:
     digest: str
     absent: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    rule: str = "published"
+    ratio: float = 0.0
 
     @property
     def subset(self) -> NDArray[np.int64]:
@@ -127,13 +131,14 @@ def process_kinds(found: Sequence[Job]) -> list[tuple[str, str]]:
     return sorted({job.process_kind for job in found})
 
 
-def split_of(dataset: Dataset, rule: str, ratio: float, seed: int, val_share: float) -> Split:
+def split_of(dataset: Dataset, rule: str, ratio: float | Budget, seed: int, val_share: float) -> Split:
     """Draw the labelled subset by a rule (see `splits.rules.draw`); hold out its tail, a share ``val_share``.
 
     Raises:
         UserError: nothing is left to train on, or the rule or list is wrong.
     """
-    drawn = draw(dataset, rule, ratio, seed)
+    budget = ratio if isinstance(ratio, Budget) else Budget(ratio=ratio)
+    drawn, rule, share = draw_budget(dataset, rule, budget, seed)
     labelled = drawn.labelled
     kept = len(labelled) - int(val_share * len(labelled))
     if kept < 1:
@@ -145,6 +150,8 @@ def split_of(dataset: Dataset, rule: str, ratio: float, seed: int, val_share: fl
         split_digest(labelled),
         absent_classes(dataset, labelled[:kept]),
         drawn.notes,
+        rule,
+        share,
     )
 
 
@@ -262,17 +269,14 @@ def _keep_splits(found: Sequence[Job], opened: dict[DatasetSpec, Dataset], works
     """Write the split files of the rules, or check the splits against existing files."""
     seen = set()
     for job in found:
-        spec, ratio, seed = job.cell.dataset, job.cell.ratio, job.cell.seed
+        spec, ratio, seed, rule = job.cell.dataset, job.cell.ratio, job.cell.subset_seed, job.split.rule
         dataset = job.prepared.dataset
-        key = (dataset.digest, spec.split, ratio, seed)
-        if key not in seen and spec.split in SPLIT_RULES:  # a user's list is a file already
+        key = (dataset.digest, rule, ratio, seed)
+        if key not in seen and is_rule(rule):  # a user's list is a file already
             seen.add(key)
-            keep(
-                workspace.data / FOLDER,
-                SplitRecord.of(
-                    dataset, spec.table(), spec.split, ratio, seed, job.split.subset, opened[spec]
-                ),
-            )
+            subset = job.split.subset
+            record = SplitRecord.of(dataset, spec.table(), rule, ratio, seed, subset, opened[spec])
+            keep(workspace.data / FOLDER, record)
 
 
 def jobs(grid: Grid, prepared: dict[tuple[DatasetSpec, int], Prepared]) -> list[Job]:
@@ -295,14 +299,17 @@ def jobs(grid: Grid, prepared: dict[tuple[DatasetSpec, int], Prepared]) -> list[
             }
         backbone = backbones[cell.backbone]
         images = prepared[cell.dataset, cell.recipe.resolution]
-        key = (images.digest, cell.dataset.split, cell.ratio, cell.seed, cell.recipe.val_share)
+        budget = Budget.of(cell.budget, grid.name) if cell.budget else cell.ratio
+        key = (images.digest, cell.dataset.split, budget, cell.subset_seed, cell.recipe.val_share)
         if key not in splits:
             splits[key] = split_of(images.dataset, *key[1:])
         split = splits[key]
+        if cell.budget:
+            cell = dataclasses.replace(cell, ratio=split.ratio)
         if cell.kind == "semi" and not len(split.unlabelled):
+            asked = cell.budget or f"ratio {cell.ratio:g}"
             raise UserError(
-                f"{cell.label} uses unlabelled images and at ratio {cell.ratio:g} there are none; "
-                "leave it out of that grid"
+                f"{cell.label} uses unlabelled images and at {asked} there are none; leave it out there"
             )
         code = codes[cell.method]
         spec = RunSpec(
@@ -318,6 +325,8 @@ def jobs(grid: Grid, prepared: dict[tuple[DatasetSpec, int], Prepared]) -> list[
             recipe=cell.recipe.relevant(cell.kind),
             code=code.digest if code else "",
             label=cell.label,
+            split_seed=cell.split_seed,
+            budget=cell.budget,
         )
         stages = _stages(cell, images, split, backbone)
         found.append(Job(spec, cell, images, split, tuple(stages), code))
@@ -349,44 +358,6 @@ def resolved_hyper(cell: Cell, num_classes: int, where: str, dataset: str) -> An
     except UserError as error:
         raise UserError(f"{where}, {cell.label} on {dataset}: {error}") from None
     return hyper
-
-
-def remarks(found: Sequence[Job]) -> list[str]:
-    """List what a reader of a grid's numbers should know about its data, splits and weights, a line each."""
-    lines: dict[str, None] = {}
-    for backbone in dict.fromkeys(job.cell.backbone for job in found):
-        if remark := conventions(backbone).remark:
-            lines[remark] = None
-    for job in found:
-        dataset, split = job.prepared.dataset, job.split
-        where = f"{dataset.name} p={job.spec.ratio:g} seed={job.spec.seed}"
-        for note in (*dataset.notes, *job.prepared.notes):
-            lines[note] = None
-        if job.prepared.skipped:
-            count = len(job.prepared.skipped)
-            lines[f"{dataset.name}: {count} unreadable images are left out"] = None
-        for note in split.notes:
-            lines[f"{where}: {note}"] = None
-        if split.absent:
-            names = ", ".join(split.absent[:5]) + (" …" if len(split.absent) > 5 else "")
-            lines[
-                f"{where}: no labelled image to train on of {len(split.absent)} classes: {names}"
-                " (split = 'stratified' keeps every class)"
-            ] = None
-    trainings = [
-        training
-        for job in found
-        for training in average.trainings_of(
-            job.cell.label,
-            job.prepared.dataset.name,
-            job.cell.recipe,
-            job.cell.kind,
-            len(job.split.labelled),
-            len(job.split.unlabelled),
-            any(stage.kind == "warmup" for stage in job.stages),
-        )
-    ]
-    return [*lines, *average.remarks(trainings)]
 
 
 def states(found: Sequence[Job], workspace: Workspace) -> dict[str, list[Job]]:

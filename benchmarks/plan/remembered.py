@@ -71,7 +71,7 @@ class Question:
     """
 
     grid: str
-    ratios: Sequence[float] = ()
+    ratios: Sequence[float | str] = ()
     seeds: Sequence[int] = ()
     methods: Sequence[str] = ()
     strategy: str | None = None
@@ -149,7 +149,7 @@ def resolved(
 
     with Reads() as reads:
         grid, jobs = resolve(first)
-    from benchmarks.plan.jobs import remarks
+    from benchmarks.plan.remarks import remarks
 
     plan = PlanSummary.of(grid.name, jobs, workspace, remarks(jobs))
     _keep_inputs(reads, jobs, workspace)

@@ -28,6 +28,8 @@ class PlannedRun:
         method: the method's registered name.
         label: its row in a table.
         spec: everything that its identity is made of; empty in plans of earlier versions.
+        budget: how the labelled images were asked for; "" for the ratio.
+        split_seed: seed of the labelled subset; None for the run's seed.
     """
 
     run_id: str
@@ -39,6 +41,8 @@ class PlannedRun:
     method: str
     label: str
     spec: dict[str, Any] = field(default_factory=dict, compare=False)
+    budget: str = ""
+    split_seed: int | None = None
 
     def directory(self, workspace: Workspace) -> Path:
         """The run's directory in the store."""
@@ -46,7 +50,7 @@ class PlannedRun:
 
     def wanted(self) -> dict[str, Any]:
         """The run as `results.frames` asks for it."""
-        keys = ("run_id", "dataset", "ratio", "seed", "method", "label", "spec")
+        keys = ("run_id", "dataset", "ratio", "seed", "method", "label", "spec", "budget", "split_seed")
         return {key: getattr(self, key) for key in keys}
 
 
@@ -89,6 +93,8 @@ class PlanSummary:
                 job.spec.method,
                 job.cell.label,
                 job.spec.identity(),
+                job.spec.budget,
+                job.spec.split_seed,
             )
             for job in jobs
         )

@@ -8,6 +8,7 @@ import torchvision
 from safetensors.torch import save_file
 
 from benchmarks.plan import grid, jobs
+from benchmarks.plan.remarks import remarks
 from methods.errors import UserError
 from tests.plan import golden
 
@@ -45,7 +46,7 @@ def test_a_tag_stands_in_the_identity_with_what_it_demands(planned):
     assert (backbone["mean"], backbone["std"]) == (list(CLIP_MEAN), list(CLIP_STD))
     assert backbone["weights_sha256"] == "w" * 64
     assert "weights" not in backbone
-    assert not [line for line in jobs.remarks([job]) if "RN101" in line]
+    assert not [line for line in remarks([job]) if "RN101" in line]
     (same,) = planned('name = "open_clip/RN101"\nweights = "openai"\nquick_gelu = true')
     assert same.spec.run_id == job.spec.run_id  # what is written again is the same run
     with pytest.raises(UserError, match="quick_gelu = false contradicts the weights 'openai'"):
@@ -58,7 +59,7 @@ def test_a_file_has_what_was_taken_in_the_identity_and_in_the_remarks(planned, t
     table = f'name = "open_clip/RN101"\nweights = "{file}"'
     (job,) = planned(table)
     assert job.spec.backbone["quick_gelu"] is True
-    (remark,) = [line for line in jobs.remarks([job]) if "RN101" in line]
+    (remark,) = [line for line in remarks([job]) if "RN101" in line]
     assert "quick_gelu = true" in remark
     assert "mean = [0.4815, 0.4578, 0.4082]" in remark
     (other,) = planned(f"{table}\nquick_gelu = false")

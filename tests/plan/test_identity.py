@@ -41,11 +41,21 @@ def test_identity_follows_everything_that_can_change_the_number():
         "backbone": {"name": "open_clip/RN101"},
         "recipe": {"epochs": 4},
         "code": "c" * 64,
+        "split_seed": 5,
     }
-    assert set(changes) == {field.name for field in dataclasses.fields(RunSpec)} - {"label"}
+    assert set(changes) == {field.name for field in dataclasses.fields(RunSpec)} - {"label", "budget"}
     ids = {spec(**{name: value}).run_id for name, value in changes.items()}
     assert len(ids) == len(changes)
     assert reference not in ids
+
+
+def test_a_split_seed_that_is_the_seed_and_the_words_of_a_budget_change_nothing():
+    assert spec(split_seed=1).run_id == spec(budget="200 images").run_id == spec().run_id
+    record = spec(split_seed=5, budget="200 images").record()
+    assert (record["split_seed"], record["budget"], record["seed"]) == (5, "200 images", 1)
+    assert spec().record()["split_seed"] == 1
+    title = spec(split_seed=5, budget="200 images").title
+    assert title.startswith("full · scenes 200 images split=5 seed=1 [")
 
 
 def test_label_and_key_order_are_not_in_the_identity():

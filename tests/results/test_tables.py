@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from results.columns import Column
 from results.errors import StoreError
 from results.frames import collect, collect_classes, collect_epochs
 from results.tables import Table, table
@@ -135,7 +136,31 @@ def test_columns_keep_the_order_of_datasets_and_raise_the_ratio(fake: Any) -> No
     for dataset, ratio in [("VOC", 0.2), ("COCO", 0.1), ("VOC", 0.05)]:
         fake.add("CSAA", 60.0, dataset=dataset, ratio=ratio)
     made = table(collect(fake.store, fake.wanted), "last")
-    assert made.columns == (("VOC", 0.05), ("VOC", 0.2), ("COCO", 0.1))
+    assert made.columns == (Column("VOC", 0.05), Column("VOC", 0.2), Column("COCO", 0.1))
+
+
+def test_numbers_of_images_are_columns_and_splits_are_blocks_of_their_own(fake: Any) -> None:
+    # Two subsets of "4 per class" differ in size; 200 images are as many as 5 %, and another column.
+    for number, (ratio, more) in enumerate(
+        [
+            (0.05, {}),
+            (0.05, {"budget": "200 images", "split_seed": 1}),
+            (0.05, {"budget": "200 images", "split_seed": 1}),
+            (0.02, {"budget": "4 per class", "split_seed": 1}),
+            (0.03, {"budget": "4 per class", "split_seed": 2}),
+        ]
+    ):
+        for label in ("CSAA", "FixMatch"):
+            fake.add(label, 60.0 + number, ratio=ratio, seed=1 + number % 3)
+            fake.wanted[-1] |= more
+    made = table(collect(fake.store, fake.wanted), "last")
+    assert [column.share for column in made.columns] == ["4 per class", "5 %", "200 images"]
+    assert made.comparison.total_blocks == 5
+    assert (made.splits, made.seeds) == ((1, 2), (1, 2, 3))
+    text = to_markdown(made)
+    assert row(text, "method")[1:] == [f"GlyphScenes {name}" for name in ("4 per class", "5 %", "200 images")]
+    assert "over training seeds 1–3 on splits 1, 2" in text
+    assert r"200\,images" in to_latex(made)
 
 
 def significance(fake: Any, seeds: int) -> Table:

@@ -23,6 +23,7 @@ from benchmarks.data.dataset import Dataset
 from benchmarks.data.splits.rules import (
     SPLIT_RULES,
     draw,
+    is_rule,
     known_digest,
     labelled_count,
     labelled_indices,
@@ -34,7 +35,7 @@ from results.files import atomic_write_json
 FOLDER = "splits"
 """Name of the folder of split files under the data root."""
 FORMAT = 1
-_NAME = re.compile(r"(published|stratified)-p[0-9.e-]+-seed\d+\.json")
+_NAME = re.compile(r"(published|stratified|\d+-per-class)-p[0-9.e-]+-seed\d+\.json")
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +48,7 @@ class SplitRecord:
         reader: how to open the dataset again, see `DatasetSpec.table`.
         skipped: ids of the images that were left out because they cannot be read, by "train" and "test".
         n_train: number of training images.
-        rule: "published" or "stratified".
+        rule: "published", "stratified" or "N-per-class".
         ratio: labelled share p.
         seed: seed of the split.
         numpy: version of NumPy that drew it.
@@ -175,7 +176,7 @@ def load(path: Path) -> SplitRecord:
         if split not in ("train", "test") or not texts:
             raise UserError(f"split file {path}: 'skipped' holds {split!r}: {names!r}")
     labelled, ids, total = content["labelled"], content["ids"], content["n_train"]
-    if content["rule"] not in SPLIT_RULES:
+    if not is_rule(content["rule"]):
         hint = nearest(content["rule"], SPLIT_RULES)
         raise UserError(f"split file {path}: no rule {content['rule']!r}{hint}")
     if not all(type(k) is int and 0 <= k < total for k in labelled):
@@ -309,7 +310,7 @@ class Verifier:
     def _drawn_again(self, path: Path, record: SplitRecord, text: str) -> Verdict:
         dataset = self._open(record)
         if isinstance(dataset, str):
-            if record.rule == "stratified":
+            if record.rule != "published":
                 return Verdict(path, text, f"it cannot be drawn again without labels: {dataset}")
             labelled, _ = labelled_indices(record.n_train, record.ratio, record.seed)
             if split_digest(labelled) != record.sha256:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -18,6 +19,7 @@ from benchmarks.data.splits import lists
 from methods.errors import UserError, nearest
 
 SPLIT_RULES = ("published", "stratified")
+_PER_CLASS = re.compile(r"([1-9]\d*)-per-class")
 _KNOWN = Path(__file__).with_name("published_splits.json")
 _CANDIDATES = 2048
 """Candidates for one correction of a stratified split; more would not improve it."""
@@ -55,25 +57,41 @@ def check_rule(rule: str) -> None:
         )
 
 
+def is_rule(rule: str) -> bool:
+    """Whether a split is drawn by a rule, and not a user's list; "4-per-class" is the rule of a budget."""
+    return rule in SPLIT_RULES or _PER_CLASS.fullmatch(rule) is not None
+
+
+def sees_hidden_labels(rule: str) -> bool:
+    """Whether a rule reads the labels of all training images, of those that it leaves unlabelled too."""
+    return is_rule(rule) and rule != "published"
+
+
 def draw(dataset: Dataset, rule: str, ratio: float, seed: int) -> Partition:
     """Divide the training images of a dataset.
 
     Args:
         dataset: its images and labels.
-        rule: "published" (`labelled_indices`), "stratified" (`stratified_indices`), or a user's
-            file (`lists.read`).
-        ratio: labelled share p in (0, 1].
+        rule: "published" (`labelled_indices`), "stratified" (`stratified_indices`), "N-per-class"
+            (`per_class_indices`), or a user's file (`lists.read`).
+        ratio: labelled share p in (0, 1]; "N-per-class" does not read it.
         seed: seed of the split, 0 to 2^32 - 1.
 
     Raises:
         UserError: an unknown rule, a bad ratio, seed or file, or a NumPy that no longer draws the
             published subset.
     """
+    if match := _PER_CLASS.fullmatch(rule):
+        labelled, unlabelled, few = per_class_indices(dataset.train.labels, int(match[1]), seed)
+        return Partition(
+            labelled, unlabelled, (_SEES.format(rule=rule), *_too_few(dataset, few, int(match[1])))
+        )
     check_rule(rule)
     if rule == "published":
         return Partition(*_as_known(*labelled_indices(len(dataset.train), ratio, seed), ratio, seed))
     if rule == "stratified":
-        return Partition(*stratified_indices(dataset.train.labels, ratio, seed, dataset.classes))
+        drawn = stratified_indices(dataset.train.labels, ratio, seed, dataset.classes)
+        return Partition(*drawn, (_SEES.format(rule=rule),))
     count = labelled_count(len(dataset.train), ratio, seed)
     labelled, notes = lists.read(rule, dataset.train, ratio, seed, count)
     order = np.random.RandomState(seed).permutation(len(dataset.train)).astype(np.int64)
@@ -165,6 +183,69 @@ def stratified_indices(
     labelled = order[draft.taken]
     # In a random order, so that a held-out tail is a random part of it.
     return labelled[random.permutation(count)], order[~draft.taken]
+
+
+def per_class_indices(
+    labels: NDArray[np.uint8], number: int, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """A few-shot split: a small set in which each class has a number of images.
+
+    Minimum-including sampling (Hou et al., "Few-shot slot tagging with collapsed dependency transfer and
+    label-enhanced task-adaptive projection network", ACL 2020) over the published rule's permutation: an
+    image is taken if one of its classes has too few so far; then, from the last taken, an image is dropped if
+    all its classes keep enough. An image has several classes, so frequent ones have more images than asked
+    for. The rule uses the labels of all training images.
+
+    Args:
+        labels: (N, K) uint8, 1 where the class is present.
+        number: images for each class; a class with fewer has all of them.
+        seed: 0 to 2^32 - 1.
+
+    Returns:
+        Labelled positions in the permutation's order, unlabelled positions in the same order, and the (k,)
+        classes that have fewer images; int64.
+
+    Raises:
+        UserError: no training image has a class, or a bad seed.
+    """
+    total = len(labels)
+    labelled_count(total, 1.0, seed)
+    order = np.random.RandomState(seed).permutation(total).astype(np.int64)
+    available = labels.sum(axis=0, dtype=np.int64)
+    wanted = np.minimum(available, number)
+    if not wanted.any():
+        raise UserError(f"no training image shows a class, so that none has {number}")
+    have = np.zeros_like(wanted)
+    taken: list[int] = []
+    for place in order:
+        row = labels[place] != 0
+        if (have[row] < wanted[row]).any():
+            taken.append(int(place))
+            have += row
+            if (have >= wanted).all():
+                break
+    kept = []
+    for place in reversed(taken):
+        row = labels[place] != 0
+        if (have[row] > wanted[row]).all():
+            have -= row
+        else:
+            kept.append(place)
+    labelled = np.array(kept[::-1], dtype=np.int64)
+    return labelled, order[~np.isin(order, labelled)], np.flatnonzero(available < number)
+
+
+_SEES = "split '{rule}' was drawn with the labels of all training images, of the unlabelled ones too"
+
+
+def _too_few(dataset: Dataset, classes: NDArray[np.int64], number: int) -> tuple[str, ...]:
+    """A remark on classes that have fewer training images than asked for."""
+    if not len(classes):
+        return ()
+    counts = dataset.train.labels.sum(axis=0, dtype=np.int64)
+    names = [f"{dataset.classes[k]} ({counts[k]})" for k in classes]
+    shown = ", ".join(names[:5]) + (" …" if len(names) > 5 else "")
+    return (f"{len(names)} classes have fewer than {number} training images, all are labelled: {shown}",)
 
 
 def split_digest(labelled: NDArray[np.int64]) -> str:
