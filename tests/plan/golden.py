@@ -1,6 +1,6 @@
 """Run and stage identities of the shipped grids, with stand-ins for data, splits and weights.
 
-`golden.json` holds them as they were before the code was moved into rooms; `test_golden.py` compares.
+`golden.json` holds those of the second generation of identities (`results.moves`); `test_golden.py` compares.
 A change of an identity means that finished runs are done again. Where that is meant, write the file anew:
 
     python -m tests.plan.golden
@@ -34,7 +34,8 @@ def prepared(spec: DatasetSpec, size: int) -> Any:
         parts[name] = SimpleNamespace(labels=labels, ids=[f"{name}{k}" for k in range(count)])
     classes = tuple(f"c{k}" for k in range(CLASSES))
     dataset = SimpleNamespace(name=spec.alias, classes=classes, prompts=classes, notes=(), **parts)
-    return SimpleNamespace(dataset=dataset, digest=f"{spec.name}-{size}-".ljust(64, "0"), skipped=())
+    digest = f"{spec.name}-{size}-".ljust(64, "0")
+    return SimpleNamespace(dataset=dataset, digest=digest, skipped=(), notes=())
 
 
 def split_of(dataset: Any, rule: str, ratio: float, seed: int, val_share: float) -> jobs.Split:
