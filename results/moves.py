@@ -22,6 +22,8 @@ from typing import Any
 
 ABSENT = "absent"
 """Stands for the value of a field that a spec does not have."""
+UNIDENTIFIED = frozenset({"label", "budget"})
+"""Fields of a stored spec that name a run for people."""
 _HEX = re.compile(r"[0-9a-f]{32,64}$")
 Values = Callable[[Any, Any], bool]
 """Whether an update changed a field from one value to the other."""
@@ -111,13 +113,6 @@ LEDGER: tuple[Move, ...] = (
     Move(
         2,
         "2026-11-27",
-        "split_seed",
-        unknown_before,
-        "the seed of the split is a field of its own, apart from the seed of the training",
-    ),
-    Move(
-        2,
-        "2026-11-27",
         "hyper.num_contexts",
         lambda old, new: old in (ABSENT, None, 10) and isinstance(new, int),
         "the default number of contexts is resolved for the dataset: 4 on VOC, else min(10, K); before, 10",
@@ -159,12 +154,13 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any], generation: int) -> 
 
     Returns:
         The changes, by field; None if the run does not supersede the result: some difference is none that an
-        update made, or nothing differs. The label is no part of an identity.
+        update made, or nothing differs. Names (`UNIDENTIFIED`) are no part of an identity, and a split's seed
+        is one only where it is not the run's.
     """
-    before, after = flat(old), flat(new)
+    before, after = ({"split_seed": spec.get("seed"), **flat(spec)} for spec in (old, new))
     method = str(after.get("method"))
     found = []
-    for field in sorted((before.keys() | after.keys()) - {"label"}):
+    for field in sorted((before.keys() | after.keys()) - UNIDENTIFIED):
         was, now = before.get(field, ABSENT), after.get(field, ABSENT)
         if (was == now and type(was) is type(now)) or _same_number(was, now):
             continue

@@ -13,13 +13,13 @@ from typing import Any
 
 from results.files import canonical_json
 from results.lineage import moves_since, successor
-from results.moves import flat
+from results.moves import UNIDENTIFIED, flat
 from results.schema import Result
 from results.store import RunStore
 
 SHOWN = 3
 """Fields that the name of a row shows."""
-_SEEDED = {"seed", "split_seed", "split_digest", "label"}
+_SEEDED = {"seed", "split_seed", "split_digest", "ratio", *UNIDENTIFIED}
 """Fields in which the runs of one row differ."""
 Found = list[tuple[Path, Result]]
 
@@ -56,22 +56,26 @@ def _version(result: Result) -> int:
 
 def _wanted(found: Found, mark: str) -> list[dict[str, Any]]:
     """Wanted runs with labels that tell the ways apart in which the runs of a cell were made."""
-    cells: dict[tuple[str, str, float], Found] = {}
+    cells: dict[tuple[str, str, float | str], Found] = {}
     for run, result in found:
         spec = result["spec"]
-        key = (_label(result), spec["dataset"]["alias"], float(spec["ratio"]))
+        column = spec.get("budget") or float(spec["ratio"])
+        key = (_label(result), spec["dataset"]["alias"], column)
         cells.setdefault(key, []).append((run, result))
     wanted = []
-    for (label, dataset, ratio), members in cells.items():
+    for (label, dataset, _), members in cells.items():
         names = _names(members)
-        taken: dict[tuple[str, int], str] = {}
+        taken: dict[tuple[str, int, int], str] = {}
         for _, result in members:
             spec, run_id = result["spec"], result["run_id"]
             name = f"{label}{names[_way(result)]}{mark}"
-            if taken.setdefault((name, spec["seed"]), run_id) != run_id:  # another list of labelled images
+            seeds = {"seed": spec["seed"], "split_seed": spec.get("split_seed", spec["seed"])}
+            if (
+                taken.setdefault((name, seeds["split_seed"], seeds["seed"]), run_id) != run_id
+            ):  # another list of labelled images
                 name = f"{name} [{run_id[:8]}]"
-            keys = {"method": spec["method"], "seed": spec["seed"], "label": name}
-            wanted.append({"run_id": run_id, "dataset": dataset, "ratio": ratio, **keys})
+            keys = {"method": spec["method"], "label": name, "budget": spec.get("budget", ""), **seeds}
+            wanted.append({"run_id": run_id, "dataset": dataset, "ratio": float(spec["ratio"]), **keys})
     return wanted
 
 

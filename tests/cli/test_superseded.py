@@ -33,8 +33,8 @@ def aged(spec: dict[str, Any]) -> dict[str, Any]:
     old["dataset"] = {"alias": spec["dataset"]["alias"], "digest": "0" * 64}
     old["backbone"].pop("quick_gelu", None)
     old["backbone"] |= {"mean": None, "std": None}
-    for table, name in ((old, "split_seed"), (old["recipe"], "ema_warmup")):
-        table.pop(name, None)
+    old.pop("split_seed")
+    old["recipe"].pop("ema_warmup", None)
     return old
 
 
