@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import signal
 import sys
@@ -243,8 +244,9 @@ def _lost(jobs: Sequence[Job], workspace: Workspace) -> list[str]:
         for job in grouped.get(kind, ()):
             if job.spec.run_id in submitted:
                 launch, number = submitted[job.spec.run_id]
-                end = _log_end(launch.log(number))
-                lost.setdefault((kind, end.rpartition(" (")[0]), []).append(job.spec.run_id)
+                # The same cause names other jobs and folders in each log.
+                cause = re.sub(r"\d+", "#", _log_end(launch.log(number)))
+                lost.setdefault((kind, cause), []).append(job.spec.run_id)
     if not lost:
         return []
     how = client.ended({submitted[run_id][1] for runs in lost.values() for run_id in runs})
