@@ -52,7 +52,6 @@ _DOUBTFUL = (
     "protocol",
     "temporarily",
     "authentication",
-    "socket",
 )
 # What people most often see of sbatch, and what helps; the first that fits counts.
 _HINTS = (

@@ -38,6 +38,18 @@ GROUP = (
 or removes all of them: one that is left over from another launcher makes a process wait for others."""
 
 
+MPI = tuple(
+    f"{library}_{name}"
+    for library, names in {
+        "PMI": ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE"),
+        "OMPI_COMM_WORLD": ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE"),
+        "MV2_COMM_WORLD": ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE"),
+        "MPI": ("LOCALRANKID", "LOCALNRANKS"),
+    }.items()
+    for name in names
+)
+"""The same of MPI's launchers, which accelerate believes more than the above. No process here uses MPI."""
+
 RENDEZVOUS = "SSMLL_RENDEZVOUS"
 """Environment variable: a file through which the ranks that one launcher starts find each other."""
 

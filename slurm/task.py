@@ -26,7 +26,7 @@ from pathlib import Path
 from types import FrameType
 
 from slurm import client
-from slurm.protocol import EXIT_BROKEN, EXIT_LOST, EXIT_STOPPED, GROUP, LOG, job_number
+from slurm.protocol import EXIT_BROKEN, EXIT_LOST, EXIT_STOPPED, GROUP, LOG, MPI, job_number
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def environment(starts: int = 0) -> dict[str, str]:
     Args:
         starts: number of earlier starts of the command; each start uses a port of its own.
     """
-    found = {name: value for name, value in os.environ.items() if name not in GROUP}
+    found = {name: value for name, value in os.environ.items() if name not in (*GROUP, *MPI)}
     cpus = os.environ.get("SLURM_CPUS_PER_TASK", "")
     if cpus.isdecimal():  # torch sees all cores of a node where nothing binds the task to its own
         asked = os.environ.get("OMP_NUM_THREADS", "")

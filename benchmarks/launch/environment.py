@@ -42,7 +42,7 @@ from pathlib import Path
 
 from benchmarks.provenance import COMMAND, cores
 from benchmarks.workspace import REPOSITORY
-from slurm.protocol import GROUP, RENDEZVOUS
+from slurm.protocol import GROUP, MPI, RENDEZVOUS
 
 LAUNCH = "SSMLL_LAUNCH"
 
@@ -79,7 +79,7 @@ def of_worker(
         meeting: a file, new for every start, by which the processes of the group meet.
     """
     path = filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH")))
-    found = {name: value for name, value in os.environ.items() if name not in (*GROUP, RENDEZVOUS)}
+    found = {name: value for name, value in os.environ.items() if name not in (*GROUP, *MPI, RENDEZVOUS)}
     found |= {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": os.pathsep.join(path)}
     if gpus and "CUDA_VISIBLE_DEVICES" not in os.environ:
         first = number * processes

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from benchmarks.training.watch import Watch
 from methods.errors import UserError
-from slurm.protocol import GROUP, RENDEZVOUS, meeting_place, notice_of_group, place_in_group
+from slurm.protocol import GROUP, MPI, RENDEZVOUS, meeting_place, notice_of_group, place_in_group
 
 # The watch ends a group that hangs; the back-end's own time limit must not come first, because it
 # cannot tell which rank is late, and waiting for work may take days.
@@ -64,9 +64,10 @@ class Group:
             UserError: the variables contradict each other; the others did not come.
         """
         rank, world = place_in_group()
+        # accelerate takes a rank for a group to look for.
+        for name in MPI if world > 1 else (*GROUP, *MPI):
+            os.environ.pop(name, None)
         if world == 1:
-            for name in GROUP:  # accelerate takes a rank for a group to look for
-                os.environ.pop(name, None)
             return cls()
         store = _meet(rank, world, should_stop, report)
         backend = "gloo"
