@@ -53,3 +53,22 @@ def test_ways_that_look_alike_and_other_labelled_images_of_a_seed_stay_apart(fak
         (run / name).write_text(json.dumps(record))
     found = rows(fake)
     assert {found[name] for name in found if name.startswith("Probe")} == {("40.0",), ("44.0",)}
+
+
+def test_a_budget_is_one_column_and_a_fixed_split_is_named(fake: Any) -> None:
+    """Subsets of "4 per class" differ in size; runs of other splits with one seed are no other row."""
+    for split, seed, value in ((1, 1, 60.0), (1, 2, 62.0), (2, 1, 64.0), (2, 2, 66.0)):
+        run_id = fake.add("CSAA", value, ratio=0.03 + split / 1000, seed=seed)
+        (run,) = fake.store.find(run_id[:12])
+        for name in ("spec.json", "result.json"):
+            record = json.loads((run / name).read_text())
+            spec = record["spec"] if name == "result.json" else record
+            spec |= {"split_seed": split, "budget": "4 per class"}
+            (run / name).write_text(json.dumps(record))
+    today, _ = finished(fake.store)
+    # Directories have each run's own share in their names; `collect` finds them by it.
+    made = table(collect(fake.store, today), "last")
+    assert [column.share for column in made.columns] == ["4 per class"]
+    assert made.labels == ("CSAA",)
+    assert made.cells["CSAA", made.columns[0]].number() == "63.0 ± 2.6"
+    assert any("training seeds 1, 2 on splits 1, 2" in note for note in made.notes("Bold"))
