@@ -1,10 +1,11 @@
 """Paired comparison of methods over blocks, with a correction for many comparisons.
 
-A block is one (dataset, ratio, seed): within it all methods saw the same images and labels, so
-differences within blocks are compared and the much larger spread between blocks cancels. Blocks of
-one dataset share its test images, and the labelled images of a seed's smaller ratio are among those
-of its larger ones, so blocks are not independent samples of the world: a small p says that a method
-is better on these datasets and splits, and nothing about other datasets.
+A block is one (dataset, labelling budget, seed of the split, seed of the training): within it all methods saw
+the same images and labels, so differences within blocks are compared and the much larger spread between
+blocks cancels. Blocks of one dataset share its test images, the labelled images of a seed's smaller ratio
+are among those of its larger ones, and blocks of one split share all labelled images, so blocks are not
+independent samples of the world: a small p says that a method is better on these datasets and splits, and
+nothing about other datasets; with a single split, nothing about other splits either.
 """
 
 from __future__ import annotations

@@ -150,12 +150,17 @@ class Table:
         word = "split" if len(self.splits) == 1 else "splits"
         return f"training seeds {_join(self.seeds)} on {word} {_join(self.splits)}"
 
+    def _block(self) -> str:
+        """What a block is, for people."""
+        budget = "budget" if (self.runs["budget"] != "").any() else "ratio"
+        own = (self.runs["seed"] != self.runs["split_seed"]).any()
+        return f"dataset × {budget} × {'split × seed' if own else 'seed'}"
+
     def _test_notes(self) -> list[str]:
         found = self.comparison
         lines = []
         blocks = (
-            f"{found.blocks} dataset × ratio × seed blocks (of {found.total_blocks}) that all "
-            "tested methods have"
+            f"{found.blocks} {self._block()} blocks (of {found.total_blocks}) that all tested methods have"
         )
         if not found.best:
             lines.append("No significance test: fewer than two methods share a result.")

@@ -168,9 +168,12 @@ def _by_path(store: RunStore, query: str) -> list[Path]:
     if not parts or len(parts) > 4:
         raise StoreError(f"'{query}' should be method/dataset/ratio/seed")
     fields: list[tuple[str, Path, tuple[str, ...]]] = []
+    budget = len(parts) > 2 and not _is_ratio(parts[2])  # not in the path
     for run in store.scan():
         ratio, seed = run.name.rsplit("-", 1)[0].removeprefix("p").rsplit("-s", 1)
         dataset, method = run.parent.parent.name, run.parent.name
+        if budget:
+            ratio = _budget(store, run) or ratio
         fields.append((method, run, (dataset, ratio, seed)))
     # A label names a variant of a method; it is not in the path, so it is read only if need be.
     selected = [(run, rest) for method, run, rest in fields if method == parts[0]]
@@ -181,7 +184,7 @@ def _by_path(store: RunStore, query: str) -> list[Path]:
         hint = nearest(parts[0], sorted(_methods(store)))
         raise StoreError(f"no run of method '{parts[0]}' in {store.root}{hint}")
     for place, (kind, part) in enumerate(zip(("dataset", "ratio", "seed"), parts[1:], strict=False)):
-        wanted = _ratio(part) if kind == "ratio" else part
+        wanted = _ratio(part) if kind == "ratio" and not budget else part
         valid = sorted({rest[place] for _, rest in selected})
         selected = [(run, rest) for run, rest in selected if rest[place] == wanted]
         if not selected:
@@ -282,11 +285,7 @@ def _methods(store: RunStore) -> set[str]:
 
 def _cell(store: RunStore, run: Path) -> str:
     """The cell of a table that a run belongs to."""
-    try:
-        ratio = store.spec(run).get("budget")
-    except StoreError:
-        ratio = None
-    ratio = ratio or run.name.rsplit("-s", 1)[0].removeprefix("p")
+    ratio = _budget(store, run) or run.name.rsplit("-s", 1)[0].removeprefix("p")
     return f"{_label(store, run) or run.parent.name} on {run.parent.parent.name} at {ratio}"
 
 
@@ -296,18 +295,20 @@ def _variants(store: RunStore, members: list[tuple[Path, float]]) -> list[list[t
     A store may hold a cell twice, trained in two ways; each then is a group of its own, and a mean over both
     is in no table.
     """
-    if _seeds_differ(members):
+    if _seeds_differ(store, members):
         return [members]
     groups: dict[str, list[tuple[Path, float]]] = {}
     for run, value in members:
         differ = ("seed", "split_seed", "split_digest", "ratio")
         spec = {k: v for k, v in store.spec(run).items() if k not in differ}
         groups.setdefault(canonical_json(spec), []).append((run, value))
-    return [group for group in groups.values() if _seeds_differ(group)]
+    return [group for group in groups.values() if _seeds_differ(store, group)]
 
 
-def _seeds_differ(members: list[tuple[Path, float]]) -> bool:
-    seeds = {run.name.rsplit("-", 1)[0] for run, _ in members}
+def _seeds_differ(store: RunStore, members: list[tuple[Path, float]]) -> bool:
+    """Whether runs of one cell are more than one, each with another seed of the split or of the training."""
+    specs = (store.spec(run) for run, _ in members)
+    seeds = {(spec.get("split_seed", spec["seed"]), spec["seed"]) for spec in specs}
     return len(seeds) == len(members) > 1
 
 
@@ -326,6 +327,23 @@ def _label(store: RunStore, run: Path) -> str:
     return str(store.spec(run).get("label", "")) if (run / "spec.json").exists() else ""
 
 
+def _budget(store: RunStore, run: Path) -> str:
+    """What a run's labelled images were asked for by, such as "100 images"; "" for a ratio."""
+    return str(store.spec(run).get("budget", "")) if (run / "spec.json").exists() else ""
+
+
+def _is_ratio(text: str) -> bool:
+    """Whether a text is a share and not "100 images" or "4 per class".
+
+    Raises:
+        StoreError: it is none of these.
+    """
+    if text.endswith((" images", " image", " per class")):
+        return False
+    _ratio(text)
+    return True
+
+
 def _ratio(text: str) -> str:
     """A ratio as the directory names it: "0.050" and "5%" give "0.05"."""
     try:
@@ -333,7 +351,7 @@ def _ratio(text: str) -> str:
             return f"{float(text[:-1]) / 100:g}"
         return f"{float(text):g}"
     except ValueError as error:
-        raise StoreError(f"'{text}' is not a ratio; write it as 0.05 or 5%") from error
+        raise StoreError(f"'{text}' is not a ratio; write it as 0.05, 5% or '100 images'") from error
 
 
 def _number(value: Any) -> str:

@@ -93,7 +93,7 @@ def write_splits(args: argparse.Namespace) -> int:
     from benchmarks.data.splits.budget import draw_budget
     from benchmarks.data.splits.files import FOLDER, SplitRecord, keep
     from benchmarks.data.splits.lists import is_file
-    from benchmarks.data.splits.rules import absent_classes
+    from benchmarks.data.splits.rules import absent_classes, sees_hidden_labels
 
     wanted = _wanted(args)
     progress, opened, problems = Progress(), {}, []
@@ -110,6 +110,8 @@ def write_splits(args: argparse.Namespace) -> int:
         drawn, rule, ratio = draw_budget(dataset, spec.split, budget, seed)
         for note in drawn.notes:
             progress.line(note)
+        if sees_hidden_labels(rule, len(drawn.unlabelled)):
+            progress.line(f"{dataset.name}: {rule} reads the labels of all training images")
         record = SplitRecord.of(dataset, spec.table(), rule, ratio, seed, drawn.labelled)
         if not is_file(spec.split):  # a user's list is a file already
             outcome = keep(folder, record)

@@ -238,7 +238,7 @@ class RunTask(Task):
                     "held_out": len(job.split.held_out),
                     "unlabelled": len(job.split.unlabelled),
                     "rule": job.split.rule,
-                    "sees_hidden_labels": sees_hidden_labels(job.split.rule),
+                    "sees_hidden_labels": sees_hidden_labels(job.split.rule, len(job.split.unlabelled)),
                 },
                 "predictions_sha256": hashlib.sha256(scores.tobytes()).hexdigest(),
                 "provenance": {

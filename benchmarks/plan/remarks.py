@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from benchmarks.data.splits.rules import sees_hidden_labels
 from benchmarks.plan import average
 from benchmarks.plan.jobs import Job
 from methods.backbones.conventions import conventions
@@ -23,6 +24,11 @@ def remarks(found: Sequence[Job]) -> list[str]:
         if job.prepared.skipped:
             count = len(job.prepared.skipped)
             lines[f"{dataset.name}: {count} unreadable images are left out"] = None
+        if sees_hidden_labels(split.rule, len(split.unlabelled)):
+            lines[
+                f"{dataset.name}: split '{split.rule}' was drawn with the labels of all training images, "
+                "of the unlabelled ones too"
+            ] = None
         for note in split.notes:
             lines[f"{where}: {note}"] = None
         if split.absent:

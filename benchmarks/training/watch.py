@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from results.files import atomic_write_bytes
+from results.lease import filesystem_now
 
 _BEATS_PER_LIMIT = 8
 START_SECONDS = 120.0
@@ -32,7 +33,7 @@ class Beat:
         position: number of marks passed; all ranks pass the same marks in the same order.
         place: the last mark, in words.
         idle: seconds since the rank last moved, as it wrote itself.
-        age: seconds since it wrote.
+        age: seconds since it wrote, by the clock of the file system.
         who: host and process.
     """
 
@@ -124,7 +125,7 @@ class Watch:
             if self.world == 1:
                 hung(f"{_who()} hangs at {self._place} for {limits[self._position > 0]:g} s")
                 return
-            beats = [_read(directory, generation, rank) for rank in range(self.world)]
+            beats = read_beats(directory, generation, self.world)
             least = min((beat.position for beat in beats if beat), default=0)
             allowed = limits[least > 0]
             if all(beat is None or beat.idle + _missed(beat, limit) >= allowed for beat in beats):
@@ -178,14 +179,32 @@ def _who() -> str:
 
 
 def _write(directory: Path, generation: int, rank: int, position: int, place: str, idle: float) -> None:
-    beat = {"position": position, "place": place, "idle": idle, "who": _who(), "time": time.time()}
+    beat = {"position": position, "place": place, "idle": idle, "who": _who()}
     atomic_write_bytes(_file(directory, generation, rank), json.dumps(beat).encode())
 
 
-def _read(directory: Path, generation: int, rank: int) -> Beat | None:
+def read_beats(directory: Path, generation: int, world: int) -> list[Beat | None]:
+    """The last beat of each rank, None where there is none.
+
+    Their age is by the clock that stamps the files: the clocks of a cluster's nodes differ.
+
+    Args:
+        directory: the run's folder.
+        generation: number of the attempt.
+        world: number of ranks.
+    """
     try:
-        beat = json.loads(_file(directory, generation, rank).read_text(encoding="utf-8"))
-        age = max(0.0, time.time() - beat["time"])
+        now = filesystem_now(directory)
+    except OSError:  # a hiccup of a network disk, or the folder is gone: nothing is known of anyone
+        return [None] * world
+    return [_read(directory, generation, rank, now) for rank in range(world)]
+
+
+def _read(directory: Path, generation: int, rank: int, now: float) -> Beat | None:
+    try:
+        with open(_file(directory, generation, rank), "rb") as file:
+            age = max(0.0, now - os.fstat(file.fileno()).st_mtime)
+            beat = json.loads(file.read())
         return Beat(beat["position"], beat["place"], beat["idle"], age, beat["who"])
     except (OSError, ValueError, KeyError):
         return None

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -138,3 +139,23 @@ def test_what_the_weights_were_used_with_is_shown(fake: Any) -> None:
     assert ["backbone.quick_gelu", "True"] in lines
     assert ["backbone.mean", "[0.48145466, 0.5, 0.4]"] in lines
     assert ["backbone.std", "[0.25, 0.25, 0.25]"] in lines
+
+
+def test_a_mean_over_splits_and_a_budget_by_its_name_are_found(fake: Any) -> None:
+    for split in (1, 2):
+        for seed in (1, 2):
+            run_id = fake.add("CSAA", 60.0 + split + seed, seed=seed, marker=split)
+            (run,) = fake.store.find(run_id)
+            for name in ("spec.json", "result.json"):
+                record = json.loads((run / name).read_text())
+                spec = record.get("spec", record)
+                spec |= {"split_seed": split, "budget": "200 images"}
+                del spec["hyper"]["marker"]
+                (run / name).write_text(json.dumps(record))
+    text = why(fake.store, "63.0 ± 0.8")
+    assert "CSAA on GlyphScenes at 200 images: last mAP 63.0000 ± 0.8165 over 4 seeds" in text
+    assert why(fake.store, "csaa/GlyphScenes/200 images").count("done") == 4
+    with pytest.raises(StoreError, match="with ratio '201 images'; did you mean '200 images'"):
+        why(fake.store, "csaa/GlyphScenes/201 images")
+    with pytest.raises(StoreError, match=r"'many' is not a ratio; write it as 0\.05, 5% or '100 images'"):
+        why(fake.store, "csaa/GlyphScenes/many")

@@ -62,9 +62,9 @@ def is_rule(rule: str) -> bool:
     return rule in SPLIT_RULES or _PER_CLASS.fullmatch(rule) is not None
 
 
-def sees_hidden_labels(rule: str) -> bool:
-    """Whether a rule reads the labels of all training images, of those that it leaves unlabelled too."""
-    return is_rule(rule) and rule != "published"
+def sees_hidden_labels(rule: str, unlabelled: int) -> bool:
+    """Whether a rule has read labels of images that it leaves unlabelled, of which there are so many."""
+    return is_rule(rule) and rule != "published" and unlabelled > 0
 
 
 def draw(dataset: Dataset, rule: str, ratio: float, seed: int) -> Partition:
@@ -82,16 +82,15 @@ def draw(dataset: Dataset, rule: str, ratio: float, seed: int) -> Partition:
             published subset.
     """
     if match := _PER_CLASS.fullmatch(rule):
-        labelled, unlabelled, few = per_class_indices(dataset.train.labels, int(match[1]), seed)
-        return Partition(
-            labelled, unlabelled, (_SEES.format(rule=rule), *_too_few(dataset, few, int(match[1])))
-        )
+        number = int(match[1])
+        labelled, unlabelled, few = per_class_indices(dataset.train.labels, number, seed)
+        return Partition(labelled, unlabelled, _too_few(dataset, few, number))
     check_rule(rule)
     if rule == "published":
         return Partition(*_as_known(*labelled_indices(len(dataset.train), ratio, seed), ratio, seed))
     if rule == "stratified":
         drawn = stratified_indices(dataset.train.labels, ratio, seed, dataset.classes)
-        return Partition(*drawn, (_SEES.format(rule=rule),))
+        return Partition(*drawn)
     count = labelled_count(len(dataset.train), ratio, seed)
     labelled, notes = lists.read(rule, dataset.train, ratio, seed, count)
     order = np.random.RandomState(seed).permutation(len(dataset.train)).astype(np.int64)
@@ -233,9 +232,6 @@ def per_class_indices(
             kept.append(place)
     labelled = np.array(kept[::-1], dtype=np.int64)
     return labelled, order[~np.isin(order, labelled)], np.flatnonzero(available < number)
-
-
-_SEES = "split '{rule}' was drawn with the labels of all training images, of the unlabelled ones too"
 
 
 def _too_few(dataset: Dataset, classes: NDArray[np.int64], number: int) -> tuple[str, ...]:

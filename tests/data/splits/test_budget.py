@@ -8,7 +8,7 @@ import pytest
 from benchmarks.data.dataset import Dataset, ImageSet
 from benchmarks.data.splits.budget import Budget, draw_budget, exact_ratio
 from benchmarks.data.splits.files import SplitRecord, Verifier, keep, load
-from benchmarks.data.splits.rules import labelled_indices, per_class_indices
+from benchmarks.data.splits.rules import labelled_indices, per_class_indices, sees_hidden_labels
 from methods.errors import UserError
 
 
@@ -101,8 +101,11 @@ def test_images_for_each_class_are_a_rule_that_looks_at_all_labels_and_says_so(l
     drawn, rule, ratio = draw_budget(dataset(labels), "published", Budget(per_class=4), 1)
     assert rule == "4-per-class"
     assert int(ratio * 400) == len(drawn.labelled)
-    assert "was drawn with the labels of all training images" in drawn.notes[0]
-    assert drawn.notes[1] == "1 classes have fewer than 4 training images, all are labelled: c11 (3)"
+    assert sees_hidden_labels(rule, len(drawn.unlabelled))
+    assert not sees_hidden_labels(rule, 0)
+    assert not sees_hidden_labels("published", 9)
+    (note,) = drawn.notes
+    assert note == "1 classes have fewer than 4 training images, all are labelled: c11 (3)"
     with pytest.raises(UserError, match="'4 per class' is a rule of its own and does not go with split"):
         draw_budget(dataset(labels), "stratified", Budget(per_class=4), 1)
     with pytest.raises(UserError, match="no training image shows a class"):
