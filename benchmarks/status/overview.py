@@ -208,6 +208,12 @@ def overview(
         if run.old and run.kind == "not started" and not run.job:
             run.kind, run.detail = SUPERSEDED, run.old[0].line()
         found.runs.append(run)
+    for launch in launches:
+        if launch.unsettled():
+            found.remarks.append(
+                f"launch {launch.folder.name} is submitting, or broke off: SLURM may have jobs that it "
+                "does not know; the next `run` or `cancel` settles it"
+            )
     if remark and found.of("submitted"):
         found.remarks.append(remark)
     if live is not None:

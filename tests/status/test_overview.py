@@ -7,6 +7,8 @@ import os
 import re
 import socket
 
+import pytest
+
 from benchmarks.status.overview import QueueCache, overview
 from benchmarks.status.progress_file import ProgressFile
 from benchmarks.status.view import plain
@@ -137,3 +139,56 @@ def test_a_damaged_failure_hides_no_other_run(folder):
     view = overview(folder.runs)
     assert view.counts() == {"done": 1, "failed": 1}
     assert "StoreError" in plain(view)
+
+
+def test_a_run_that_is_begun_and_lost_again_and_again_is_told(folder):
+    run_id = folder.add(1, "dead")
+    spec = {"dataset": {"alias": "toy"}, "method": "csaa", "label": "CSAA", "ratio": 0.05, "seed": 1}
+    folder.launch([run_id])
+    folder.answers(squeue="7_0|PENDING|launch failed requeued held|0:00|\n", sacct="")
+    assert "again and again" not in plain(overview(folder.runs))
+    for _ in range(4):
+        folder.store.claim(folder.place(run_id), spec).release()
+    text = section(plain(overview(folder.runs)), "preempted (1)")
+    assert "begun 5 times, again and again: look into its log" in text
+    assert "launch failed requeued held (its start failed: `scontrol release`" in text
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "word"),
+    [
+        (
+            "PENDING",
+            "ReqNodeNotAvail",
+            "ReqNodeNotAvail 1 (nodes that it needs are down, drained or reserved)",
+        ),
+        ("PENDING", "BadConstraints", "BadConstraints 1 (no node can offer what it asks for"),
+        ("PENDING", "QOSMinGRES", "QOSMinGRES 1 (it asks for less than the QOS requires"),
+        ("CONFIGURING", "None", "CONFIGURING 1 (its nodes are being started)"),
+        ("SUSPENDED", "None", "SUSPENDED 1 (stopped by SLURM"),
+    ],
+)
+def test_what_a_queued_job_waits_for_has_its_word(folder, state, reason, word):
+    folder.launch([folder.add(1, "not started")])
+    folder.answers(squeue=f"7_0|{state}|{reason}|0:00|\n", sacct="")
+    assert word in section(plain(overview(folder.runs)), "queued (1)")
+
+
+def test_a_job_that_died_at_its_start_shows_the_end_of_its_log(folder):
+    launch = folder.launch([folder.add(1, "not started")])
+    launch.log_folder.mkdir()
+    launch.log("7_0").write_text("slurmstepd: error: Detected 1 oom_kill event\n")
+    folder.answers(squeue="", sacct="7_0|OUT_OF_MEMORY\n")
+    text = section(plain(overview(folder.runs)), "submitted, but")
+    assert "before they began (1): OUT_OF_MEMORY 1 (killed by the memory limit: raise memory_gb" in text
+    assert "| slurmstepd: error: Detected 1 oom_kill event" in plain(overview(folder.runs))
+
+
+def test_a_submission_that_broke_off_is_a_remark(folder):
+    launch = folder.launch([folder.add(1, "not started")])
+    folder.answers(squeue="", sacct="")
+    assert overview(folder.runs).remarks == []
+    launch.intend("ssmll:1", [1])
+    (remark,) = overview(folder.runs).remarks
+    assert launch.folder.name in remark
+    assert "the next `run` or `cancel` settles it" in remark
