@@ -8,6 +8,7 @@ values given in Python make equal dataclasses: whole numbers become floats, list
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import types
 import typing
@@ -89,7 +90,7 @@ def build(cls: type[T], table: Mapping[str, Any], where: str, wording: Wording |
     """
     wording = wording or Wording()
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
-    kinds = typing.get_type_hints(cls)
+    kinds = _kinds(cls)  # type: ignore[arg-type]
     values = {}
     for name, value in table.items():
         said = {"where": where, "name": name, "value": value, "given": type(value).__name__}
@@ -110,6 +111,12 @@ def build(cls: type[T], table: Mapping[str, Any], where: str, wording: Wording |
         if required and name not in values:
             raise UserError(wording.missing.format(where=where, name=name, value=None, given="", near=""))
     return cls(**values)
+
+
+@functools.lru_cache(maxsize=256)
+def _kinds(cls: type) -> dict[str, Any]:
+    """The annotations of a dataclass; a grid builds the same few classes hundreds of times."""
+    return typing.get_type_hints(cls)
 
 
 def _fitted(value: Any, kind: Any) -> Any:

@@ -42,6 +42,7 @@ _WORDING = Wording(
     unknown="method {where!r}: unknown hyper-parameter {name!r}{near}",
     wrong="{where}.{name}: expected {kind}, got {value!r} ({given})",
     choice="{where}.{name}: unknown value {value!r}{near}",
+    missing="{where}.{name} has no default in its Hyper; give it under [hyper.{where}]",
 )
 
 _registered: dict[str, type[Any]] = {}

@@ -105,7 +105,7 @@ def test_pseudo_labelling_methods_record_their_quality(smoke):
 def test_status_plan_tables_and_why_read_the_store(smoke):
     command, _, _ = smoke
     assert "6 done" in command("status", "--grid", "smoke")[0]
-    assert command("plan", "--grid", "smoke")[0].count("done ") >= 6
+    assert command("plan", "--grid", "smoke", "--verbose")[0].count("done ") >= 6
     assert "csaa" in command("tables", "--grid", "smoke")[0]
     directory, result = result_of(command.runs, "csaa")
     told = command("why", directory.name.rsplit("-", 1)[1])[0]

@@ -1,7 +1,8 @@
 """The verb `prepare`: check datasets, download them where that is asked for, and cache their images.
 
 `prepare DATASET ...` takes what the options say; `prepare --grid NAME` takes every dataset of a
-grid as the grid looks at it, at every resolution it is needed at.
+grid as the grid looks at it, at every resolution it is needed at, and with --weights the weights and
+tokenizers of its backbones.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def add(verbs: options.Verbs) -> None:
         "prepare",
         prepare,
         help="check, download and cache datasets",
-        examples=["prepare voc2012 --download", "prepare --grid full --verify"],
+        examples=["prepare voc2012 --download", "prepare --grid full --weights --verify"],
         parents=[options.folders()],
     )
     option = parser.add_argument
@@ -67,6 +68,11 @@ def add(verbs: options.Verbs) -> None:
     )
     option("--cache", type=Path, default=None, help="where the cache goes (default: DATA/cache)")
     option("--download", action="store_true", help="download the official archives of an absent dataset")
+    option(
+        "--weights",
+        action="store_true",
+        help="with --grid: fetch, hash and list the weights and tokenizers of its backbones, too",
+    )
     option("--verify", action="store_true", help="hash all pictures and the whole cache again, and compare")
     option("--root", default=None, help="where the dataset lies, if not under --data")
     option(
@@ -127,8 +133,9 @@ def prepare(args: argparse.Namespace) -> int:
     cache = args.cache or workspace.cache
     if cache.resolve() != workspace.cache.resolve():
         progress.line(f"grids read their caches in {workspace.cache}, not in {cache}")
-    problems = []
-    for spec, sizes in _wanted(args).items():
+    wanted = _wanted(args)
+    problems = _bring_weights(args) if args.weights else []
+    for spec, sizes in wanted.items():
         try:
             _prepare(spec, sizes, cache, args, progress)
         except UserError as error:
@@ -136,6 +143,14 @@ def prepare(args: argparse.Namespace) -> int:
     if problems:
         raise UserError("\n".join(problems))
     return 0
+
+
+def _bring_weights(args: argparse.Namespace) -> list[str]:
+    """Fetch and list the weights of a grid; returns what could not be fetched."""
+    from benchmarks.cli import weights
+    from benchmarks.plan.grid import load
+
+    return weights.bring(load(args.grid), print)
 
 
 def _inspect(args: argparse.Namespace) -> int:
@@ -160,6 +175,8 @@ def _wanted(args: argparse.Namespace) -> dict[DatasetSpec, list[int]]:
     }
     if bool(args.datasets) == bool(args.grid):
         raise UserError("prepare: name either datasets or a --grid")
+    if args.weights and not args.grid:
+        raise UserError("prepare: --weights brings those of a grid's backbones: add --grid NAME")
     if args.grid:
         from benchmarks.plan.grid import load
 

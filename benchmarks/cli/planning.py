@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from benchmarks.cli.options import load_grid, workspace
 from benchmarks.plan import earlier, remembered
 from benchmarks.plan.summary import PlanSummary
-from benchmarks.progress import Progress, silent
+from benchmarks.progress import silent
+from benchmarks.provenance import cores
 from methods.errors import UserError
 
 if TYPE_CHECKING:
     from benchmarks.plan.grid import Grid
     from benchmarks.plan.jobs import Job
+    from benchmarks.plan.outlook import Outlook
 
 Counter = Callable[[str], Callable[[int, int], None]]
 
@@ -34,7 +35,7 @@ def resolved(
         UserError: a wrong grid file, absent data or weights.
     """
     place = workspace(args)
-    workers = args.workers or min(os.cpu_count() or 1, 8)
+    workers = args.workers or min(cores(), 8)
 
     def resolve(announce: Callable[[str], None]) -> tuple[Grid, list[Job]]:
         from benchmarks.plan import jobs
@@ -50,13 +51,18 @@ def recalled(args: argparse.Namespace) -> PlanSummary | None:
     return remembered.recall(_question(args), workspace(args))
 
 
-def summary(args: argparse.Namespace) -> PlanSummary:
-    """The summary of the plan, which is resolved only if something has changed.
+def complete(args: argparse.Namespace) -> Outlook:
+    """The grid's runs, all with their identity; nothing is made.
 
     Raises:
-        UserError: see `resolved`.
+        UserError: something is wrong with the grid, or absent, so that runs have no identity.
     """
-    return recalled(args) or resolved(args, Progress().counter)[2]
+    from benchmarks.plan.outlook import look
+
+    outlook = look(load_grid(args), workspace(args))
+    if not outlook.is_complete:
+        raise UserError("\n".join(outlook.problems or outlook.lacks))
+    return outlook
 
 
 def known(args: argparse.Namespace, remark: Callable[[str], None]) -> PlanSummary:
@@ -94,8 +100,9 @@ def known(args: argparse.Namespace, remark: Callable[[str], None]) -> PlanSummar
         if found is None:
             raise UserError(
                 f"{reason}; and no plan of grid {args.grid} is remembered in "
-                f"{place.runs / remembered.FOLDER}, so its runs are not known: `prepare` and `plan` it where "
-                "the data are; `tables` without --grid prints all that is finished"
+                f"{place.runs / remembered.FOLDER}, so its runs are not known: "
+                "`prepare` it and ask for its `status` where the data are; `tables` without "
+                "--grid prints all that is finished"
             ) from None
         remark(f"{found.remark()}; it cannot be made anew: {reason}")
         return found.plan

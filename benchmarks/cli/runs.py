@@ -19,6 +19,9 @@ from methods.errors import UserError
 from slurm.protocol import notice_of_group, place_in_group
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from benchmarks.cli.matrix import Entry
     from benchmarks.launch.local import Local
 
 
@@ -53,6 +56,7 @@ def add(verbs: options.Verbs) -> None:
         parents=[options.folders(), options.grid()],
     )
     _add_processes(plan_parser)
+    _add_verbose(plan_parser)
     plan_parser.add_argument(
         "--probe", action="store_true", help="measure a few steps of what was never measured, in jobs"
     )
@@ -72,7 +76,8 @@ def add(verbs: options.Verbs) -> None:
 
 def _add_execution(parser: argparse.ArgumentParser) -> None:
     """The options of the verbs that execute runs."""
-    parser.add_argument("--dry-run", action="store_true", help="show the plan and stop")
+    parser.add_argument("--dry-run", action="store_true", help="show the plan and stop; nothing is made")
+    _add_verbose(parser)
     parser.add_argument(
         "--checkpoint-seconds",
         type=float,
@@ -97,6 +102,10 @@ def _add_execution(parser: argparse.ArgumentParser) -> None:
     slurm.add_flags(parser)
 
 
+def _add_verbose(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--verbose", action="store_true", help="with a plan: list its runs, too")
+
+
 def _add_processes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--processes",
@@ -116,21 +125,25 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: bad usage, a wrong grid file, absent data or weights.
     """
+    if args.verbose and not args.dry_run:
+        raise UserError("--verbose lists the runs of a plan: add --dry-run")
     if args.launcher == "slurm":
         return _run_on_cluster(args)
     slurm.check_local(args)
     rank, world = place_in_group()
     if world > 1:
+        if args.dry_run:
+            raise UserError("--dry-run shows a plan: call it without torchrun")
         return _run_in_group(args, rank, world)
+    if args.dry_run:
+        return _show(args)
     progress, workspace = Progress(), options.workspace(args)
     remembered = planning.recalled(args)
-    if remembered is not None and (args.dry_run or not _missing(args, remembered, workspace)):
+    if remembered is not None and not _missing(args, remembered, workspace):
         for notice in remembered.notices:
             progress.line(notice)
-        return _dry_run(remembered, workspace) if args.dry_run else _finish(args, remembered, workspace)
+        return _finish(args, remembered, workspace)
     grid, jobs, summary = planning.resolved(args, progress.counter, progress.line)
-    if args.dry_run:
-        return _dry_run(summary, workspace)
     only = _missing(args, summary, workspace)
     missing = [job for job in jobs if job.spec.run_id in only]
     if missing:
@@ -146,9 +159,42 @@ def run(args: argparse.Namespace) -> int:
     return _finish(args, summary, workspace)
 
 
-def _dry_run(summary: PlanSummary, workspace: Workspace) -> int:
-    print(summary.overview(workspace))
+def _show(args: argparse.Namespace) -> int:
+    """Print the matrix of a grid, what it lacks and what is wrong with it; nothing is made.
+
+    Raises:
+        UserError: something is wrong with the grid or its files; what is absent only is no error.
+    """
+    from benchmarks.cli import matrix
+
+    workspace = options.workspace(args)
+    remembered = planning.recalled(args)
+    if remembered is not None and set(remembered.standing(workspace).values()) == {"done"}:
+        entries = matrix.entries_of(remembered, workspace)
+        print(f"{remembered.overview(workspace)}\n\n{matrix.text(entries)}")
+        _remark(remembered.remarks, entries if args.verbose else [])
+        return 0
+    from benchmarks.plan.outlook import look
+
+    outlook = look(options.load_grid(args), workspace)
+    entries, stages = matrix.entries(outlook, workspace, args.processes)
+    print(f"{matrix.overview(outlook, workspace)}\n\n{matrix.text(entries)}")
+    if stages:
+        print(f"\n{stages}")
+    if outlook.lacks:
+        print("\n".join(["", "missing:", *(f"  {line}" for line in outlook.lacks)]))
+    _remark(outlook.summary.remarks, entries if args.verbose else [])
+    if outlook.problems:
+        sys.stdout.flush()
+        raise UserError("\n".join(outlook.problems))
     return 0
+
+
+def _remark(remarks: Sequence[str], entries: Sequence[Entry]) -> None:
+    """Print remarks on data, splits and weights, and a line for each run."""
+    for lines in (remarks, [f"{entry.state:12} {entry.title}" for entry in entries]):
+        if lines:
+            print("\n".join(["", *lines]))
 
 
 def _missing(args: argparse.Namespace, summary: PlanSummary, workspace: Workspace) -> set[str]:
@@ -164,6 +210,11 @@ def _missing(args: argparse.Namespace, summary: PlanSummary, workspace: Workspac
 def _run_on_cluster(args: argparse.Namespace) -> int:
     progress, workspace = Progress(), options.workspace(args)
     asked = slurm.ready(args, options.load_grid(args), workspace, progress.line)
+    if args.dry_run:
+        outlook = planning.complete(args)
+        only = _missing(args, outlook.summary, workspace)
+        slurm.execute(args, outlook.grid, list(outlook.jobs), only, asked, workspace, progress.line)
+        return 0
     grid, jobs, summary = planning.resolved(args, progress.counter, progress.line)
     only = _missing(args, summary, workspace)
     if slurm.execute(args, grid, jobs, only, asked, workspace, progress.line):
@@ -195,8 +246,6 @@ def _run_in_group(args: argparse.Namespace, rank: int, world: int) -> int:
         Progress().line(notice_of_group(rank, world))
     workspace = options.workspace(args)
     grid, jobs, summary = planning.resolved(args, Progress().counter if main else silent)
-    if args.dry_run:
-        raise UserError("--dry-run shows a plan: call it without torchrun")
     kinds = process_kinds(jobs)
     if len(kinds) > 1:
         names = ", ".join(f"{precision} with {strategy}" for precision, strategy in kinds)
@@ -233,7 +282,7 @@ def _finish(args: argparse.Namespace, summary: PlanSummary, workspace: Workspace
 
 
 def plan(args: argparse.Namespace) -> int:
-    """Print the runs of a grid and their states; with SLURM, what they would cost.
+    """Print the matrix of a grid; with SLURM, what would be submitted, and its cost.
 
     Raises:
         UserError: bad usage, a wrong grid file, absent data or weights.
@@ -241,17 +290,11 @@ def plan(args: argparse.Namespace) -> int:
     progress, workspace = Progress(), options.workspace(args)
     if args.launcher == "slurm":
         asked = slurm.ready(args, options.load_grid(args), workspace, progress.line)
-        grid, jobs, _ = planning.resolved(args, progress.counter)
-        print(slurm.plan(args, grid, jobs, asked, workspace, progress.line))
+        outlook = planning.complete(args)
+        print(slurm.plan(args, outlook.grid, list(outlook.jobs), asked, workspace, progress.line))
         return 0
     slurm.check_local(args)
-    summary = planning.summary(args)
-    print(summary.overview(workspace))
-    for remark in summary.remarks:
-        print(remark)
-    for each, kind in summary.standing(workspace).items():
-        print(f"{kind:12} {each.title}")
-    return 0
+    return _show(args)
 
 
 def list_names(args: argparse.Namespace) -> int:

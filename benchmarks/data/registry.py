@@ -6,6 +6,7 @@ import dataclasses
 import os
 import re
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ from typing import Any
 from benchmarks.data.archives import catalogue as archives
 from benchmarks.data.dataset import Dataset
 from benchmarks.data.glyphscenes.classes import SEEDS
+from benchmarks.data.glyphscenes.classes import class_names as glyphscenes_names
 from benchmarks.data.readers import coco, csv_file, csv_table, glyphscenes, npy, nuswide, rules, voc
 from benchmarks.data.readers.base import Contents, Progress, Reader, Request
-from benchmarks.data.readers.class_names import prompt_names
+from benchmarks.data.readers.class_names import COCO, NUS, VOC, prompt_names
+from benchmarks.data.readers.index import read_only
 from benchmarks.data.splits.rules import check_rule
 from methods.errors import UserError, check_choice, nearest
 from methods.fields import Wording, build
@@ -210,6 +213,26 @@ class DatasetSpec:
         return build(cls, {**table, "split": split}, "", wording)
 
 
+class AbsentError(UserError):
+    """A dataset is not where it is looked for."""
+
+
+_CLASSES = {
+    "voc2007": len(VOC),
+    "voc2012": len(VOC),
+    "coco2014": len(COCO),
+    "nuswide": len(NUS),
+    "glyphscenes": len(glyphscenes_names()),
+    "glyphscenes-dev": len(glyphscenes_names()),
+}
+"""Numbers of classes that are known where the dataset is absent."""
+
+
+def number_of_classes(spec: DatasetSpec) -> int | None:
+    """The number of classes of a dataset, which need not be here; None where only its files say it."""
+    return len(spec.classes) or _CLASSES.get(spec.name)
+
+
 def available() -> list[str]:
     """Names of the datasets, sorted."""
     return sorted(READERS)
@@ -221,6 +244,7 @@ def open_dataset(
     *,
     progress: Progress | None = None,
     workers: int | None = None,
+    make: bool = True,
 ) -> Dataset:
     """Read a dataset's lists and labels; no image is decoded.
 
@@ -231,22 +255,29 @@ def open_dataset(
         data_root: folder of the datasets, one folder each.
         progress: called with (done, total) while the embedded dataset is rendered.
         workers: processes that render the embedded dataset; None is one for each core.
+        make: whether the embedded dataset is rendered where it is absent, and indexes are written.
 
     Raises:
-        UserError: it is absent (the message has the commands to download it), its files are wrong, its
-            counts are not the classic ones, or a class of `spec.classes` or `spec.prompts` is unknown.
+        AbsentError: it is absent (the message has the commands to download it).
+        UserError: its files are wrong, its counts are not the classic ones, or a class of `spec.classes` or
+            `spec.prompts` is unknown.
     """
     reader, root = READERS[spec.name], spec.folder(data_root)
     options = {option: getattr(spec, option) for option in OPTIONS}
     index = data_root / "cache" / "index"
-    found = reader.read(Request(root, index, **options, progress=progress, workers=workers))
+    if not make and renders(spec, data_root):
+        raise AbsentError(
+            f"dataset {spec.name!r} is not in {root}; `prepare {spec.name}` or a run renders it"
+        )
+    with nullcontext() if make else read_only():
+        found = reader.read(Request(root, index, **options, progress=progress, workers=workers))
     if found is None:
         how = (
             f"expected there: {reader.expects}"
             if reader.expects
             else f"get it with: {archives.commands(spec.name, root)}"
         )
-        raise UserError(f"dataset {spec.name!r} is not in {root}; {how}")
+        raise AbsentError(f"dataset {spec.name!r} is not in {root}; {how}")
     rules.check(found, root)
     notes = (*found.notes, *_check_counts(spec, found, root))
     prompts = prompt_names(found.classes, spec.prompts)

@@ -208,7 +208,10 @@ class WorkOrder:
         jobs = [job for job in jobs if job.spec.run_id in wanted]
         missing = wanted - {job.spec.run_id for job in jobs}
         if missing:
-            raise UserError(f"the grid changed while it was running: {len(missing)} runs are no longer in it")
+            raise UserError(
+                f"the grid {self.grid} or what it reads (recipe, modules, data, weights) has changed since "
+                f"it was started: {len(missing)} of {len(wanted)} runs are no longer in it; start it again"
+            )
         return jobs
 
     def tasks(self, jobs: Sequence[Job], bundle: int | None) -> list[tuple[Stage | None, Job]]:

@@ -3,14 +3,15 @@
 A grid crosses datasets, ratios, seeds and methods, and takes its training recipe from
 `benchmarks/recipes/`. Both files may be the user's own, given by path. Every name and value is checked
 before anything starts.
+
+`benchmarks.plan.paths` says where relative paths start.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-import os
-import re
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ import methods
 from benchmarks.data.registry import DatasetSpec
 from benchmarks.data.registry import available as available_datasets
 from benchmarks.data.splits.budget import Budget
+from benchmarks.plan import paths
 from benchmarks.plan.recipe import Kind, Recipe, check_strategy, recipe_of
 from benchmarks.plan.user_code import import_methods
 from benchmarks.workspace import REPOSITORY
@@ -49,8 +51,6 @@ GRID_KEYS = (
     "modules",
 )
 RECIPE_KEYS = ("description", "backbone", "recipe", "hyper", "dataset")
-DATASET_PATHS = ("root", "train", "test", "images", "split")
-"""Fields of a dataset in which ${NAME} and ~ are replaced."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,11 @@ class Grid:
     description: str
     cells: tuple[Cell, ...]
     path: Path
+
+    @property
+    def argument(self) -> str:
+        """What names the grid on a command line."""
+        return self.name if self.path.parent == HERE / "grids" else shlex.quote(str(self.path))
 
     @property
     def datasets(self) -> dict[DatasetSpec, list[int]]:
@@ -200,13 +205,13 @@ def load(name: str) -> Grid:
     recipe_name = table.get("recipe")
     if not isinstance(recipe_name, str):
         raise UserError(f"{where}: 'recipe' must name one of {', '.join(available('recipes'))}")
-    recipe_path, recipe = _read(recipe_name, "recipes", RECIPE_KEYS)
+    recipe_path, recipe = _read(paths.of_recipe(recipe_name, path.parent), "recipes", RECIPE_KEYS)
     rows = [_row(entry, where) for entry in _list(table, "methods", where)]
     _check_labels(rows, where)
-    usual = table.get("backbone", recipe.get("backbone"))
-    backbones = [_backbone_of(row, usual, where) for row in rows]
+    usual = (table["backbone"], path) if "backbone" in table else (recipe.get("backbone"), recipe_path)
+    backbones = [_backbone_of(row, usual, path) for row in rows]
     cells = []
-    for dataset in _datasets(table, where):
+    for dataset in _datasets(table, path):
         for value in _list(table, "ratios", where, (int, float, str)):
             budget = Budget.of(value, where)
             budget.rule(dataset.split, where)
@@ -320,12 +325,16 @@ def _check_labels(rows: Sequence[_Row], where: str) -> None:
             raise UserError(f"{where}: two methods are labelled {row.label!r}; give each a label")
 
 
-def _backbone_of(row: _Row, usual: str | dict[str, Any] | None, where: str) -> BackboneSpec:
-    """The backbone of a row: its own, or the grid's; checked for a text tower where one is needed."""
-    entry = row.backbone if row.backbone is not None else usual
+def _backbone_of(row: _Row, usual: tuple[str | dict[str, Any] | None, Path], path: Path) -> BackboneSpec:
+    """The backbone of a row: its own, or the usual one, each with the file that it stands in.
+
+    It is checked for a text tower where one is needed.
+    """
+    where = path.name
+    entry, file = (row.backbone, path) if row.backbone is not None else usual
     if entry is None:
         raise UserError(f"{where}: neither the grid nor its recipe names a backbone")
-    backbone = _backbone(entry, where if row.backbone is None else f"{where}, {row.label}")
+    backbone = _backbone(entry, where if row.backbone is None else f"{where}, {row.label}", file.parent)
     if methods.get(row.name).needs_vlm and not backbone.is_vlm:
         raise UserError(
             f"{where}: method {row.name!r} needs a vision-language backbone "
@@ -334,39 +343,32 @@ def _backbone_of(row: _Row, usual: str | dict[str, Any] | None, where: str) -> B
     return backbone
 
 
-def _datasets(table: dict[str, Any], where: str) -> list[DatasetSpec]:
-    found = [_dataset(entry, where) for entry in _list(table, "datasets", where)]
+def _datasets(table: dict[str, Any], path: Path) -> list[DatasetSpec]:
+    where = path.name
+    found = [_dataset(entry, where, path.parent) for entry in _list(table, "datasets", where)]
     for k, spec in enumerate(found):
         if any(spec != other and spec.alias == other.alias for other in found[:k]):
             raise UserError(f"{where}: two datasets are shown as {spec.alias!r}; give each an alias")
     return found
 
 
-def _dataset(entry: str | dict[str, Any], where: str) -> DatasetSpec:
+def _dataset(entry: str | dict[str, Any], where: str, folder: Path) -> DatasetSpec:
     wording = Wording(unknown="{where}: a dataset has no key {name!r}{near}")
     table: dict[str, Any] = {"name": entry} if isinstance(entry, str) else dict(entry)
     place = f"{where}: dataset {table.get('name', '')!r}"
     try:
-        return build(DatasetSpec, _expanded(table, DATASET_PATHS, place), place, wording)
+        return build(DatasetSpec, paths.of_dataset(table, folder, place), place, wording)
     except UserError as error:
         # What the dataclass itself finds wrong says the dataset and not the file.
         message = str(error)
         raise UserError(message if message.startswith(where) else f"{where}: {message}") from None
 
 
-def _backbone(entry: str | dict[str, Any], where: str) -> BackboneSpec:
+def _backbone(entry: str | dict[str, Any], where: str, folder: Path) -> BackboneSpec:
     wording = Wording(unknown="{where}: a backbone has no key {name!r}{near}")
     table: dict[str, Any] = {"name": entry} if isinstance(entry, str) else dict(entry)
     place = f"{where}: backbone {table.get('name', '')!r}"
-    return build(BackboneSpec, _expanded(table, ("weights",), place), place, wording)
-
-
-def _expanded(table: dict[str, Any], names: Sequence[str], where: str) -> dict[str, Any]:
-    """The table with variables and ~ replaced in fields that hold paths."""
-    return {
-        name: expand(value, where) if name in names and isinstance(value, str) else value
-        for name, value in table.items()
-    }
+    return build(BackboneSpec, paths.of_backbone(table, folder, place), place, wording)
 
 
 def _merged(budget: Budget, where: str, *tables: dict[str, Any]) -> dict[str, Any]:
@@ -391,15 +393,3 @@ def _merged(budget: Budget, where: str, *tables: dict[str, Any]) -> dict[str, An
                     f"{budget.key}; add it or a 'default'"
                 )
     return merged
-
-
-def expand(text: str, where: str) -> str:
-    """Replace ${NAME} by the environment variable NAME and ~ by the home folder."""
-
-    def value(match: re.Match[str]) -> str:
-        found = os.environ.get(match[1])
-        if found is None:
-            raise UserError(f"{where}: {text!r} needs the environment variable {match[1]}: set it")
-        return found
-
-    return os.path.expanduser(re.sub(r"\$\{(\w+)\}", value, text))

@@ -26,7 +26,7 @@ from benchmarks.progress import silent
 from benchmarks.workspace import Workspace
 from methods.backbones import BackboneSpec
 from methods.backbones.conventions import conventions
-from methods.backbones.load import weights_digest
+from methods.backbones.load import bring, weights_digest
 from methods.errors import UserError
 from methods.fields import identified
 
@@ -217,17 +217,24 @@ def resolve(
         announce: called with one-line remarks on the preparation.
 
     Raises:
-        UserError: datasets are absent (all are named, with the commands that fetch them); a split differs
-            from the file that an earlier call wrote; or as in `jobs`.
+        UserError: datasets, weights or tokenizers are absent (all are named, with what brings them); a split
+            differs from the file that an earlier call wrote; or as in `jobs`.
     """
     opened, prepared, problems = {}, {}, []
-    for spec, sizes in grid.datasets.items():
+    for backbone in dict.fromkeys(cell.backbone for cell in grid.cells):
         try:
-            dataset = open_dataset(spec, workspace.data, progress=progress(f"render {spec.name}"))
-            opened[spec] = dataset
+            bring(backbone)  # before hours are spent on images
         except UserError as error:
             problems.append(str(error))
-            continue
+    for spec in grid.datasets:
+        try:
+            opened[spec] = open_dataset(spec, workspace.data, progress=progress(f"render {spec.name}"))
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError("\n".join(problems))
+    for spec, sizes in grid.datasets.items():
+        dataset = opened[spec]
         for size in sizes:
             prepared[spec, size] = prepare(
                 dataset,
@@ -238,8 +245,6 @@ def resolve(
                 progress=progress(f"prepare {dataset.name} at {size} px"),
                 announce=announce,
             )
-    if problems:
-        raise UserError("\n".join(problems))
     found = jobs(grid, prepared)
     _keep_splits(found, opened, workspace)
     return found
@@ -256,7 +261,7 @@ def uncached(grid: Grid, workspace: Workspace) -> list[str]:
         if renders(spec, workspace.data):
             found.append(spec.name)
             continue
-        dataset = open_dataset(spec, workspace.data, progress=silent("open"))
+        dataset = open_dataset(spec, workspace.data, progress=silent("open"), make=False)
         found += [
             f"{dataset.name} at {size} px"
             for size in sizes
@@ -340,7 +345,7 @@ def _resolved(grid: Grid, prepared: dict[tuple[DatasetSpec, int], Prepared]) -> 
         dataset = prepared[cell.dataset, cell.recipe.resolution].dataset
         key = (cell.method, repr(cell.hyper), len(dataset.classes), cell.backbone)
         if key not in known:
-            known[key] = resolved_hyper(cell, len(dataset.classes), f"grid {grid.name}", dataset.name)
+            known[key] = resolved_hyper(cell, len(dataset.classes), grid.path.name, dataset.name)
         cells.append(dataclasses.replace(cell, hyper=known[key]))
     return dataclasses.replace(grid, cells=tuple(cells))
 

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from methods.backbones.base import Backbone
 from methods.backbones.conventions import conventions
 from methods.backbones.formats import weights_format
+from methods.backbones.hub import tokenizer_options
 from methods.backbones.open_clip_models import tag_file, tag_of
 from methods.backbones.spec import GLYPHCLIP, BackboneSpec
 from methods.backbones.text_tower import TextTower
@@ -248,7 +249,7 @@ def load_open_clip(spec: BackboneSpec, resolution: int) -> VisionLanguageModel:
         model = open_clip.create_model(
             spec.model, pretrained=None, device="cpu", pretrained_text=False, quick_gelu=demands.quick_gelu
         )
-        tokenizer = open_clip.get_tokenizer(spec.model)
+        tokenizer = open_clip.get_tokenizer(spec.model, **tokenizer_options(spec))
     _check_activation(model, bool(demands.quick_gelu), description)
     if tag:
         _load_tag(model, Path(str(file)), description)

@@ -15,7 +15,7 @@ from collections.abc import Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from methods.backbones.open_clip_models import model_config, tag_of
+from methods.backbones.open_clip_models import model_config, pretrained_tags, tag_entry, tag_of
 from methods.backbones.spec import BackboneSpec
 from methods.errors import UserError, nearest
 
@@ -177,12 +177,10 @@ def _glyphclip(spec: BackboneSpec) -> _Published:
 
 
 def _open_clip(spec: BackboneSpec) -> _Published:
-    import open_clip
-
     own = Conventions(bool(model_config(spec).get("quick_gelu", False)), CLIP_MEAN, CLIP_STD)
     tags = {}
-    for tag in open_clip.list_pretrained_tags_by_model(spec.model):
-        entry = open_clip.get_pretrained_cfg(spec.model, tag)
+    for tag in pretrained_tags(spec.model):
+        entry = tag_entry(spec.model, tag)
         # An entry names the activation only where it is not GELU, or not at all: roberta-ViT-B-32's is older
         # than that field, and its configuration is the one that it was trained with.
         quick_gelu = bool(entry.get("quick_gelu", own.quick_gelu))

@@ -61,3 +61,17 @@ def weights_file(spec: BackboneSpec) -> Path | None:
     from methods.backbones.open_clip_models import tag_file
 
     return tag_file(spec)
+
+
+def bring(spec: BackboneSpec) -> None:
+    """Have the weights of a backbone and what it needs from the hub here, fetched where they are not.
+
+    Raises:
+        UserError: something cannot be fetched, or is not what it should be.
+    """
+    from methods.backbones.hub import parts
+
+    weights_digest(spec)
+    for part in parts(spec):
+        if not part.files():
+            part.fetch()

@@ -1,15 +1,68 @@
 """What open_clip knows of its models: configurations, pretrained tags and their files; no torch at import.
 
-Importing open_clip takes as long as importing torch, so it is done where one of its models is asked for.
+Importing open_clip takes three times as long as importing torch. Its table of pretrained tags and its
+configurations are files of their own, and are read without it where nothing else has imported it.
 """
 
 from __future__ import annotations
 
+import copy
+import functools
+import importlib
+import importlib.util
+import json
+import os
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
+from methods.backbones.hub_cache import cached
 from methods.backbones.spec import BackboneSpec
 from methods.errors import UserError, nearest
+
+_TABLES = "_ssmll_bench_open_clip"
+"""Name in `sys.modules` of open_clip's folder as a package that executes nothing when it is imported."""
+
+
+def model_names() -> list[str]:
+    """Names of open_clip's models."""
+    loaded = sys.modules.get("open_clip")
+    return loaded.list_models() if loaded is not None else sorted(_configurations())
+
+
+def pretrained_tags(model: str) -> list[str]:
+    """Names of the pretrained tags of a model."""
+    return list(_pretrained().list_pretrained_tags_by_model(model))
+
+
+def tag_entry(model: str, tag: str) -> dict[str, Any]:
+    """Open_clip's entry of a pretrained tag: where its file is, and what it was trained with."""
+    return dict(_pretrained().get_pretrained_cfg(model, tag))
+
+
+def _folder() -> Path:
+    found = importlib.util.find_spec("open_clip")  # finds it without importing it
+    if found is None or not found.submodule_search_locations:
+        raise UserError("open_clip is not installed: pip install open_clip_torch")
+    return Path(next(iter(found.submodule_search_locations)))
+
+
+def _pretrained() -> Any:
+    """The module `open_clip.pretrained`."""
+    if "open_clip" in sys.modules:
+        return importlib.import_module("open_clip.pretrained")
+    if _TABLES not in sys.modules:
+        package = types.ModuleType(_TABLES)
+        package.__path__ = [str(_folder())]
+        sys.modules[_TABLES] = package
+    return importlib.import_module(f"{_TABLES}.pretrained")
+
+
+@functools.cache
+def _configurations() -> dict[str, Path]:
+    """The files of the configurations, by the model's name."""
+    return {path.stem: path for path in (_folder() / "model_configs").glob("*.json")}
 
 
 def model_config(spec: BackboneSpec) -> dict[str, Any]:
@@ -18,13 +71,14 @@ def model_config(spec: BackboneSpec) -> dict[str, Any]:
     Raises:
         UserError: unknown model.
     """
-    import open_clip
-
-    config = open_clip.get_model_config(spec.model) if ":" not in spec.model else None
+    loaded = sys.modules.get("open_clip")
+    config = None
+    if loaded is not None:
+        config = loaded.get_model_config(spec.model) if ":" not in spec.model else None
+    elif spec.model in _configurations():
+        config = json.loads(_configurations()[spec.model].read_text(encoding="utf-8"))
     if config is None:
-        raise UserError(
-            f"unknown open_clip model {spec.model!r}{nearest(spec.model, open_clip.list_models())}"
-        )
+        raise UserError(f"unknown open_clip model {spec.model!r}{nearest(spec.model, model_names())}")
     return config
 
 
@@ -34,11 +88,9 @@ def tag_of(spec: BackboneSpec) -> str:
     Raises:
         UserError: the model has no such tag.
     """
-    import open_clip
-
     if spec.file is not None or not spec.weights:
         return ""
-    tags = open_clip.list_pretrained_tags_by_model(spec.model)
+    tags = pretrained_tags(spec.model)
     if spec.weights not in tags:
         raise UserError(
             f"open_clip model {spec.model!r} has no pretrained tag {spec.weights!r}"
@@ -59,21 +111,54 @@ def has_attention_pool(spec: BackboneSpec) -> bool:
     return isinstance(model_config(spec)["vision_cfg"].get("layers"), list | tuple)
 
 
+def tag_source(spec: BackboneSpec) -> str:
+    """Where open_clip fetches a pretrained tag: its file on the hub, or an address."""
+    entry = tag_entry(spec.model, tag_of(spec))
+    return str(entry.get("hf_hub") or entry.get("url") or entry.get("file"))
+
+
+def cached_tag_file(spec: BackboneSpec) -> Path | None:
+    """Return the local file of a pretrained tag, where `tag_file` would find it; None if it is not here.
+
+    Nothing is fetched, and the network is not asked.
+
+    Raises:
+        UserError: unknown tag.
+    """
+    entry = tag_entry(spec.model, tag_of(spec))
+    if "file" in entry:
+        return Path(entry["file"]) if Path(entry["file"]).is_file() else None
+    if entry.get("hf_hub"):
+        repository, name = os.path.split(entry["hf_hub"])
+        module = _pretrained()
+        name = name or module.HF_WEIGHTS_NAME
+        for each in (*module._get_safe_alternatives(name), name):
+            found = cached(repository, each)
+            if found is not None:
+                return found
+        return None
+    place = Path("~/.cache/clip").expanduser() / os.path.basename(entry["url"])
+    return place if place.is_file() else None
+
+
 def tag_file(spec: BackboneSpec) -> Path:
     """Return the local file of a pretrained tag; open_clip downloads it if it is missing.
+
+    A file that is in the hub's cache is taken without asking the hub, so that a machine without a route to it
+    does not wait for its answer.
 
     Raises:
         UserError: unknown tag, or it cannot be fetched.
     """
-    import open_clip
-
-    cfg = open_clip.get_pretrained_cfg(spec.model, tag_of(spec))
+    entry = tag_entry(spec.model, tag_of(spec))
+    found = cached_tag_file(spec) if entry.get("hf_hub") else None
+    if found is not None:
+        return found
     try:
-        return Path(open_clip.download_pretrained(cfg))
+        return Path(_pretrained().download_pretrained(copy.deepcopy(entry)))
     except Exception as error:  # urllib, huggingface_hub and requests each have their own
-        source = cfg.get("hf_hub") or cfg.get("url")
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
             f"cannot fetch the weights {spec.weights!r} of {spec.model} ({reason}); on a machine "
-            f"with a network fetch {source!r}, copy the file here and set weights to its path"
+            f"with a network fetch {tag_source(spec)!r}, copy the file here and set weights to its path"
         ) from error

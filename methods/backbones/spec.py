@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,11 +80,13 @@ class BackboneSpec:
         """The weights file; None for random weights and for a pretrained tag."""
         if self.name == "glyphclip":
             return Path(self.weights) if self.weights else GLYPHCLIP / "glyphclip.safetensors"
-        if not self.weights or (self.family == "open_clip" and not _looks_like_file(self.weights)):
+        if not self.weights or (self.family == "open_clip" and not looks_like_file(self.weights)):
             return None
         return Path(self.weights)
 
 
-def _looks_like_file(weights: str) -> bool:
-    path = Path(weights)
-    return path.is_file() or len(path.parts) > 1 or path.suffix in (".safetensors", ".pt", ".pth", ".bin")
+def looks_like_file(weights: str) -> bool:
+    """Whether weights of open_clip are a file's path, and no pretrained tag, whatever is on the disk."""
+    return (
+        "/" in weights or os.sep in weights or Path(weights).suffix in (".safetensors", ".pt", ".pth", ".bin")
+    )

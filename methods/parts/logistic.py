@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import minimize
 from torch.nn import functional as F
 
 STARTS = tuple(10.0**k for k in (-6, -4, -2, 0, 2, 4, 6))
@@ -116,6 +115,9 @@ class LogisticRegressions:
                 [self.coordinates.T @ slope + penalty * w[:-1], slope.sum(dim=0, keepdim=True)]
             )
             return float(loss), (gradient * unit).numpy().ravel()
+
+        # Here: planning a grid imports the methods, and SciPy's optimisers take a third as long as torch.
+        from scipy.optimize import minimize
 
         guess = torch.zeros(unit.shape, dtype=torch.float64)
         guess[-1] = torch.logit(share)

@@ -68,7 +68,7 @@ def test_status_and_plan_count_them_apart(earlier, capsys):
     counts = "4 runs (2 superseded, 1 done, 1 not started)"
     assert main(["run", "--grid", "grid.toml", "--dry-run"]) == 0
     assert counts in capsys.readouterr().out
-    assert main(["plan", "--grid", "grid.toml"]) == 0
+    assert main(["plan", "--grid", "grid.toml", "--verbose"]) == 0
     out = capsys.readouterr().out
     assert out.count("\nsuperseded   ") == 2
     assert main(["status", "--grid", "grid.toml"]) == 0
@@ -119,7 +119,7 @@ def test_why_names_the_run_of_the_plan_that_supersedes(earlier, capsys):
     assert ", because\n" in out
     assert "\n    dataset.digest 00000000… → " in out
     (line,) = [line for line in out.splitlines() if line.startswith("superseded by ")]
-    assert main(["plan", "--grid", "grid.toml"]) == 0
+    assert main(["plan", "--grid", "grid.toml", "--verbose"]) == 0
     assert f"seed=1 [{line.split()[2][:8]}]" in capsys.readouterr().out
     assert main(["why", f"{record['metrics']['last']['mAP']:.2f}"]) == 0
     assert "superseded by [" in capsys.readouterr().out

@@ -172,7 +172,7 @@ def test_a_grid_that_changed_is_noticed(tiny):
     grid, jobs, workspace = tiny
     settings = {"module": WORKER, "strategy": None, "checkpoint_seconds": 1.0, "hang_seconds": 1.0}
     made = WorkOrder.make(grid, workspace, ["0" * 64, jobs["csaa"].spec.run_id], **settings)
-    with pytest.raises(UserError, match="the grid changed while it was running: 1 runs are no longer in it"):
+    with pytest.raises(UserError, match="has changed since it was started: 1 of 2 runs are no longer in it"):
         made.resolve()
 
 

@@ -191,16 +191,16 @@ def test_runs_that_differ_in_the_backbone_share_nothing(load, monkeypatch):
     [
         (
             '[{ name = "csaa", label = "wide", hyper = { num_contexts = 41 } }]',
-            "grid mine, wide on voc2007: num_contexts is 41; with 40 labels it must lie between 2 and 40",
+            "mine.toml, wide on voc2007: num_contexts is 41; with 40 labels it must lie between 2 and 40",
         ),
         ('[{ name = "csaa", hyper = { num_contexts = 1 } }]', "num_contexts is 1; with 40 labels"),
         (
             f'[{{ name = "supervised", hyper = {{ init = "text" }}, {PLAIN} }}]',
-            "grid mine, supervised on voc2007: init = 'text' needs a text tower, torchvision/resnet50 has",
+            "mine.toml, supervised on voc2007: init = 'text' needs a text tower, torchvision/resnet50 has",
         ),
         (
             '[{ name = "dualcoop", backbone = "open_clip/ViT-B-32" }]',
-            "grid mine, dualcoop on voc2007: dualcoop.locations = 'code' needs an attention-pool .*ViT-B-32",
+            "mine.toml, dualcoop on voc2007: dualcoop.locations = 'code' needs an attention-pool .*ViT-B-32",
         ),
     ],
 )

@@ -61,7 +61,8 @@ def place(tmp_path, voc_root, monkeypatch) -> Place:
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setenv("TEST_WEIGHTS", str(tmp_path / "w.safetensors"))
     made = Place(tmp_path, voc_root)
-    assert made.call("plan") == 0
+    assert made.call("prepare") == 0
+    assert made.call("status") == 0
     return made
 
 
@@ -76,17 +77,19 @@ def resolved(monkeypatch) -> list[int]:
 
 def test_a_plan_is_resolved_once_while_nothing_changes(place, resolved, capsys):
     capsys.readouterr()
-    assert place.call("plan") == 0
-    first = capsys.readouterr().out
-    assert first.startswith("grid grid: 2 runs (2 not started), 1 shared stages\n")
     assert place.call("status") == 0
-    assert "2 not started" in capsys.readouterr().out
-    assert place.call("run", "--dry-run") == 0
-    assert "2 runs (2 not started)" in capsys.readouterr().out
+    first = capsys.readouterr().out
+    assert "2 runs (2 not started)" in first
+    for verb in (("plan",), ("run", "--dry-run")):
+        assert place.call(*verb) == 0
+        out = capsys.readouterr().out
+        assert out.startswith("grid grid: 2 runs (2 not started), 1 shared stages\n")
     assert not resolved
     shutil.rmtree(place.workspace.runs / "plans")
-    assert place.call("plan") == 0
-    assert capsys.readouterr().out == first
+    assert place.call("plan") == 0  # makes nothing, and remembers nothing
+    assert not (place.workspace.runs / "plans").exists()
+    assert place.call("status") == 0
+    assert first in capsys.readouterr().out
     assert resolved == [1]
     assert place.recalled()
 
@@ -168,9 +171,9 @@ def test_a_copy_with_other_times_is_the_same(place):
 
 def test_each_part_of_a_grid_has_its_own_plan(place, capsys):
     capsys.readouterr()
-    assert place.call("plan", "--methods", "zero_shot") == 0
-    assert capsys.readouterr().out.startswith("grid grid: 1 runs")
-    assert place.call("plan") == 0
+    assert place.call("status", "--methods", "zero_shot") == 0
+    assert capsys.readouterr().out.startswith("grid grid: 1 run ")
+    assert place.call("status") == 0
     assert capsys.readouterr().out.startswith("grid grid: 2 runs")
     part = Question(str(place.grid), methods=["zero_shot"])
     assert [run.label for run in recall(part, place.workspace).runs] == ["zero_shot"]
@@ -188,7 +191,7 @@ def test_a_damaged_file_is_ignored_and_rewritten(place, capsys):
         file.write_bytes(content)
         assert not place.recalled()
     capsys.readouterr()
-    assert place.call("plan") == 0
+    assert place.call("status") == 0
     out, err = capsys.readouterr()
     assert "Traceback" not in err
     assert out.startswith("grid grid: 2 runs")
@@ -199,7 +202,7 @@ def test_a_store_that_cannot_be_written_costs_time_only(place, capsys):
     shutil.rmtree(place.workspace.runs)
     place.workspace.runs.mkdir()
     (place.workspace.runs / "plans").write_text("in the way")
-    assert place.call("plan") == 0
+    assert place.call("status") == 0
     assert "2 not started" in capsys.readouterr().out
     assert not place.recalled()
 
@@ -215,7 +218,7 @@ def test_what_changes_while_it_is_resolved_is_not_remembered(place, monkeypatch)
         return found
 
     monkeypatch.setattr(jobs, "resolve", disturbed)
-    assert place.call("plan") == 0
+    assert place.call("status") == 0
     assert not place.recalled()
     assert not list(place.workspace.runs.glob("plans/*"))
 
@@ -223,7 +226,7 @@ def test_what_changes_while_it_is_resolved_is_not_remembered(place, monkeypatch)
 def test_two_calls_at_once_leave_one_plan(place):
     shutil.rmtree(place.workspace.runs / "plans")
     command = CommandLine(place.folder)
-    argv = ("plan", "--grid", str(place.grid), "--workers", "1")
+    argv = ("status", "--grid", str(place.grid), "--workers", "1")
     both = [command.start(*argv) for _ in range(2)]
     outs = [process.communicate(timeout=300) for process in both]
     assert [process.returncode for process in both] == [0, 0], outs

@@ -43,6 +43,7 @@ from benchmarks.data.glyphscenes.drawing import (
     place,
     shape_mask,
 )
+from benchmarks.provenance import cores
 
 __all__ = [
     "GlyphObject",
@@ -293,7 +294,7 @@ def write(
         for start in range(0, count, _PART)
     ]
     found: dict[str, list[dict[str, Any]]] = {split: [] for split in missing}
-    with _mapper(min(len(jobs), workers or min(8, os.cpu_count() or 1))) as run:
+    with _mapper(min(len(jobs), workers or min(8, cores()))) as run:
         for job, part in zip(jobs, run(_render_part, jobs), strict=True):
             found[job[2]] += part
             done += len(part)

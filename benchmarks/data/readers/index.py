@@ -13,8 +13,9 @@ import io
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ from results.files import atomic_write_bytes
 VERSION = 1
 YOUNG = 2.0
 """Seconds: a file modified more recently may change again within the resolution of its time stamp."""
+
+_WRITES: ContextVar[bool] = ContextVar("_WRITES", default=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +51,16 @@ class Parsed:
     parents: tuple[str, ...] = ()
 
 
+@contextmanager
+def read_only() -> Iterator[None]:
+    """Within the block indexes are read, and none is written."""
+    before = _WRITES.set(False)
+    try:
+        yield
+    finally:
+        _WRITES.reset(before)
+
+
 def parsed(file: Path, reader: str, folder: Path | None, parse: Callable[[Path], Parsed]) -> Parsed:
     """The content of a file, from its index if that is valid.
 
@@ -67,7 +80,7 @@ def parsed(file: Path, reader: str, folder: Path | None, parse: Callable[[Path],
     if found is not None:
         return found
     content = parse(file)
-    if state_of(file, reader) == state and time.time() - file.stat().st_mtime > YOUNG:
+    if _WRITES.get() and state_of(file, reader) == state and time.time() - file.stat().st_mtime > YOUNG:
         with suppress(OSError):  # on a full or read-only disk the file is parsed again next time
             folder.mkdir(parents=True, exist_ok=True)
             atomic_write_bytes(index, pack(content, state))

@@ -1,0 +1,167 @@
+"""What is known of a grid before anything is prepared: for `plan` and `--dry-run`, which make nothing.
+
+Nothing is rendered, decoded, fetched or written. A run has its identity where its images are in the cache and
+its weights are here; its state is then in the store. Of the others the state is unknown. What a grid lacks is
+listed, each with what brings it. What is wrong with a grid (hyper-parameters that cannot work with a number
+of classes, weights that are no weights) is found as far as it can be: the classic datasets have a known
+number of classes where they are absent, too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from benchmarks.data.cache.prepared import Prepared, find
+from benchmarks.data.registry import AbsentError, DatasetSpec, number_of_classes, open_dataset
+from benchmarks.plan.grid import Cell, Grid
+from benchmarks.plan.jobs import Job, jobs, remarks, resolved_hyper
+from benchmarks.plan.summary import PlanSummary
+from benchmarks.workspace import Workspace
+from methods.backbones.conventions import conventions
+from methods.backbones.formats import weights_format
+from methods.backbones.hub import parts
+from methods.backbones.open_clip_models import cached_tag_file, tag_source
+from methods.backbones.spec import BackboneSpec
+from methods.errors import UserError
+from results.text import one_line
+
+UNKNOWN = "unknown"
+"""State of a run that has no identity yet."""
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What is known of a grid.
+
+    Attributes:
+        grid: the grid.
+        jobs: the runs that have an identity, in the order of the grid.
+        states: state of each cell of the grid, in its order; `UNKNOWN` where it has no identity.
+        summary: the runs that have an identity.
+        lacks: what has to be brought or made, a line each, with what does it.
+        problems: what is wrong with the grid or its files, a line each.
+    """
+
+    grid: Grid
+    jobs: tuple[Job, ...]
+    states: tuple[str, ...]
+    summary: PlanSummary
+    lacks: tuple[str, ...]
+    problems: tuple[str, ...]
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every run has its identity."""
+        return len(self.jobs) == len(self.grid.cells)
+
+
+def look(grid: Grid, workspace: Workspace) -> Outlook:
+    """Find out what is known of a grid; nothing is made.
+
+    Args:
+        grid: the cells.
+        workspace: where data and runs lie; the folders need not exist.
+    """
+    lacks: dict[str, None] = {}
+    problems: dict[str, None] = {}
+    prepared: dict[tuple[DatasetSpec, int], Prepared] = {}
+    classes: dict[DatasetSpec, int | None] = {}
+    for spec, sizes in grid.datasets.items():
+        classes[spec] = number_of_classes(spec)
+        try:
+            dataset = open_dataset(spec, workspace.data, make=False)
+            classes[spec] = len(dataset.classes)
+            for size in sizes:
+                found = find(dataset, size, workspace.cache, skip_bad=spec.skip_bad)
+                if found is not None:
+                    prepared[spec, size] = found
+                else:
+                    lacks[
+                        f"{spec.alias} at {size} px is not prepared: a run prepares it, and so does "
+                        f"`prepare --grid {grid.argument}`"
+                    ] = None
+        except AbsentError as error:
+            lacks[str(error)] = None
+        except UserError as error:
+            problems[str(error)] = None
+    ready = {}
+    for backbone in dict.fromkeys(cell.backbone for cell in grid.cells):
+        missing, wrong = _backbone(backbone, grid)
+        lacks.update(dict.fromkeys(missing))
+        problems.update(dict.fromkeys(wrong))
+        ready[backbone] = not missing and not wrong
+    problems.update(dict.fromkeys(_tasks(grid, classes)))
+    known = [
+        k
+        for k, cell in enumerate(grid.cells)
+        if ready[cell.backbone] and (cell.dataset, cell.recipe.resolution) in prepared
+    ]
+    found_jobs: list[Job] = []
+    if known and not problems:
+        part = dataclasses.replace(grid, cells=tuple(grid.cells[k] for k in known))
+        try:
+            found_jobs = jobs(part, prepared)
+        except UserError as error:
+            problems[str(error)] = None
+    summary = PlanSummary.of(grid.name, found_jobs, workspace, remarks(found_jobs))
+    kinds = iter(summary.standing(workspace).values())
+    states = dict(zip(known if found_jobs else [], kinds, strict=True))
+    return Outlook(
+        grid,
+        tuple(found_jobs),
+        tuple(states.get(k, UNKNOWN) for k in range(len(grid.cells))),
+        summary,
+        tuple(lacks),
+        tuple(problems),
+    )
+
+
+def title(cell: Cell) -> str:
+    """A run's name for people, before it has an identity."""
+    return one_line(f"{cell.label} · {cell.dataset.alias} p={cell.ratio:g} seed={cell.seed}")
+
+
+def _tasks(grid: Grid, classes: dict[DatasetSpec, int | None]) -> list[str]:
+    """What is wrong with hyper-parameters, for numbers of classes that are known."""
+    found: dict[str, None] = {}
+    seen = set()
+    for cell in grid.cells:
+        count = classes[cell.dataset]
+        key = (cell.method, repr(cell.hyper), count, cell.backbone, cell.dataset.alias)
+        if count is None or key in seen:
+            continue
+        seen.add(key)
+        try:
+            resolved_hyper(cell, count, grid.path.name, cell.dataset.alias)
+        except UserError as error:
+            found[str(error)] = None
+    return list(found)
+
+
+def _backbone(spec: BackboneSpec, grid: Grid) -> tuple[list[str], list[str]]:
+    """What a backbone lacks here, and what is wrong with it."""
+    try:
+        conventions(spec)  # a tag that there is not, or fields that contradict it
+        lacks = [
+            f"{part.what} {part.repository!r} of {part.model} is not here: `prepare --grid {grid.argument} "
+            f"--weights` fetches it; without a network: {part.bring()}"
+            for part in parts(spec)
+            if not part.files()
+        ]
+        file = spec.file
+        if file is not None and not file.is_file():
+            lacks.append(f"weights of {spec.name}: {file} does not exist; copy the file there")
+        elif file is None and spec.weights:
+            file = cached_tag_file(spec)
+            if file is None:
+                lacks.append(
+                    f"weights {spec.weights!r} of {spec.name} are not here: `prepare --grid {grid.argument} "
+                    f"--weights` fetches them ({tag_source(spec)}); without a network: copy the file and set "
+                    "`weights` in [backbone] to its path"
+                )
+        if file is not None and file.is_file():
+            weights_format(file)
+    except UserError as error:
+        return [], [f"{grid.path.name}: {error}"]
+    return lacks, []
