@@ -48,7 +48,7 @@ def entries(outlook: Outlook, workspace: Workspace, processes: int) -> tuple[lis
         processes: processes that train each run together.
     """
     from benchmarks.launch.estimate import Estimates
-    from benchmarks.plan.outlook import title
+    from benchmarks.plan.outlook import column, title
 
     estimates = Estimates(workspace, processes=processes)
     found = []
@@ -61,7 +61,7 @@ def entries(outlook: Outlook, workspace: Workspace, processes: int) -> tuple[lis
         found.append(
             Entry(
                 cell.dataset.alias,
-                f"p={cell.ratio:g}",
+                column(cell),
                 cell.label,
                 state,
                 None if seconds is None else seconds / 3600,
@@ -88,7 +88,14 @@ def overview(outlook: Outlook, workspace: Workspace) -> str:
 def entries_of(summary: PlanSummary, workspace: Workspace) -> list[Entry]:
     """The runs of a plan that is done: nothing is left that costs something."""
     return [
-        Entry(run.dataset, f"p={run.ratio:g}", run.label, kind, 0.0 if kind == "done" else None, run.title)
+        Entry(
+            run.dataset,
+            run.budget or f"p={run.ratio:g}",
+            run.label,
+            kind,
+            0.0 if kind == "done" else None,
+            run.title,
+        )
         for run, kind in summary.standing(workspace).items()
     ]
 

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from benchmarks.data.cache.prepared import Prepared, find
 from benchmarks.data.registry import AbsentError, DatasetSpec, number_of_classes, open_dataset
 from benchmarks.plan.grid import Cell, Grid
-from benchmarks.plan.jobs import Job, jobs, remarks, resolved_hyper
+from benchmarks.plan.jobs import Job, jobs, resolved_hyper
+from benchmarks.plan.remarks import remarks
 from benchmarks.plan.summary import PlanSummary
 from benchmarks.workspace import Workspace
 from methods.backbones.conventions import conventions
@@ -119,7 +120,13 @@ def look(grid: Grid, workspace: Workspace) -> Outlook:
 
 def title(cell: Cell) -> str:
     """A run's name for people, before it has an identity."""
-    return one_line(f"{cell.label} · {cell.dataset.alias} p={cell.ratio:g} seed={cell.seed}")
+    split = "" if cell.split_seed in (None, cell.seed) else f" split={cell.split_seed}"
+    return one_line(f"{cell.label} · {cell.dataset.alias} {column(cell)}{split} seed={cell.seed}")
+
+
+def column(cell: Cell) -> str:
+    """The labelled subset that a cell asks for: "p=0.05", or a number of images."""
+    return cell.budget or f"p={cell.ratio:g}"
 
 
 def _tasks(grid: Grid, classes: dict[DatasetSpec, int | None]) -> list[str]:

@@ -228,6 +228,7 @@ def keep(folder: Path, drawn: SplitRecord) -> str:
         return "present"
     try:
         drawn.write(path)
+        path.read_bytes()  # so that a remembered plan stands on the file that was made for it
     except OSError as error:
         return error.strerror or str(error)
     return "written"
