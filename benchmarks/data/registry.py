@@ -305,7 +305,7 @@ def _check_counts(spec: DatasetSpec, found: Contents, root: Path) -> tuple[str, 
     )
     if not spec.allow_counts:
         raise UserError(
-            text + "; complete the copy, or accept it with --allow-counts "
+            text + "; complete the copy, or accept it with `prepare --allow-counts` "
             "(allow_counts = true in a grid); its numbers are then not comparable with published "
             "ones"
         )

@@ -192,5 +192,5 @@ def _check_room(wanted: list[Archive], root: Path, announce: Callable[[str], Non
         f"{root}: {amount(room)} are needed for archives and their content, the disk has {amount(free)} left"
     )
     if room > free:
-        raise UserError(f"{text}; make room or choose another folder with --root")
+        raise UserError(f"{text}; make room or choose another folder with `prepare --root`")
     announce(text)

@@ -259,8 +259,8 @@ class Builder:
             found,
             (
                 f"dataset {self.dataset.name!r}: {len(found)} of {self.total} images cannot be read: "
-                f"{named(found, NAMED)}; replace them and run again, or leave them out with --skip-bad "
-                f"(skip_bad = true in a grid); the list is in {file}"
+                f"{named(found, NAMED)}; replace them and run again, or leave them out with "
+                f"`prepare --skip-bad` (skip_bad = true in a grid); the list is in {file}"
             ),
         )
 

@@ -224,7 +224,7 @@ def test_tag_without_a_network_says_how_to_go_on(monkeypatch):
     def fail(*args, **kwargs):
         raise OSError("Network is unreachable\nmore lines")
 
-    monkeypatch.setattr(open_clip, "download_pretrained", fail)
+    monkeypatch.setattr(open_clip.pretrained, "download_pretrained", fail)
     with pytest.raises(UserError) as error:
         load_backbone(BackboneSpec("open_clip/RN101", weights="openai"), 224)
     message = str(error.value)

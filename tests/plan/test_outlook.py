@@ -1,0 +1,172 @@
+"""`plan` and `--dry-run` make nothing, and say what is known, unknown and missing."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from benchmarks.plan import grid
+from benchmarks.run import main
+from methods.backbones import hub_cache
+from methods.backbones.hub import parts
+from methods.backbones.open_clip_models import cached_tag_file, tag_file
+from methods.backbones.spec import BackboneSpec
+from methods.errors import UserError
+from tests.conftest import grid_text
+
+SIGLIP = BackboneSpec("open_clip/ViT-B-16-SigLIP")
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch) -> Path:
+    """An empty cache of the Hugging Face hub, and no network."""
+    import huggingface_hub.constants as constants
+    import huggingface_hub.file_download as file_download
+
+    folder = tmp_path / "hub"
+
+    def lookup(repository: str, name: str) -> str | None:
+        return original(repository, name, cache_dir=folder)
+
+    original = file_download.try_to_load_from_cache
+    monkeypatch.setattr(file_download, "try_to_load_from_cache", lookup)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder))
+    monkeypatch.setattr("socket.getaddrinfo", _no_network)
+    return folder
+
+
+def _no_network(*args: object, **kwargs: object) -> None:
+    raise AssertionError("the network is asked")
+
+
+def put(hub: Path, repository: str, name: str, content: bytes) -> Path:
+    """A file in the cache, as the hub's library lays it out."""
+    place = hub / hub_cache.folder_name(repository)
+    (place / "refs").mkdir(parents=True, exist_ok=True)
+    (place / "refs" / "main").write_text("0" * 40)
+    file = place / "snapshots" / ("0" * 40) / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(content)
+    return file
+
+
+@pytest.mark.parametrize("words", [["--grid", "full", "--dry-run"], ["plan", "--grid", "full"]])
+def test_an_empty_folder_stays_empty_and_all_is_unknown(tmp_path, monkeypatch, capsys, hub, words):
+    place = tmp_path / "empty"
+    place.mkdir()
+    monkeypatch.chdir(place)
+    assert main([*words, "--data", "data", "--runs", "runs"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("grid full: 252 runs (252 unknown)")
+    rows = [line for line in out.splitlines() if line.startswith("csaa ")]
+    assert [row.count("3 unknown") for row in rows] == [4, 4, 4]
+    assert all(row.endswith(" unknown") for row in rows)  # the cost
+    for name in ("voc2012", "coco2014"):
+        assert f"prepare {name} --root data/{name} --download" in out
+    assert "weights 'openai' of open_clip/RN101 are not here: `prepare --grid full --weights`" in out
+    assert list(place.iterdir()) == []
+
+
+def test_verbose_lists_the_runs(tmp_path, capsys, hub):
+    places = ["--data", str(tmp_path / "data"), "--runs", str(tmp_path / "runs")]
+    assert main(["plan", "--grid", "full", "--methods", "csaa", "--seeds", "2", "--verbose", *places]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("unknown  ")]
+    assert len(lines) == 12
+    assert any("csaa · nuswide p=0.15 seed=2" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ('[{ name = "csaa", hyper = { num_contexts = 21 } }]', "num_contexts is 21"),
+        (
+            '[{ name = "dualcoop", backbone = "open_clip/ViT-B-32", hyper = { locations = "code" } }]',
+            "dualcoop.locations",
+        ),
+    ],
+)
+def test_the_classes_of_an_absent_dataset_are_counted(tmp_path, capsys, rows, message):
+    file = tmp_path / "mine.toml"
+    file.write_text(
+        f'datasets = ["voc2012"]\nratios = [0.5]\nseeds = [1]\nmethods = {rows}\nrecipe = "embedded"\n'
+    )
+    assert main(["--grid", str(file), "--dry-run", "--data", str(tmp_path), "--runs", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: mine.toml, ")
+    assert message in error
+
+
+def test_what_is_prepared_has_a_state(tmp_path, voc_root, capsys):
+    file = tmp_path / "mine.toml"
+    absent = '{ name = "voc2012" }'
+    text = grid_text(voc_root, '["zero_shot", "linear_probe"]').replace("}]", f"}}, {absent}]")
+    file.write_text(text)
+    places = ["--data", str(tmp_path / "data"), "--runs", str(tmp_path / "runs")]
+    main(["prepare", "--grid", str(file), *places])
+    before = sorted(tmp_path.rglob("*"))
+    capsys.readouterr()
+    assert main(["plan", "--grid", str(file), *places]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("grid mine: 4 runs (2 not started, 2 unknown)")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_hub_tokenizer_is_found_missing_and_present(tmp_path, hub):
+    (part,) = parts(SIGLIP)
+    assert (part.what, part.repository, part.files()) == ("tokenizer", "timm/ViT-B-16-SigLIP", ())
+    put(hub, part.repository, "tokenizer_config.json", b"{}")
+    assert part.files() == ()  # a configuration alone is no tokenizer
+    file = put(hub, part.repository, "tokenizer.json", b"{}")
+    assert file in part.files()
+    text = parts(BackboneSpec("open_clip/roberta-ViT-B-32"))
+    assert [each.what for each in text] == ["tokenizer", "text configuration"]
+    assert parts(BackboneSpec("open_clip/RN101")) == ()
+
+
+def test_a_tag_in_the_cache_needs_no_network(hub):
+    spec = BackboneSpec("open_clip/RN101", "openai")
+    assert cached_tag_file(spec) is None
+    file = put(hub, "timm/resnet101_clip.openai", "open_clip_model.safetensors", b"weights")
+    assert tag_file(spec) == file
+
+
+def test_prepare_lists_weights_with_their_hash(tmp_path, capsys, voc_root):
+    file = tmp_path / "mine.toml"
+    file.write_text(grid_text(voc_root, '["zero_shot"]'))
+    places = ["--data", str(tmp_path / "data"), "--runs", str(tmp_path / "runs")]
+    assert main(["prepare", "--grid", str(file), "--weights", *places]) == 0
+    line = capsys.readouterr().out.splitlines()[0]
+    weights = Path(line.split(": ")[1].split(",")[0])
+    content = weights.read_bytes()
+    assert f"{len(content)} bytes, sha256 {hashlib.sha256(content).hexdigest()}" in line
+    assert main(["prepare", "voc2012", "--weights", *places]) == 2
+    assert "add --grid NAME" in capsys.readouterr().err
+
+
+def test_paths_start_at_the_file_that_they_are_written_in(tmp_path, monkeypatch):
+    (tmp_path / "grids").mkdir()
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "r.toml").write_text(
+        '[backbone]\nname = "glyphclip"\nweights = "w.safetensors"\n'
+    )
+    (tmp_path / "grids" / "g.toml").write_text(
+        'datasets = [{ name = "csv", root = "../x", train = "a.csv", split = "l/{seed}.txt" }]\n'
+        'ratios = [0.5]\nseeds = [1]\nmethods = ["zero_shot"]\nrecipe = "../recipes/r.toml"\n'
+    )
+    for folder in (tmp_path, tmp_path / "grids"):
+        monkeypatch.chdir(folder)
+        (cell,) = grid.load(str(tmp_path / "grids" / "g.toml")).cells
+        assert cell.dataset.root == str(tmp_path / "x")
+        assert cell.dataset.train == "a.csv"  # at the root
+        assert cell.dataset.split == str(tmp_path / "grids" / "l" / "{seed}.txt")
+        assert cell.backbone.weights == str(tmp_path / "recipes" / "w.safetensors")
+
+
+def test_a_tag_does_not_depend_on_the_files_of_the_working_directory(tmp_path, monkeypatch):
+    (tmp_path / "openai").write_text("no weights")
+    monkeypatch.chdir(tmp_path)
+    assert grid.load("full").cells[0].backbone.file is None
+    with pytest.raises(UserError, match="no pretrained tag 'opanai'"):
+        cached_tag_file(BackboneSpec("open_clip/RN101", "opanai"))
