@@ -53,8 +53,12 @@ class HubPart:
 
     def bring(self) -> str:
         """One line: how to get it here."""
+        # Not `hf download`: transformers asks for files that a repository lacks, and offline it must find noted
+        # in the cache that they do not exist, which only its own loader does.
+        loader = "AutoTokenizer" if self.what == "tokenizer" else "AutoConfig"
+        load = f"from transformers import {loader} as A; A.from_pretrained('{self.repository}')"
         return (
-            f"where there is a network, `hf download {self.repository}`; then copy its folder "
+            f'where there is a network, `python -c "{load}"`; then copy its whole folder '
             f"{folder_name(self.repository)} into {cache_folder()} here (HF_HUB_CACHE names that folder)"
         )
 
