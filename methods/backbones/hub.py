@@ -53,8 +53,8 @@ class HubPart:
 
     def bring(self) -> str:
         """One line: how to get it here."""
-        # Not `hf download`: transformers asks for files that a repository lacks, and offline it must find noted
-        # in the cache that they do not exist, which only its own loader does.
+        # Not `hf download`: transformers asks for files that a repository lacks, and offline it must find
+        # noted in the cache that they do not exist, which only its own loader does.
         loader = "AutoTokenizer" if self.what == "tokenizer" else "AutoConfig"
         load = f"from transformers import {loader} as A; A.from_pretrained('{self.repository}')"
         return (
