@@ -52,10 +52,11 @@ def submitted(words: list[str], mark: str, say: Callable[[str], None]) -> str:
         if number is not None:
             return number[1]
         failure = client.SlurmError(f"sbatch said no job's number: {told.strip()[:200]!r}", doubtful=True)
+    if not failure.doubtful:
+        # squeue is not asked: it shows a job that was refused too, as FAILED for BadConstraints.
+        raise failure
     job = _found(mark, failure)
     if job is None:
-        if not failure.doubtful:
-            raise failure
         raise Unsettled(
             f"{failure}; squeue shows no such job within {SETTLE_SECONDS:g} s. Should one appear later, the "
             "next `run` or `cancel` removes it",
@@ -67,13 +68,11 @@ def submitted(words: list[str], mark: str, say: Callable[[str], None]) -> str:
 
 def _found(mark: str, failure: client.SlurmError) -> str | None:
     """The job with the mark, or None; of several, which a wrapper of sbatch may have made, one stays."""
-    end = time.monotonic() + (SETTLE_SECONDS if failure.doubtful else 0.0)
+    end = time.monotonic() + SETTLE_SECONDS
     while True:
         try:
             jobs = client.marked([mark])[mark]
         except client.SlurmError as error:
-            if not failure.doubtful:  # a refusal is an answer
-                return None
             raise Unsettled(
                 f"{failure}; whether SLURM has the jobs is not known ({error}). The next `run` or `cancel` "
                 "removes them before it does anything else",

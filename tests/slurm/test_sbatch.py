@@ -96,11 +96,18 @@ def test_a_part_that_fails_leaves_the_parts_before_it(cluster, tmp_path):
     assert [job for _, job in send(tmp_path, 3, size=2)] == ["41_0", "41_1", "42"]
 
 
-def test_a_refusal_is_a_refusal(cluster, tmp_path):
-    cluster.sbatch(
-        'echo "sbatch: error: Batch job submission failed: Invalid qos specification" >&2; exit 1', False
-    )
-    with pytest.raises(client.SlurmError, match="profile: qos") as caught:
+@pytest.mark.parametrize(
+    ("said", "field"),
+    [
+        ("Invalid qos specification", "qos"),
+        ("Requested node configuration is not available", "gpus, cpus or memory_gb"),
+    ],
+)
+def test_a_refusal_is_a_refusal(cluster, tmp_path, said, field):
+    """Slurm 22.05 keeps a record of a job for which no node has enough, and squeue shows it as FAILED."""
+    body = f'echo "sbatch: error: Batch job submission failed: {said}" >&2; exit 1'
+    cluster.sbatch(body.replace("echo", f"sed -i s/PENDING/FAILED/ {cluster.queue}; echo"))
+    with pytest.raises(client.SlurmError, match=f"profile: {field}") as caught:
         send(tmp_path, 2)
     assert not isinstance(caught.value, sbatch.Unsettled)
 
