@@ -84,6 +84,8 @@ def test_nothing_handed_to_a_method_can_hold_a_hidden_label() -> None:
         "global_labelled",
         "global_unlabelled",
         "processes",
+        "global_step",
+        "total_steps",
     }
     assert fields[Pool] == {"epoch", "scores", "extra", "labelled", "model_scores"}
 

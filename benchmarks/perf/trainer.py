@@ -263,6 +263,8 @@ class Bare:
             strong_unlabelled=strong_u,
             global_labelled=len(plan.labelled),
             global_unlabelled=len(plan.unlabelled),
+            global_step=plan.epoch * self.trainer.steps_per_epoch + plan.step,
+            total_steps=self.schedule.epochs * self.trainer.steps_per_epoch,
         )
 
 

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.plan.remembered import Question, recall
+from benchmarks.plan.grid import load
+from benchmarks.plan.jobs import resolve
+from benchmarks.progress import silent
 from benchmarks.run import main
 from benchmarks.workspace import Workspace
 from tests.conftest import CommandLine
@@ -61,11 +63,9 @@ def test_prepare_verify_and_plan_see_the_pictures(tmp_path, folders, capsys):
         """The identity of the one run."""
         grid = tmp_path / f"{folder.name}.toml"
         grid.write_text(GRID.format(root=folder))
-        question, place = Question(str(grid)), Workspace(tmp_path / "data", tmp_path / "runs")
-        assert main(["plan", "--grid", str(grid), *places]) == 0
-        found = recall(question, place)
-        assert found is not None
-        return found.runs[0].run_id
+        place = Workspace(tmp_path / "data", tmp_path / "runs")
+        (job,) = resolve(load(str(grid)), place, progress=silent, workers=1)
+        return job.spec.run_id
 
     first, second = folders
     assert prepared(first)[0] == [10, 11, 12, 13, 14]

@@ -172,7 +172,7 @@ def test_with_nothing_unreadable_it_is_the_plain_cache(tmp_path, dataset):
 
 
 def test_failing_is_the_default_and_names_the_way_out(tmp_path, dataset, bad, decoded):
-    with pytest.raises(UnreadableError, match=r"--skip-bad \(skip_bad = true in a grid\)"):
+    with pytest.raises(UnreadableError, match=r"`prepare --skip-bad` \(skip_bad = true in a grid\)"):
         prepare(dataset, 16, tmp_path / "cache", workers=1)
     good = set(dataset.train.paths + dataset.test.paths) - set(bad)
     decoded.clear()
