@@ -119,15 +119,6 @@ def check_local(args: argparse.Namespace) -> None:
             raise UserError(f"--{flag.replace('_', '-')} goes with --launcher slurm")
 
 
-def part(args: argparse.Namespace) -> list[str]:
-    """The command-line options that name the wanted part of a grid."""
-    argv: list[str] = []
-    for flag in ("ratios", "seeds", "methods"):
-        values = getattr(args, flag)
-        argv += [f"--{flag}", *map(str, values)] if values else []
-    return argv + (["--strategy", args.strategy] if args.strategy else [])
-
-
 def ready(
     args: argparse.Namespace, grid: Grid, workspace: Workspace, report: Callable[[str], None]
 ) -> SlurmOptions:
@@ -147,7 +138,7 @@ def ready(
             f"`run --grid {args.grid} --launcher slurm` has a job do it, `prepare` does it here"
         )
     if left:
-        prepare(asked, grid, part(args), workspace, report)
+        prepare(asked, grid, workspace, report)
     return asked
 
 

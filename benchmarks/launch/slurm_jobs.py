@@ -90,7 +90,6 @@ def _log_end(log: Path, lines: int = 3) -> str:
 def prepare(
     options: SlurmOptions,
     grid: Grid,
-    argv: Sequence[str],
     workspace: Workspace,
     report: Callable[[str], None],
 ) -> None:
@@ -99,7 +98,6 @@ def prepare(
     Args:
         options: what the job requests.
         grid: the grid.
-        argv: further arguments of the command line, which select a part of the grid.
         workspace: where the data lies.
         report: called with one line of progress.
 
@@ -109,10 +107,9 @@ def prepare(
     command = [
         "-m",
         "benchmarks.run",
-        "plan",
+        "prepare",
         "--grid",
         str(grid.path.resolve()),
-        *argv,
         "--data",
         str(workspace.data.resolve()),
         "--runs",

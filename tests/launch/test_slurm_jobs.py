@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
 
 from benchmarks.launch import slurm_jobs as module
 from benchmarks.launch.slurm import SlurmOptions
+from benchmarks.plan.grid import load
+from benchmarks.plan.jobs import uncached
 from benchmarks.workspace import Workspace
 from slurm import client
 from slurm.client import Queued
 from slurm.launches import Launches
 from slurm.profile import Profile
+from tests.conftest import ROOT, grid_text
 
 RUNS = ("a" * 64, "b" * 64, "c" * 64)
 
@@ -98,3 +103,20 @@ def test_a_job_that_prepares_is_waited_for_though_squeue_fails(waiting, monkeypa
     assert any("ReqNodeNotAvail (nodes that it needs are down" in line for line in waiting.said)
     assert any("Socket timed out; job 9 goes on, and is waited for" in line for line in waiting.said)
     assert "job 9 running n1" in waiting.said[-1]
+
+
+def test_the_command_of_the_job_that_prepares_does_prepare(tmp_path, voc_root, monkeypatch):
+    """The job's command is executed here; where it leaves images uncached, `prepare` raises."""
+    path = tmp_path / "grid.toml"
+    path.write_text(grid_text(voc_root, '["zero_shot"]'))
+    workspace = Workspace(tmp_path / "data", tmp_path / "runs")
+
+    def run_job(options, place, name, command, report):
+        subprocess.run([sys.executable, *command], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+        return tmp_path / "log"
+
+    monkeypatch.setattr(module, "run_job", run_job)
+    grid = load(str(path))
+    assert uncached(grid, workspace)
+    module.prepare(SimpleNamespace(profile=SimpleNamespace(cpus=1)), grid, workspace, lambda line: None)
+    assert not uncached(grid, workspace)
