@@ -14,6 +14,11 @@ class UserError(Exception):
     """
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or the error's type where it has none."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """Return the end of an error message about an unknown name: the nearest name and the valid ones.
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from methods.backbones.digests import file_digest
 from methods.backbones.formats import weights_format
-from methods.errors import UserError
+from methods.errors import UserError, first_line
 
 __all__ = ["file_digest", "load_weights", "read_state_dict"]
 
@@ -72,7 +72,7 @@ def _reason(path: Path, error: Exception) -> str:
         )
     if isinstance(error, pickle.UnpicklingError):
         return "it is a pickle, but not one that torch.save wrote whole; save a state dict, or fetch it again"
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    reason = first_line(error)
     return f"it is damaged or cut off ({reason}); fetch it again"
 
 

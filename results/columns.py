@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def percent(ratio: float) -> str:
@@ -27,3 +30,13 @@ class Column(NamedTuple):
     def share(self) -> str:
         """The budget for people: "5 %", "100 images"."""
         return self.budget or percent(self.ratio)
+
+    @classmethod
+    def present(cls, frame: pd.DataFrame) -> set[Column]:
+        """The columns that a frame of `results.frames` has rows of."""
+        return set(map(cls, frame["dataset"], frame["ratio"], frame["budget"]))
+
+    def rows(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """The rows of a frame of `results.frames` that belong to this column."""
+        same = [frame[name] == value for name, value in self._asdict().items()]
+        return frame[same[0] & same[1] & same[2]]

@@ -91,7 +91,7 @@ def successor(
     specs = {run_id: spec for run_id, spec in planned if spec}
     for other in map(Path, sorted(folders(str(run.parent)))):
         if other != run and (other / "spec.json").exists():
-            known = f"{other.name.rsplit('-', 1)[-1]}"
+            known = other.name.rsplit("-", 1)[-1]
             if not any(run_id.startswith(known) for run_id in specs):
                 specs[known] = store.spec(other)
     return next(iter(_successors(store, run, specs, result)), None)

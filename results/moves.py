@@ -22,6 +22,8 @@ from typing import Any
 
 ABSENT = "absent"
 """Stands for the value of a field that a spec does not have."""
+SEEDED = frozenset({"seed", "split_seed", "split_digest", "ratio"})
+"""Fields in which the runs of one cell of a table differ; the ratio does where a budget is no share."""
 UNIDENTIFIED = frozenset({"label", "budget"})
 """Fields of a stored spec that name a run for people."""
 _HEX = re.compile(r"[0-9a-f]{32,64}$")

@@ -127,9 +127,8 @@ def write_plots(
         ("pseudo-labels", collect_epochs(store, wanted), quality_figure),
     ):
         names = _file_names(frame["dataset"])
-        for column in sorted(set(map(Column, frame["dataset"], frame["ratio"], frame["budget"]))):
-            same = [frame[name] == getattr(column, name) for name in column._fields]
-            part = frame[same[0] & same[1] & same[2]]
+        for column in sorted(Column.present(frame)):
+            part = column.rows(frame)
             title = f"{column.dataset}, {column.share} labelled"
             if kind == "classes":
                 title += f"; selection rule: {rule}"
@@ -193,7 +192,7 @@ def ratio_figure(runs: pd.DataFrame, rule: str, metric: str, style: Style) -> Fi
     figure, axes = _panels(len(datasets), 1, width=4.6, height=4.2)
     for axis, dataset in zip(axes, datasets, strict=True):
         part = runs[runs["dataset"] == dataset]
-        columns = sorted(set(map(Column, part["dataset"], part["ratio"], part["budget"])))
+        columns = sorted(Column.present(part))
         places = {(column.ratio, column.budget): place for place, column in enumerate(columns)}
         labels = [label for label in style if (part["label"] == label).any()]
         for number, label in enumerate(labels):

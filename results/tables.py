@@ -213,7 +213,7 @@ def table(frame: pd.DataFrame, rule: str, metric: str = "mAP", remarks: Sequence
     datasets = list(dict.fromkeys(runs["dataset"]))
     columns = tuple(
         sorted(
-            set(map(Column, runs["dataset"], runs["ratio"], runs["budget"])),
+            Column.present(runs),
             key=lambda column: (datasets.index(column.dataset), column.ratio, column.budget),
         )
     )
@@ -221,12 +221,7 @@ def table(frame: pd.DataFrame, rule: str, metric: str = "mAP", remarks: Sequence
     blocks: dict[str, dict[tuple, float]] = {label: {} for label in labels}
     for label in labels:
         for column in columns:
-            selected = runs[
-                (runs["label"] == label)
-                & (runs["dataset"] == column.dataset)
-                & (runs["ratio"] == column.ratio)
-                & (runs["budget"] == column.budget)
-            ]
+            selected = column.rows(runs[runs["label"] == label])
             if selected.empty:
                 continue
             cells[label, column] = _cell(selected, rule)

@@ -13,13 +13,13 @@ from typing import Any
 
 from results.files import canonical_json
 from results.lineage import moves_since, successor
-from results.moves import UNIDENTIFIED, flat
+from results.moves import SEEDED, UNIDENTIFIED, flat
 from results.schema import Result
 from results.store import RunStore
 
 SHOWN = 3
 """Fields that the name of a row shows."""
-_SEEDED = {"seed", "split_seed", "split_digest", "ratio", *UNIDENTIFIED}
+_SEEDED = SEEDED | UNIDENTIFIED
 """Fields in which the runs of one row differ."""
 Found = list[tuple[Path, Result]]
 
@@ -70,9 +70,8 @@ def _wanted(found: Found, mark: str) -> list[dict[str, Any]]:
             spec, run_id = result["spec"], result["run_id"]
             name = f"{label}{names[_way(result)]}{mark}"
             seeds = {"seed": spec["seed"], "split_seed": spec.get("split_seed", spec["seed"])}
-            if (
-                taken.setdefault((name, seeds["split_seed"], seeds["seed"]), run_id) != run_id
-            ):  # another list of labelled images
+            place = (name, seeds["split_seed"], seeds["seed"])
+            if taken.setdefault(place, run_id) != run_id:  # another list of labelled images
                 name = f"{name} [{run_id[:8]}]"
             keys = {"method": spec["method"], "label": name, "budget": spec.get("budget", ""), **seeds}
             wanted.append({"run_id": run_id, "dataset": dataset, "ratio": float(spec["ratio"]), **keys})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import re
 import statistics
@@ -13,7 +14,7 @@ from results.errors import StoreError, nearest
 from results.files import canonical_json
 from results.frames import METRICS
 from results.lineage import Predecessor, moves_since, successor
-from results.moves import flat
+from results.moves import SEEDED, flat
 from results.schema import RULES, Result, Rule
 from results.store import RunStore
 from results.text import one_line
@@ -199,6 +200,11 @@ def _by_number(store: RunStore, query: str, mean: str, std: str, planned: Planne
     digits = len(mean.split(".")[1])
     lines: list[str] = []
     groups: dict[tuple[str, Rule, str], list[tuple[Path, float]]] = {}
+
+    @functools.cache  # a run is in several groups, and to find what supersedes it reads its neighbours
+    def by(run: Path) -> Predecessor | None:
+        return successor(store, run, store.load(run), planned)
+
     for run in store.scan():
         if store.state(run).kind != "done":
             continue
@@ -209,8 +215,8 @@ def _by_number(store: RunStore, query: str, mean: str, std: str, planned: Planne
                 if metric not in METRICS or metric == "num_classes" or value is None:
                     continue
                 if not std and f"{value:.{digits}f}" == mean:
-                    by = "".join(f"  {text}" for text in _by(successor(store, run, result, planned)))
-                    lines.append(f"  {run.relative_to(store.root)}  {rule} {metric} {value:.4f}{by}")
+                    told = "".join(f"  {text}" for text in _by(by(run)))
+                    lines.append(f"  {run.relative_to(store.root)}  {rule} {metric} {value:.4f}{told}")
                 key = (_cell(store, run), rule, metric)
                 groups.setdefault(key, []).append((run, value))
 
@@ -221,8 +227,7 @@ def _by_number(store: RunStore, query: str, mean: str, std: str, planned: Planne
         return f"{statistics.fmean(values):.{digits}f}" == mean
 
     def names(members: Iterable[tuple[Path, float]]) -> str:
-        some = [(run, successor(store, run, store.load(run), planned)) for run, _ in members]
-        return ", ".join(f"{run.name}{' (superseded)' * (by is not None)}" for run, by in some)
+        return ", ".join(f"{run.name}{' (superseded)' * (by(run) is not None)}" for run, _ in members)
 
     variants = [
         (f"  {cell}: {rule} {metric} ", variant)
@@ -299,8 +304,7 @@ def _variants(store: RunStore, members: list[tuple[Path, float]]) -> list[list[t
         return [members]
     groups: dict[str, list[tuple[Path, float]]] = {}
     for run, value in members:
-        differ = ("seed", "split_seed", "split_digest", "ratio")
-        spec = {k: v for k, v in store.spec(run).items() if k not in differ}
+        spec = {k: v for k, v in store.spec(run).items() if k not in SEEDED}
         groups.setdefault(canonical_json(spec), []).append((run, value))
     return [group for group in groups.values() if _seeds_differ(store, group)]
 
@@ -324,12 +328,17 @@ def _spread(members: list[tuple[Path, float]], digits: int) -> str:
 
 
 def _label(store: RunStore, run: Path) -> str:
-    return str(store.spec(run).get("label", "")) if (run / "spec.json").exists() else ""
+    return _said(store, run, "label")
 
 
 def _budget(store: RunStore, run: Path) -> str:
     """What a run's labelled images were asked for by, such as "100 images"; "" for a ratio."""
-    return str(store.spec(run).get("budget", "")) if (run / "spec.json").exists() else ""
+    return _said(store, run, "budget")
+
+
+def _said(store: RunStore, run: Path, field: str) -> str:
+    """A text of a run's spec; "" where it has none."""
+    return str(store.spec(run).get(field, "")) if (run / "spec.json").exists() else ""
 
 
 def _is_ratio(text: str) -> bool:

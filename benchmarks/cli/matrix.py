@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tabulate import tabulate
 
-from benchmarks.plan.summary import PlanSummary
+from benchmarks.plan.identity import subset_name
+from benchmarks.plan.summary import PlanSummary, counted
 from benchmarks.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def overview(outlook: Outlook, workspace: Workspace) -> str:
     if outlook.is_complete:
         return outlook.summary.overview(workspace)
     name, runs = outlook.grid.name, len(outlook.states)
-    return f"grid {name}: {runs} runs ({_counts(outlook.states)}), shared stages unknown"
+    return f"grid {name}: {runs} runs ({counted(outlook.states)}), shared stages unknown"
 
 
 def entries_of(summary: PlanSummary, workspace: Workspace) -> list[Entry]:
@@ -90,7 +90,7 @@ def entries_of(summary: PlanSummary, workspace: Workspace) -> list[Entry]:
     return [
         Entry(
             run.dataset,
-            run.budget or f"p={run.ratio:g}",
+            subset_name(run.ratio, run.budget),
             run.label,
             kind,
             0.0 if kind == "done" else None,
@@ -112,7 +112,7 @@ def text(entries: Sequence[Entry]) -> str:
         rows = []
         for label in dict.fromkeys(entry.label for entry in here):
             mine = [entry for entry in here if entry.label == label]
-            cells = [_counts([e.state for e in mine if e.column == column]) for column in columns]
+            cells = [counted([e.state for e in mine if e.column == column]) for column in columns]
             rows.append([label, *cells, hours([e.hours for e in mine])])
         blocks.append(
             tabulate(rows, [dataset, *columns, "hours left"], tablefmt="simple", disable_numparse=True)
@@ -127,7 +127,3 @@ def hours(known: Sequence[float | None]) -> str:
         return UNKNOWN
     shown = "0" if not total else "<0.01" if total < 0.005 else f"{total:.2f}"
     return f"{shown} + {unknown} unknown" if unknown else shown
-
-
-def _counts(states: Sequence[str]) -> str:
-    return ", ".join(f"{count} {state}" for state, count in Counter(states).items())

@@ -94,7 +94,7 @@ def known(args: argparse.Namespace, remark: Callable[[str], None]) -> PlanSummar
         unprepared = jobs.uncached(grid, place)
         if unprepared:
             raise UserError(f"not prepared: {', '.join(unprepared)}")
-        return resolved(args, lambda title: silent(title))[2]
+        return resolved(args, silent)[2]
     except UserError as error:
         reason = "; ".join(str(error).splitlines())
         if found is None:

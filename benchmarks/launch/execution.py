@@ -91,13 +91,10 @@ class Execution:
                 task.compute(lease)
         except Exception as error:
             in_group = self.group.world > 1 and task.together
-            if isinstance(error, LeaseLostError):
-                return self._given_up(task, in_group)
             if in_group and lost_peer(error):  # the run is not at fault: it is continued later
                 self.options.report(f"a process of the group is gone: {task.title}")
                 raise GroupBroken(EXIT_LOST) from None
-            recorded = self._record(task, lease, error)
-            if not recorded:
+            if isinstance(error, LeaseLostError) or not self._record(task, lease, error):
                 return self._given_up(task, in_group)
             if in_group:
                 raise GroupBroken(EXIT_BROKEN) from None

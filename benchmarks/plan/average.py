@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from benchmarks.data.sampler import SemiSampler
 from benchmarks.plan.recipe import Kind, Recipe, starting_share
 
 LITTLE = 0.005
@@ -51,7 +52,7 @@ def trainings_of(
     """
     found = [Training(label, dataset, training_steps(recipe, kind, labelled, unlabelled), recipe)]
     if warmed_up and recipe.warmup_weights == "ema":
-        steps = recipe.warmup_epochs * -(-labelled // recipe.batch_warmup)
+        steps = recipe.warmup_epochs * _steps_per_epoch(labelled, recipe.batch_warmup)
         found.append(Training(label, dataset, steps, recipe, "the warm-up's moving average, where it starts"))
     return found
 
@@ -68,8 +69,13 @@ def training_steps(recipe: Recipe, kind: Kind, labelled: int, unlabelled: int) -
     if kind == "fit":
         return 0
     if kind == "semi":
-        return recipe.epochs * -(-unlabelled // recipe.batch_unlabelled)
-    return recipe.labelled_epochs * -(-labelled // recipe.batch_warmup)
+        pool = unlabelled, recipe.batch_unlabelled
+        return recipe.epochs * _steps_per_epoch(labelled, recipe.batch_labelled, *pool)
+    return recipe.labelled_epochs * _steps_per_epoch(labelled, recipe.batch_warmup)
+
+
+def _steps_per_epoch(labelled: int, batch: int, unlabelled: int = 0, batch_unlabelled: int = 0) -> int:
+    return SemiSampler(labelled, unlabelled, batch, batch_unlabelled, seed=0).steps_per_epoch
 
 
 def remarks(trainings: Iterable[Training]) -> list[str]:

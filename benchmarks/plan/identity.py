@@ -29,6 +29,16 @@ def digest(value: Any) -> str:
     return hashlib.sha256(canonical(value).encode("ascii")).hexdigest()
 
 
+def subset_name(ratio: float, budget: str) -> str:
+    """A labelled subset for people, without its seed: "p=0.05", or a budget such as "100 images"."""
+    return budget or f"p={ratio:g}"
+
+
+def seeds_name(seed: int, split_seed: int | None) -> str:
+    """The seeds of a run for people: "seed=1", or "split=1 seed=2" where the split has its own."""
+    return f"seed={seed}" if split_seed in (None, seed) else f"split={split_seed} seed={seed}"
+
+
 @dataclass(frozen=True)
 class RunSpec:
     """One (dataset, ratio, seed, method, backbone, recipe).
@@ -100,5 +110,4 @@ class RunSpec:
     @property
     def subset(self) -> str:
         """Budget and seeds for people: "p=0.05 seed=1", "100 images split=1 seed=2"."""
-        split = "" if self.split_seed in (None, self.seed) else f" split={self.split_seed}"
-        return f"{self.budget or f'p={self.ratio:g}'}{split} seed={self.seed}"
+        return f"{subset_name(self.ratio, self.budget)} {seeds_name(self.seed, self.split_seed)}"

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from benchmarks.data.cache.prepared import Prepared, find
 from benchmarks.data.registry import AbsentError, DatasetSpec, number_of_classes, open_dataset
 from benchmarks.plan.grid import Cell, Grid
+from benchmarks.plan.identity import seeds_name, subset_name
 from benchmarks.plan.jobs import Job, jobs, resolved_hyper
 from benchmarks.plan.remarks import remarks
 from benchmarks.plan.summary import PlanSummary
@@ -120,13 +121,13 @@ def look(grid: Grid, workspace: Workspace) -> Outlook:
 
 def title(cell: Cell) -> str:
     """A run's name for people, before it has an identity."""
-    split = "" if cell.split_seed in (None, cell.seed) else f" split={cell.split_seed}"
-    return one_line(f"{cell.label} · {cell.dataset.alias} {column(cell)}{split} seed={cell.seed}")
+    seeds = seeds_name(cell.seed, cell.split_seed)
+    return one_line(f"{cell.label} · {cell.dataset.alias} {column(cell)} {seeds}")
 
 
 def column(cell: Cell) -> str:
     """The labelled subset that a cell asks for: "p=0.05", or a number of images."""
-    return cell.budget or f"p={cell.ratio:g}"
+    return subset_name(cell.ratio, cell.budget)
 
 
 def _tasks(grid: Grid, classes: dict[DatasetSpec, int | None]) -> list[str]:

@@ -23,10 +23,9 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from benchmarks.data.cache.source import YOUNG
 from benchmarks.workspace import REPOSITORY
 
-YOUNG = 2_000_000_000
-"""Nanoseconds; see above."""
 HASHED = 16 << 20
 """Bytes; the content of a longer file is not hashed."""
 PACKAGES = ("benchmarks", "methods", "csaa", "results", "slurm")

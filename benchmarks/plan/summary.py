@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,11 @@ from results.lineage import SUPERSEDED, Predecessor, predecessors
 
 if TYPE_CHECKING:
     from benchmarks.plan.jobs import Job
+
+
+def counted(states: Iterable[str]) -> str:
+    """How many runs are in each state, in the order in which the states appear: "2 done, 1 failed"."""
+    return ", ".join(f"{count} {state}" for state, count in Counter(states).items())
 
 
 @dataclass(frozen=True)
@@ -126,7 +132,5 @@ class PlanSummary:
 
     def overview(self, workspace: Workspace) -> str:
         """One line: the grid's runs by state, and its shared stages."""
-        kinds = self.standing(workspace)
-        numbers = {kind: list(kinds.values()).count(kind) for kind in dict.fromkeys(kinds.values())}
-        counts = ", ".join(f"{number} {kind}" for kind, number in numbers.items())
+        counts = counted(self.standing(workspace).values())
         return f"grid {self.name}: {len(self.runs)} runs ({counts}), {len(self.stages)} shared stages"

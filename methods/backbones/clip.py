@@ -25,7 +25,7 @@ from methods.backbones.open_clip_models import tag_file, tag_of
 from methods.backbones.spec import GLYPHCLIP, BackboneSpec
 from methods.backbones.text_tower import TextTower
 from methods.base import seeded_rng
-from methods.errors import UserError
+from methods.errors import UserError, first_line
 from methods.weights import load_weights, read_state_dict
 
 
@@ -298,7 +298,7 @@ def _load_tag(model: nn.Module, path: Path, description: str) -> None:
     try:
         load_checkpoint(model, str(path), strict=True)  # type: ignore[arg-type]
     except Exception as error:  # safetensors, pickle and torch raise a dozen unrelated types
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise UserError(
             f"{description}: {path} cannot be loaded ({reason}); delete it, so that it is fetched again"
         ) from error

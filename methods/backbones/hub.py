@@ -13,7 +13,7 @@ from pathlib import Path
 from methods.backbones.hub_cache import cache_folder, cached, folder_name
 from methods.backbones.open_clip_models import model_config
 from methods.backbones.spec import BackboneSpec
-from methods.errors import UserError
+from methods.errors import UserError, first_line
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -75,7 +75,7 @@ class HubPart:
         try:
             loader.from_pretrained(self.repository, local_files_only=here)
         except Exception as error:  # requests, huggingface_hub, tokenizers and transformers have their own
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            reason = first_line(error)
             problem = f"in {cache_folder()} cannot be loaded" if here else "cannot be fetched"
             raise UserError(
                 f"the {self.what} {self.repository!r} of {self.model} {problem} ({reason}); {self.bring()}"

@@ -12,7 +12,7 @@ from methods.backbones.base import Backbone
 from methods.backbones.conventions import conventions
 from methods.backbones.spec import BackboneSpec
 from methods.base import seeded_rng
-from methods.errors import UserError
+from methods.errors import UserError, first_line
 from methods.weights import load_weights, read_state_dict
 
 
@@ -138,7 +138,7 @@ def _timm_trunk(spec: BackboneSpec, resolution: int) -> nn.Module:
         except TypeError:  # convolutional networks take no image size
             model = timm.create_model(spec.model, **options)
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise UserError(
             f"timm model {spec.model!r} with pool={spec.pool!r} at {resolution} pixels: {reason}"
         ) from error

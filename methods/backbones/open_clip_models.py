@@ -19,7 +19,7 @@ from typing import Any
 
 from methods.backbones.hub_cache import cached
 from methods.backbones.spec import BackboneSpec
-from methods.errors import UserError, nearest
+from methods.errors import UserError, first_line, nearest
 
 _TABLES = "_ssmll_bench_open_clip"
 """Name in `sys.modules` of open_clip's folder as a package that executes nothing when it is imported."""
@@ -157,7 +157,7 @@ def tag_file(spec: BackboneSpec) -> Path:
     try:
         return Path(_pretrained().download_pretrained(copy.deepcopy(entry)))
     except Exception as error:  # urllib, huggingface_hub and requests each have their own
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise UserError(
             f"cannot fetch the weights {spec.weights!r} of {spec.model} ({reason}); on a machine "
             f"with a network fetch {tag_source(spec)!r}, copy the file here and set weights to its path"

@@ -89,11 +89,10 @@ def draw(dataset: Dataset, rule: str, ratio: float, seed: int) -> Partition:
     if rule == "published":
         return Partition(*_as_known(*labelled_indices(len(dataset.train), ratio, seed), ratio, seed))
     if rule == "stratified":
-        drawn = stratified_indices(dataset.train.labels, ratio, seed, dataset.classes)
-        return Partition(*drawn)
+        return Partition(*stratified_indices(dataset.train.labels, ratio, seed, dataset.classes))
     count = labelled_count(len(dataset.train), ratio, seed)
     labelled, notes = lists.read(rule, dataset.train, ratio, seed, count)
-    order = np.random.RandomState(seed).permutation(len(dataset.train)).astype(np.int64)
+    order = _order(len(dataset.train), seed)
     return Partition(labelled, order[~np.isin(order, labelled)], notes)
 
 
@@ -134,8 +133,13 @@ def labelled_indices(n_train: int, ratio: float, seed: int) -> tuple[NDArray[np.
         UserError: a ratio outside (0, 1], one that leaves no labelled image, or a bad seed.
     """
     count = labelled_count(n_train, ratio, seed)
-    order = np.random.RandomState(seed).permutation(n_train).astype(np.int64)
+    order = _order(n_train, seed)
     return order[:count], order[count:]
+
+
+def _order(total: int, seed: int) -> NDArray[np.int64]:
+    """The permutation of the published rule, after which every rule orders its unlabelled images."""
+    return np.random.RandomState(seed).permutation(total).astype(np.int64)
 
 
 def stratified_indices(
@@ -209,7 +213,7 @@ def per_class_indices(
     """
     total = len(labels)
     labelled_count(total, 1.0, seed)
-    order = np.random.RandomState(seed).permutation(total).astype(np.int64)
+    order = _order(total, seed)
     available = labels.sum(axis=0, dtype=np.int64)
     wanted = np.minimum(available, number)
     if not wanted.any():
