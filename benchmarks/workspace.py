@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from results.store import RunStore
@@ -28,7 +29,7 @@ class Workspace:
         """Resized images, memory-mapped."""
         return self.data / "cache"
 
-    @property
+    @cached_property
     def store(self) -> RunStore:
         """One directory per run."""
         return RunStore(self.runs / "store")

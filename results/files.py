@@ -12,6 +12,7 @@ import os
 import re
 import secrets
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -150,6 +151,30 @@ def _create_without_links(path: Path, data: bytes) -> bool:
     except FileExistsError:
         return False
     return True
+
+
+def filesystem_now(directory: Path) -> float:
+    """Seconds since the epoch by the clock that stamps files in a directory.
+
+    Clocks of a cluster's nodes differ; heartbeats are file times, so they are compared with a file
+    time.
+
+    Args:
+        directory: an existing directory that may be written to.
+    """
+    stamp = directory / f".clock.{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY_SUFFIX}"
+    descriptor = os.open(stamp, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+    try:
+        return os.fstat(descriptor).st_mtime
+    finally:
+        os.close(descriptor)
+        with suppress(FileNotFoundError):  # a new holder may have swept it away already
+            os.unlink(stamp)
+
+
+def uptime() -> float:
+    """Seconds by a clock that goes on while the machine sleeps, where there is one."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 def atomic_write_json(path: Path | str, value: Any) -> None:

@@ -24,7 +24,6 @@ import re
 import secrets
 import socket
 import threading
-import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -33,7 +32,7 @@ from types import TracebackType
 from typing import Any
 
 from results.errors import LeaseLostError, StoreError
-from results.files import TEMPORARY_SUFFIX, atomic_write_json, canonical_json, create_bytes
+from results.files import atomic_write_json, canonical_json, create_bytes, filesystem_now, uptime
 
 DEFAULT_TTL = 60.0  # seconds
 LEASE_SECONDS = "SSMLL_LEASE_SECONDS"
@@ -161,25 +160,6 @@ def generation_of(name: str) -> int:
     return int(match[1]) if match else 0
 
 
-def filesystem_now(directory: Path) -> float:
-    """Seconds since the epoch by the clock that stamps files in a directory.
-
-    Clocks of a cluster's nodes differ; heartbeats are file times, so they are compared with a file
-    time.
-
-    Args:
-        directory: an existing directory that may be written to.
-    """
-    stamp = directory / f".clock.{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY_SUFFIX}"
-    descriptor = os.open(stamp, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-    try:
-        return os.fstat(descriptor).st_mtime
-    finally:
-        os.close(descriptor)
-        with suppress(FileNotFoundError):  # a new holder may have swept it away already
-            os.unlink(stamp)
-
-
 def acquire(directory: Path, ttl: float = DEFAULT_TTL) -> Lease | None:
     """Take the lease of a run if nobody holds it.
 
@@ -230,7 +210,7 @@ class Lease:
         self.ttl: float = content["ttl"]
         self._content = content
         self._path = _path(directory, self.generation)
-        self._confirmed = _uptime()
+        self._confirmed = uptime()
         self._over = threading.Event()  # released or lost
         self._thread = threading.Thread(
             target=self._beat, name=f"lease-heartbeat-{directory.name}", daemon=True
@@ -260,7 +240,7 @@ class Lease:
         """
         if self._over.is_set():
             return False
-        if _uptime() - self._confirmed < self.ttl / 2:
+        if uptime() - self._confirmed < self.ttl / 2:
             return True
         # A hiccup of a network disk is no loss: what is written while it lasts fails by itself.
         with suppress(OSError):
@@ -309,14 +289,9 @@ class Lease:
         """Touch the lease if it is still this process's; otherwise it is over."""
         if self.still_mine():
             os.utime(self._path)
-            self._confirmed = _uptime()
+            self._confirmed = uptime()
         else:
             self._over.set()
-
-
-def _uptime() -> float:
-    """Seconds by a clock that goes on while the machine sleeps, where there is one."""
-    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 def _path(directory: Path, generation: int) -> Path:

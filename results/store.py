@@ -31,15 +31,16 @@ from results.files import (
     atomic_write_json,
     canonical_json,
     create_bytes,
+    filesystem_now,
     folders,
     remove_temporaries,
+    uptime,
 )
 from results.lease import (
     DEFAULT_TTL,
     Lease,
     MemberLease,
     acquire,
-    filesystem_now,
     generation_of,
     read_generation,
 )
@@ -53,6 +54,8 @@ __all__ = ["Lease", "RunState", "RunStore", "error_signature"]
 
 Kind = Literal["done", "running", "dead", "failed", "not started"]
 STATES: tuple[Kind, ...] = ("done", "running", "dead", "failed", "not started")
+CLOCK_SECONDS = 60.0
+"""How long the difference between two clocks is believed."""
 _RUN = re.compile(r"p[0-9.]+(?:e[-+]?\d+)?-s\d+-[0-9A-Za-z]+$")
 
 
@@ -84,7 +87,8 @@ class RunStore:
 
     def __init__(self, root: Path | str) -> None:
         self.root = Path(root)
-        self._offset: float | None = None
+        self._ahead: float | None = None
+        self._measured = float("-inf")
 
     # ---------------------------------------------------------------- finding runs
 
@@ -150,7 +154,7 @@ class RunStore:
             lease = read_generation(directory, generation)
         except FileNotFoundError:  # somebody removed the directory this very moment
             return RunState("not started")
-        now = time.time() + self._clock_offset()
+        now = self.now()
         age, reason = max(0.0, now - lease.mtime), lease.free(now)
         if not reason:
             who = f"process {lease.content.get('pid', '?')} on {lease.content.get('host', '?')}"
@@ -164,6 +168,33 @@ class RunStore:
         if lease.released:
             reason = "stopped before its end; the next attempt continues it"
         return RunState("dead", age, reason, attempts=generation)
+
+    def now(self) -> float:
+        """Seconds since the epoch by the clock that stamps the store's files.
+
+        Ages of files are differences to it, never to the clock of this machine, which may be another. Only a
+        store that may not be written to, whose clock cannot be asked, leaves no other, see `clock_is_own`.
+        """
+        if uptime() - self._measured > CLOCK_SECONDS:
+            try:
+                self._ahead = filesystem_now(self.root) - uptime()
+            except OSError:
+                self._ahead = None
+            self._measured = uptime()
+        return time.time() if self._ahead is None else self._ahead + uptime()
+
+    @property
+    def clock_is_own(self) -> bool:
+        """Whether `now` is the time of the store's file system; if not, it is this machine's."""
+        self.now()
+        return self._ahead is not None
+
+    def age(self, path: Path) -> float | None:
+        """Seconds since a file of the store was written; None without the file."""
+        try:
+            return max(0.0, self.now() - path.stat().st_mtime)
+        except OSError:
+            return None
 
     # ---------------------------------------------------------------- working on a run
 
@@ -348,15 +379,6 @@ class RunStore:
         if lease.directory != directory:
             raise StoreError(f"{directory}: the lease is for {lease.directory}")
         lease.require()
-
-    def _clock_offset(self) -> float:
-        """Seconds that the file system's clock is ahead of this machine's; measured once."""
-        if self._offset is None:
-            try:
-                self._offset = filesystem_now(self.root) - time.time()
-            except OSError:  # a store that may only be read: its clock cannot be asked
-                self._offset = 0.0
-        return self._offset
 
 
 def error_signature(kind: str, message: str) -> str:

@@ -26,10 +26,11 @@ from pathlib import Path
 from typing import Any
 
 from methods.errors import UserError
-from results.files import atomic_write_json, canonical_json
+from results.files import atomic_write_json, canonical_json, filesystem_now
 from slurm import client
 from slurm.client import Queued
 
+JOBS = "jobs.jsonl"
 LATE_SECONDS = 3600.0
 """How long after an unanswered submission its jobs are still looked for."""
 
@@ -91,6 +92,15 @@ class Launch:
         """Where submitit keeps scripts and logs."""
         return self.folder / "jobs"
 
+    @property
+    def submitted(self) -> str:
+        """When it was made, for people: date and time in UTC by the submitting machine; "" if renamed."""
+        try:
+            moment = time.strptime(self.folder.name[:15], "%Y%m%d-%H%M%S")
+        except ValueError:
+            return ""
+        return time.strftime("%Y-%m-%d %H:%M", moment)
+
     def intend(self, mark: str, bundles: Sequence[int]) -> None:
         """Record that bundles are about to be submitted with a mark: whatever happens, it can be found."""
         self._note({"mark": mark, "bundles": list(bundles)})
@@ -99,16 +109,23 @@ class Launch:
         """Record that nothing with this mark is queued, nor will be."""
         self._note({"settled": mark})
 
-    def unsettled(self) -> dict[str, float]:
-        """Marks of submissions of which it is not known whether SLURM has taken them, and their times."""
-        found: dict[str, tuple[float, set[int]]] = {}
+    def unsettled(self) -> list[str]:
+        """Marks of submissions of which it is not known whether SLURM has taken them."""
+        found: dict[str, set[int]] = {}
         for line in self._lines():
             if "mark" in line:
-                found[str(line["mark"])] = float(line.get("time", 0.0)), set(line.get("bundles", ()))
+                found[str(line["mark"])] = set(line.get("bundles", ()))
             else:
                 found.pop(str(line.get("settled")), None)
         known = self.jobs().keys()
-        return {mark: when for mark, (when, bundles) in found.items() if not bundles <= known}
+        return [mark for mark, bundles in found.items() if not bundles <= known]
+
+    def quiet(self) -> float:
+        """Seconds since something was last recorded of its jobs, by the clock of the file system.
+
+        The times in the record itself are of the machines that submitted, and for people only.
+        """
+        return filesystem_now(self.folder) - (self.folder / JOBS).stat().st_mtime
 
     def record(self, jobs: Mapping[int, str]) -> None:
         """Record which job does which bundle; called after each submitted array."""
@@ -116,7 +133,7 @@ class Launch:
 
     def _note(self, values: dict[str, Any]) -> None:
         line = canonical_json({"time": time.time(), **values})
-        with open(self.folder / "jobs.jsonl", "ab+") as file:
+        with open(self.folder / JOBS, "ab+") as file:
             # A torn line, left by a call that was killed, is not continued.
             file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
             torn = file.read() not in (b"", b"\n")
@@ -135,7 +152,7 @@ class Launch:
     def _lines(self) -> list[dict[str, Any]]:
         """The sound lines of jobs.jsonl, in their order."""
         try:
-            text = (self.folder / "jobs.jsonl").read_text(encoding="utf-8", errors="replace")
+            text = (self.folder / JOBS).read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError:
             return []
         found = []
@@ -249,13 +266,17 @@ def withdraw(launches: Iterable[Launch], say: Callable[[str], None]) -> None:
     Raises:
         SlurmError: SLURM does not answer, or refuses.
     """
-    open_marks = [(launch, *each) for launch in launches for each in launch.unsettled().items()]
+    open_marks: list[tuple[Launch, str, float]] = []
+    for launch in launches:
+        marks = launch.unsettled()
+        quiet = launch.quiet() if marks else 0.0  # before anything is settled, which is recorded
+        open_marks += [(launch, mark, quiet) for mark in marks]
     found = client.marked(mark for _, mark, _ in open_marks)
-    for launch, mark, when in open_marks:
+    for launch, mark, quiet in open_marks:
         live = [job for job, state in found[mark].items() if state not in client.ENDED]
         if live:
             say(f"launch {launch.folder.name} broke off while it submitted {', '.join(live)}: cancelled")
             client.cancel(live)
         # One that SLURM has not shown in that time never reached it.
-        if live or found[mark] or time.time() - when > LATE_SECONDS:
+        if live or found[mark] or quiet > LATE_SECONDS:
             launch.settle(mark)

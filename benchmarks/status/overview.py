@@ -7,7 +7,6 @@ names what is unknown. No heavy module is imported: the status of 10,000 runs ta
 
 from __future__ import annotations
 
-import calendar
 import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -60,6 +59,7 @@ class Run:
         attempts: how often it was started.
         progress: the values of its progress file, see `benchmarks.status.progress_file`; None without one.
         current: whether that file is from the process that now executes the run.
+        said: seconds since that file was written, by the clock of the file system.
         launch: the launch that submitted it last, or whose job has it now.
         job: number of that job.
         why: why its job waits, or how the job ended, in SLURM's terms.
@@ -76,6 +76,7 @@ class Run:
     attempts: int = 0
     progress: dict[str, Any] | None = None
     current: bool = False
+    said: float | None = None
     launch: Launch | None = None
     job: str | None = None
     why: str = ""
@@ -88,15 +89,11 @@ class Run:
             self.known_title = _title(self.directory, self.run_id)
         return self.known_title or self.run_id[:8]
 
-    def left(self, now: float) -> float | None:
-        """Estimated seconds to the run's end; None where nothing is known.
-
-        Args:
-            now: seconds since the epoch.
-        """
+    def left(self) -> float | None:
+        """Estimated seconds to the run's end, when it was looked at; None where nothing is known."""
         if not self.current or self.progress is None or self.progress.get("left") is None:
             return None
-        return max(0.0, self.progress["left"] - (now - self.progress["time"]))
+        return max(0.0, self.progress["left"] - (self.said or 0.0))
 
 
 @dataclass
@@ -208,6 +205,11 @@ def overview(
         if run.old and run.kind == "not started" and not run.job:
             run.kind, run.detail = SUPERSEDED, run.old[0].line()
         found.runs.append(run)
+    if found.of("running", "dead") and not workspace.store.clock_is_own:
+        found.remarks.append(
+            f"{workspace.store.root} cannot be written to, so the clock of its file system is not known: "
+            "what runs and what is dead is told by this machine's clock"
+        )
     for launch in launches:
         if launch.unsettled():
             found.remarks.append(
@@ -244,6 +246,7 @@ def _look(store: RunStore, run_id: str, directory: Path | None) -> Run:
     )
     if state.kind in ("running", "dead"):
         run.progress = progressfile.read(directory)
+        run.said = store.age(directory / progressfile.NAME) if run.progress else None
     if run.progress and state.kind == "running":
         holder = f"process {run.progress.get('pid')} on {run.progress.get('host')}"
         run.current = state.detail == holder
@@ -267,15 +270,6 @@ def _queued(
             run.kind = "preempted" if run.attempts else "queued"
     elif unknown and last is not None and run.kind != "failed":
         run.kind = "submitted"
-
-
-def submitted_at(launch: Launch) -> float | None:
-    """When a launch was made, seconds since the epoch; None when its folder was renamed."""
-    try:
-        stamp = time.strptime(launch.folder.name[:15], "%Y%m%d-%H%M%S")
-    except ValueError:
-        return None
-    return float(calendar.timegm(stamp))
 
 
 def _sound(launches: Launches, remarks: list[str]) -> list[Launch]:

@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 from benchmarks.progress import duration
 from benchmarks.status.logs import log_of, nearest_frame, tail
-from benchmarks.status.overview import Overview, Run, submitted_at
+from benchmarks.status.overview import Overview, Run
 from results.lineage import SUPERSEDED, reasons
 from results.store import error_signature
 from slurm.words import RESTARTS, explained, meaning
@@ -35,7 +35,7 @@ def plain(view: Overview, *, everything: bool = False) -> str:
     """
     most = len(view.runs) + len(view.stages) if everything else LISTED
     lines = [headline(view), *(f"  {remark}" for remark in view.remarks)]
-    by_left = sorted(view.of("running"), key=lambda run: run.left(view.taken) or float("inf"))
+    by_left = sorted(view.of("running"), key=lambda run: run.left() or float("inf"))
     lines += _section("running", [_running(run, view) for run in by_left], most)
     lines += _section("stages being computed", [_running(run, view) for run in view.stages], most)
     lines += _section("preempted", [_preempted(run, view) for run in view.of("preempted")], most)
@@ -163,7 +163,7 @@ def _running(run: Run, view: Overview) -> str:
     parts = []
     if run.progress is not None and run.current:
         parts.append(_place(run.progress))
-        left = run.left(view.taken)
+        left = run.left()
         if left is not None:
             parts.append(f"{duration(left)} left")
     if run.age is not None:
@@ -221,11 +221,10 @@ def _submitted(view: Overview) -> list[str]:
     lines = []
     for name, runs in groups.items():
         assert runs[0].launch is not None
-        when = submitted_at(runs[0].launch)
-        ago = f", {duration(max(0.0, view.taken - when))} ago" if when else ""
+        when = runs[0].launch.submitted
         begun = sum(bool(run.attempts) for run in runs)
         told = f"; {begun} begun" if begun else ""
-        lines.append(f"  {len(runs)} by launch {name}{ago}{told}")
+        lines.append(f"  {len(runs)} by launch {name}{f', at {when} UTC' if when else ''}{told}")
     count = len(view.of("submitted"))
     return ["", f"submitted and not done ({count})", *lines] if lines else []
 
@@ -304,7 +303,7 @@ def _record(run: Run, view: Overview) -> dict[str, Any]:
         "detail": run.detail,
         "attempts": run.attempts,
         "progress": run.progress,
-        "left": run.left(view.taken),
+        "left": run.left(),
         "job": run.job,
         "why": run.why,
         "launch": run.launch.folder.name if run.launch else None,

@@ -17,8 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from results.files import atomic_write_bytes
-from results.lease import filesystem_now
+from results.files import atomic_write_bytes, filesystem_now
 
 _BEATS_PER_LIMIT = 8
 START_SECONDS = 120.0

@@ -228,7 +228,7 @@ def test_a_refusal_leaves_nothing_open(ready):
     with pytest.raises(UserError, match="1 jobs submitted before go on"):
         ready.go(dataclasses.replace(ready.scheduler, submit=refuse))
     (folder,) = ready.launches.iterdir()
-    assert Launch(folder).unsettled() == {}
+    assert Launch(folder).unsettled() == []
 
 
 def test_each_job_executes_its_bundle_of_the_work_order(ready):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from results.errors import LeaseLostError
-from results.lease import filesystem_now
+from results.files import filesystem_now
 from results.store import RunStore
 from tests.results.records import claim, make_result, make_spec, python, wait_for
 

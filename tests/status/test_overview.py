@@ -67,6 +67,20 @@ def test_a_local_store_needs_no_slurm(folder):
     assert overview(folder.runs / "absent").counts() == {}
 
 
+def test_a_store_that_may_only_be_read_says_whose_clock_tells(folder, monkeypatch):
+    def refused(directory):
+        raise PermissionError(13, "Permission denied", str(directory))
+
+    folder.add(1, "running")
+    assert overview(folder.runs).remarks == []
+    monkeypatch.setattr("results.store.filesystem_now", refused)
+    view = overview(folder.runs)
+    assert view.counts() == {"running": 1}
+    (remark,) = view.remarks
+    assert remark.startswith(f"{folder.runs / 'store'} cannot be written to")
+    assert remark.endswith("is told by this machine's clock")
+
+
 def test_a_copied_folder_says_that_the_queue_is_unknown(folder):
     launch = folder.launch(
         [folder.add(1, "dead"), folder.add(2, "not started")],
@@ -78,8 +92,7 @@ def test_a_copied_folder_says_that_the_queue_is_unknown(folder):
     assert view.counts() == {"done": 1, "submitted": 2, "failed": 1}
     assert view.remarks == ["no squeue here: which submitted runs still wait is not known"]
     told = section(plain(view), "submitted and not done (2)")
-    assert "2 by launch 20200101-000000-toy-abcd, " in told
-    assert told.endswith("ago; 1 begun")
+    assert told.endswith("2 by launch 20200101-000000-toy-abcd, at 2020-01-01 00:00 UTC; 1 begun")
 
 
 def test_a_queue_that_does_not_answer_is_a_remark(folder):

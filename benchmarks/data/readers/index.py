@@ -12,7 +12,6 @@ import hashlib
 import io
 import json
 import os
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -23,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from results.files import atomic_write_bytes
+from results.files import atomic_write_bytes, filesystem_now
 
 VERSION = 1
 YOUNG = 2.0
@@ -80,10 +79,11 @@ def parsed(file: Path, reader: str, folder: Path | None, parse: Callable[[Path],
     if found is not None:
         return found
     content = parse(file)
-    if _WRITES.get() and state_of(file, reader) == state and time.time() - file.stat().st_mtime > YOUNG:
+    if _WRITES.get() and state_of(file, reader) == state:
         with suppress(OSError):  # on a full or read-only disk the file is parsed again next time
             folder.mkdir(parents=True, exist_ok=True)
-            atomic_write_bytes(index, pack(content, state))
+            if filesystem_now(folder) - file.stat().st_mtime > YOUNG:
+                atomic_write_bytes(index, pack(content, state))
     return content
 
 
