@@ -1,7 +1,7 @@
 """The command line of SSMLL-Bench.
 
     python benchmarks/run.py --grid demo            run what is missing of a grid, print its table
-    python benchmarks/run.py list                   grids, methods, datasets
+    python benchmarks/run.py list [METHOD]          grids, methods, datasets; a method's card
     python benchmarks/run.py prepare DATASET        check, download and cache a dataset
     python benchmarks/run.py splits verify          are the labelled subsets what they should be?
     python benchmarks/run.py plan --grid NAME       what would run, and what it would cost
@@ -34,13 +34,13 @@ if __package__ in (None, ""):  # called as a file: the packages lie beside this 
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     sys.path = [entry for entry in sys.path if entry != str(Path(__file__).resolve().parent)]
 
-from benchmarks.cli import datasets, options, output, report, runs, slurm, splits, status, test
+from benchmarks.cli import datasets, listing, options, output, report, runs, slurm, splits, status, test
 from benchmarks.signals import Stopped
 from methods.errors import UserError, nearest
 from results.errors import StoreError
 from slurm.protocol import EXIT_STOPPED
 
-FILES = (runs, datasets, splits, status, slurm, report, test)
+FILES = (runs, listing, datasets, splits, status, slurm, report, test)
 """The modules that add verbs, in the order of `--help`."""
 
 

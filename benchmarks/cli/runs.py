@@ -1,4 +1,4 @@
-"""The verbs `run`, `retry`, `plan` and `list`: what a grid holds, what of it is missing, and doing that."""
+"""The verbs `run`, `retry` and `plan`: what a grid holds, what of it is missing, and doing that."""
 
 from __future__ import annotations
 
@@ -64,14 +64,6 @@ def add(verbs: options.Verbs) -> None:
         "--save", type=Path, default=None, metavar="FILE", help="write the bundles for slurm/array.sbatch"
     )
     slurm.add_flags(plan_parser)
-    listing = options.verb(
-        verbs,
-        "list",
-        list_names,
-        help="list grids, recipes, methods and datasets",
-        examples=["list", "list '*coop*'"],
-    )
-    listing.add_argument("pattern", nargs="?", default="*", help="wildcard, such as '*coop*'")
 
 
 def _add_execution(parser: argparse.ArgumentParser) -> None:
@@ -295,24 +287,3 @@ def plan(args: argparse.Namespace) -> int:
         return 0
     slurm.check_local(args)
     return _show(args)
-
-
-def list_names(args: argparse.Namespace) -> int:
-    """Print the names of grids, recipes, methods and datasets that match a wildcard."""
-    from fnmatch import fnmatch
-
-    import methods
-    from benchmarks.data.registry import available as datasets
-    from benchmarks.plan import grid
-
-    sections = {
-        "grids": grid.available("grids"),
-        "recipes": grid.available("recipes"),
-        "methods": methods.available(),
-        "datasets": datasets(),
-    }
-    for title, names in sections.items():
-        found = [name for name in names if fnmatch(name, args.pattern)]
-        if found:
-            print(f"{title}: {', '.join(found)}")
-    return 0
