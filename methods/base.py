@@ -182,7 +182,8 @@ class StepMethod(Planned, nn.Module):
         Returns:
             Named number tensors (not bool) of any dtype and shape. Names, dtypes and shapes are
             the same at every step and in every process, also where the process has no image of a
-            kind: it gives zeros. Count the samples in a sum of their own.
+            kind: it gives zeros. Count the samples in a sum of their own. If there are none, in every step
+            and process, `observe` is not called.
         """
         return {}
 

@@ -216,7 +216,8 @@ def copy_of(method: StepMethod) -> StepMethod:
 def forward(method: StepMethod, batch: Batch) -> StepOutput:
     """A step up to its losses: statistics, then `training_step`."""
     with torch.no_grad():
-        method.observe(_totals(batch, method.prepare(batch)))
+        if own := method.prepare(batch):
+            method.observe(_totals(batch, own))
     return method(batch)
 
 

@@ -129,7 +129,10 @@ class StepStatistics:
         with torch.no_grad():
             with autocast:
                 own = self.method.prepare(batch)
-            self.method.observe(self._summed("prepare", own))
+            if own:
+                self.method.observe(self._summed("prepare", own))
+            else:  # a method whose hyper-parameters need no statistics; so in every step and process
+                self._check("prepare", own)
 
     def after_step(self, output: StepOutput) -> None:
         """Hand the sums of a step's statistics to `observe_step`.
@@ -175,7 +178,7 @@ class StepStatistics:
                 difference = _difference(layout, self._layouts[moment])
                 raise ValueError(f"{where}: {difference} in its first step; statistics must not change")
             return
-        if not layout:
+        if not layout and moment != "prepare":
             raise ValueError(f"{where}: no statistic; every step needs them, zeros if there is no image")
         for rank, other in enumerate(self.group.all_gather_object(layout)):
             if other != layout:

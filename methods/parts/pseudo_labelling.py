@@ -48,6 +48,16 @@ class PseudoLabelMethod(LinearMethod):
         """(B_u, K) probabilities of the present model on the weak views."""
         return torch.sigmoid(self.predict(batch.weak_unlabelled))
 
+    def further_losses(self, batch: Batch, logits: Tensor, pseudo: PseudoLabels) -> dict[str, Tensor]:
+        """Return further named losses of a step, by default none; every process calls it.
+
+        Args:
+            batch: the step's batch.
+            logits: (B_u, K) of the strong views of the unlabelled images, with gradients.
+            pseudo: their pseudo-labels.
+        """
+        return {}
+
     def training_step(self, batch: Batch) -> StepOutput:
         """Pseudo-labels without gradients, then one forward pass over all strong views."""
         with torch.no_grad():
@@ -59,6 +69,7 @@ class PseudoLabelMethod(LinearMethod):
         losses = {
             "labelled": self.loss(labelled, batch.targets).sum(),
             "unlabelled": self.hyper.unlabelled_weight * masked.sum(),
+            **self.further_losses(batch, unlabelled, pseudo),
         }
         return StepOutput(losses, pseudo)
 

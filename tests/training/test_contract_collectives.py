@@ -210,7 +210,7 @@ def test_statistics_are_summed_exactly_and_compared(tmp_path):
         ({"a": torch.zeros(2)}, {"b": torch.zeros(2)}, r"statistics are \['b'\] but \['a'\]"),
         ({"a": torch.zeros(2)}, {"a": torch.zeros(2).bool()}, "statistic 'a' is torch.bool"),
         ({"a": torch.zeros(2)}, {"a": 3.0}, "statistic 'a' is float"),
-        ({}, {}, "no statistic"),
+        ({}, {"a": torch.zeros(2)}, r"statistics are \['a'\] but \[\] in its first step"),
     ],
 )
 def test_statistics_that_change_are_refused_by_name_on_one_process_too(first, then, message):
@@ -220,6 +220,16 @@ def test_statistics_that_change_are_refused_by_name_on_one_process_too(first, th
         for values in (first, then):
             method.prepared = values
             statistics.before_step(batch_of(1, 1), torch.autocast("cpu", enabled=False))
+
+
+def test_a_method_that_needs_no_sums_with_its_hyper_parameters_has_none():
+    method = Keeps({})
+    statistics = StepStatistics(method, Group())
+    for _ in range(2):
+        statistics.before_step(batch_of(1, 1), torch.autocast("cpu", enabled=False))
+    assert method.seen == []
+    with pytest.raises(ValueError, match="'keeps', StepOutput, rank 0: no statistic; every step needs them"):
+        statistics.after_step(StepOutput({}, None, {}))
 
 
 def test_statistics_need_someone_who_takes_them_and_cost_nothing_otherwise():
