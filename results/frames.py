@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from results.errors import StoreError
-from results.schema import RULES, Rule
+from results.schema import RULES, Rule, Spec
 from results.store import RunStore
 
 if TYPE_CHECKING:
@@ -122,6 +122,12 @@ def collect_epochs(store: RunStore, wanted: Sequence[dict[str, Any]]) -> pd.Data
                 rows.append({**item, "epoch": epoch["epoch"], **values})
     frame = pd.DataFrame(rows, columns=pd.Index([*COLUMNS, "epoch", *QUALITY]))
     return frame.astype(dict.fromkeys(QUALITY, "float64"))
+
+
+def finished_specs(store: RunStore, wanted: Sequence[dict[str, Any]]) -> list[Spec]:
+    """What the finished ones of the wanted runs were asked for, in order; ``wanted`` as for `collect`."""
+    directories = [directory for _, directory in _located(store, wanted)]
+    return [store.load(run)["spec"] for run in directories if store.state(run).kind == "done"]
 
 
 def _located(store: RunStore, wanted: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], Path]]:

@@ -37,6 +37,9 @@ def add(verbs: options.Verbs) -> None:
         action="store_true",
         help="the results of earlier versions, which those of today supersede, in a table of their own",
     )
+    tables_parser.add_argument(
+        "--bib", action="store_true", help="also write references.bib: what the table's runs are to cite"
+    )
     options.verb(
         verbs,
         "plots",
@@ -70,13 +73,13 @@ def tables(args: argparse.Namespace) -> int:
     workspace = options.workspace(args)
     if args.grid is None:
         options.without_grid(args)
-        write_whole(workspace, args.rule, args.out, superseded=args.superseded)
+        write_whole(workspace, args.rule, args.out, superseded=args.superseded, bib=args.bib)
         return 0
     plan = known(args, _remark)
     if args.superseded:
-        write_superseded(plan, workspace, args.rule, args.out)
+        write_superseded(plan, workspace, args.rule, args.out, bib=args.bib)
     else:
-        write(plan, workspace, args.rule, args.out, plots=False)
+        write(plan, workspace, args.rule, args.out, plots=False, bib=args.bib)
     return 0
 
 
@@ -111,7 +114,9 @@ def why(args: argparse.Namespace) -> int:
     return 0
 
 
-def write(plan: PlanSummary, workspace: Workspace, rule: str, out: Path | None, *, plots: bool) -> None:
+def write(
+    plan: PlanSummary, workspace: Workspace, rule: str, out: Path | None, *, plots: bool, bib: bool = False
+) -> None:
     """Write the table of a grid in every format, print it, and write the figures.
 
     A disk that is full and a figure that cannot be drawn do not keep the table from being printed.
@@ -122,6 +127,7 @@ def write(plan: PlanSummary, workspace: Workspace, rule: str, out: Path | None, 
         rule: selection rule.
         out: folder for tables and figures; None is `workspace.tables` and the grid's name.
         plots: whether to write the figures too.
+        bib: whether to write the references of the finished runs too.
 
     Raises:
         OSError: the disk is full.
@@ -133,15 +139,19 @@ def write(plan: PlanSummary, workspace: Workspace, rule: str, out: Path | None, 
 
     folder = _folder(plan, workspace, out)
     old = plan.superseded(workspace)
-    frame = mark(collect(workspace.store, [run.wanted() for run in plan.runs]), old)
+    wanted = [run.wanted() for run in plan.runs]
+    frame = mark(collect(workspace.store, wanted), old)
     remarks = [outdated(workspace.store, [run.directory(workspace) for run in plan.runs]), note(old)]
     paths = _written(table(frame, rule, remarks=[*filter(None, remarks)]), folder)
     if plots:
         paths += write_figures(plan, workspace, folder, rule)[0]
     _say_written(folder, paths)
+    _cite(workspace, wanted, folder, bib)
 
 
-def write_superseded(plan: PlanSummary, workspace: Workspace, rule: str, out: Path | None) -> None:
+def write_superseded(
+    plan: PlanSummary, workspace: Workspace, rule: str, out: Path | None, *, bib: bool
+) -> None:
     """Write and print a table of superseded results, and of nothing else.
 
     Args:
@@ -149,6 +159,7 @@ def write_superseded(plan: PlanSummary, workspace: Workspace, rule: str, out: Pa
         workspace: where the results lie.
         rule: selection rule.
         out: as for `write`.
+        bib: as for `write`.
 
     Raises:
         OSError: the disk is full.
@@ -167,9 +178,10 @@ def write_superseded(plan: PlanSummary, workspace: Workspace, rule: str, out: Pa
     made = table(collect(workspace.store, wanted), rule, remarks=remarks)
     folder = _folder(plan, workspace, out)
     _say_written(folder, _written(made, folder, f"{made.metric}-{rule}-superseded"))
+    _cite(workspace, wanted, folder, bib)
 
 
-def write_whole(workspace: Workspace, rule: str, out: Path | None, *, superseded: bool) -> None:
+def write_whole(workspace: Workspace, rule: str, out: Path | None, *, superseded: bool, bib: bool) -> None:
     """Write and print a table of all finished runs of the store.
 
     Args:
@@ -177,6 +189,7 @@ def write_whole(workspace: Workspace, rule: str, out: Path | None, *, superseded
         rule: selection rule.
         out: folder for the table; None is `workspace.tables` and "store".
         superseded: the results of earlier versions instead of those of today.
+        bib: as for `write`.
 
     Raises:
         OSError: the disk is full.
@@ -205,6 +218,7 @@ def write_whole(workspace: Workspace, rule: str, out: Path | None, *, superseded
     made = table(collect(workspace.store, wanted), rule, remarks=remarks)
     folder, stem = out or workspace.tables / "store", "-superseded" if superseded else ""
     _say_written(folder, _written(made, folder, f"{made.metric}-{rule}{stem}"))
+    _cite(workspace, wanted, folder, bib)
 
 
 def planned_specs(workspace: Workspace) -> list[tuple[str, dict[str, Any]]]:
@@ -227,6 +241,16 @@ def _written(made: Table, folder: Path, stem: str = "") -> list[Path]:
     if problem:
         raise problem
     return paths
+
+
+def _cite(workspace: Workspace, wanted: list[dict[str, Any]], folder: Path, bib: bool) -> None:
+    if bib:
+        from benchmarks.cli import bibliography
+
+        try:
+            print(bibliography.write(workspace.store, wanted, folder))
+        except OSError as error:
+            raise _unwritten(folder, error) from error
 
 
 def _say_written(folder: Path, paths: list[Path]) -> None:

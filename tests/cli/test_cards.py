@@ -14,6 +14,7 @@ from benchmarks.cli import cards
 from benchmarks.run import main
 from benchmarks.workspace import REPOSITORY
 from methods.references import cited, references
+from tests.results.conftest import FakeRuns
 
 
 @dataclass(frozen=True)
@@ -107,3 +108,17 @@ def test_references_are_found_by_what_they_are_of(tmp_path):
     broken.write_text("% head\n@article{a,\n  title = {A},\n}\n")
     with pytest.raises(methods.errors.UserError, match="a: keywords must list"):
         references(broken)
+
+
+def test_a_table_brings_the_references_of_what_it_shows(tmp_path, capsys):
+    runs = FakeRuns(tmp_path / "runs" / "store")
+    runs.add("CSAA", 60.0, method="csaa", dataset="voc2007")
+    runs.add("mine", 50.0, method="mine", dataset="voc2007")
+    runs.add("DualCoOp", None, method="dualcoop", dataset="voc2007", state="not started")
+    places = ["--runs", str(tmp_path / "runs"), "--data", str(tmp_path / "data"), "--out", str(tmp_path)]
+    assert main(["tables", "--bib", *places]) == 0
+    assert "no reference is known for method:mine: cite them yourself" in capsys.readouterr().out
+    text = (tmp_path / "references.bib").read_text()
+    assert "% method:csaa: fan2025csaa" in text
+    assert "{everingham2010voc," in text
+    assert "sun2022dualcoop" not in text  # it has no result, so no table shows it
