@@ -1,12 +1,14 @@
 """Hyper-parameters that most trained methods have, as dataclasses to derive from.
 
 A subclass that needs another default declares the field again; names and values are what a run's
-identity holds, the order of fields is not.
+identity holds, the order of fields is not. A number says beside its default where a search is sensible:
+``metadata={"low": …, "high": …, "scale": "linear" or "log"}``. What is refused stands in
+``__post_init__``, and is wider.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from methods.errors import check_range
@@ -25,7 +27,7 @@ class OptimizerHyper:
         schedule: "onecycle" (CAP), "cosine" or "constant".
     """
 
-    weight_decay: float = 1e-4
+    weight_decay: float = field(default=1e-4, metadata={"low": 1e-6, "high": 1e-1, "scale": "log"})
     optimizer: Optimizer = "adamw"
     schedule: Schedule = "onecycle"
 
@@ -43,9 +45,11 @@ class AsymmetricHyper:
         clip: probability margin of negatives (CAP: 0.05).
     """
 
-    gamma_pos: float = 0.0
-    gamma_neg: float = 4.0
-    clip: float = 0.05
+    gamma_pos: float = field(default=0.0, metadata={"low": 0.0, "high": 2.0, "scale": "linear"})
+    gamma_neg: float = field(default=4.0, metadata={"low": 0.0, "high": 6.0, "scale": "linear"})
+    clip: float = field(default=0.05, metadata={"low": 0.0, "high": 0.2, "scale": "linear"})
 
     def __post_init__(self) -> None:
+        check_range("gamma_pos", self.gamma_pos, 0)
+        check_range("gamma_neg", self.gamma_neg, 0)
         check_range("clip", self.clip, 0, 1)

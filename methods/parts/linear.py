@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -71,29 +71,29 @@ class LinearHyper(OptimizerHyper, AsymmetricHyper):
 
     loss: Literal["asl", "bce"] = "asl"
     init: Literal["match", "text", "random"] = "match"
-    scale: float = 20.0
+    scale: float = field(default=20.0, metadata={"low": 5.0, "high": 100.0, "scale": "log"})
     freeze_bn: bool = True
-    lr_backbone: float = 1e-4
-    lr_head: float = 1e-3
+    lr_backbone: float = field(default=1e-4, metadata={"low": 1e-6, "high": 1e-2, "scale": "log"})
+    lr_head: float = field(default=1e-3, metadata={"low": 1e-5, "high": 1e-1, "scale": "log"})
     head: Literal["match", "linear", "cosine", "ml_decoder"] = "match"
 
     def __post_init__(self) -> None:
         OptimizerHyper.__post_init__(self)
         AsymmetricHyper.__post_init__(self)
         check_choice("head", self.head, HEADS)
-        for field in ("init", "scale"):
-            default, value = getattr(LinearHyper, field), getattr(self, field)
+        for name in ("init", "scale"):
+            default, value = getattr(LinearHyper, name), getattr(self, name)
             if value != default and self.head not in ("match", "cosine"):
                 raise UserError(
-                    f"{field} = {value!r} belongs to the heads 'match' and 'cosine'; "
+                    f"{name} = {value!r} belongs to the heads 'match' and 'cosine'; "
                     f"leave it out with head = {self.head!r}"
                 )
-        for field in ("scale", "lr_backbone", "lr_head"):
-            check_range(field, getattr(self, field), 0)
+        for name in ("scale", "lr_backbone", "lr_head"):
+            check_range(name, getattr(self, name), 0)
 
     def shared(self) -> dict[str, Any]:
         """Return the fields of this class, without those that a subclass added."""
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(LinearHyper)}
+        return {found.name: getattr(self, found.name) for found in dataclasses.fields(LinearHyper)}
 
 
 class LinearMethod(StepMethod):
