@@ -133,8 +133,8 @@ def metric_adaptive_thresholds(
 
     The threshold t of class k is the lowest on the grid 0, .01, …, .99 that maximises
     F = (1 + beta²) tp / (beta n_true + n_pred): n_pred images have a score >= t, n_true show the class, tp do
-    both. So the official code has it (github JiahaoXxX/SSMLL-D2L_MAT, 50c9a1c, ``cat_strategy fB``, which its
-    script runs with beta = 0.5); F_beta as it is defined has beta² in the denominator too: ``formula="paper"``.
+    both. So the official code has it (github JiahaoXxX/SSMLL-D2L_MAT, 50c9a1c, cat_strategy fB, which its
+    script runs with beta = 0.5); F_beta as defined has beta² in the denominator too: ``formula="paper"``.
     F is computed from counts, so thresholds that are equally good tie exactly.
 
     A class without a labelled positive gets +inf and no image is positive. The official code leaves its
