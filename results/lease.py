@@ -37,6 +37,8 @@ from results.files import atomic_write_json, canonical_json, create_bytes, files
 DEFAULT_TTL = 60.0  # seconds
 LEASE_SECONDS = "SSMLL_LEASE_SECONDS"
 """Environment variable: seconds without a sign of life after which another process may take a run over."""
+HEARTBEAT = "lease-heartbeat"
+"""Start of the names of the threads that renew leases."""
 _NAME = re.compile(r"lease\.(\d{6})$")
 
 
@@ -212,9 +214,7 @@ class Lease:
         self._path = _path(directory, self.generation)
         self._confirmed = uptime()
         self._over = threading.Event()  # released or lost
-        self._thread = threading.Thread(
-            target=self._beat, name=f"lease-heartbeat-{directory.name}", daemon=True
-        )
+        self._thread = threading.Thread(target=self._beat, name=f"{HEARTBEAT}-{directory.name}", daemon=True)
         self._thread.start()
 
     def still_mine(self) -> bool:

@@ -15,6 +15,7 @@ from benchmarks.plan import jobs, reads, remembered
 from benchmarks.plan.remembered import Question, recall
 from benchmarks.run import main
 from benchmarks.workspace import REPOSITORY, Workspace
+from results.lease import acquire
 from tests.conftest import CommandLine, grid_text
 
 WEIGHTS = REPOSITORY / "methods" / "backbones" / "glyphclip" / "glyphclip.safetensors"
@@ -255,3 +256,9 @@ def test_reads_note_opened_absent_and_listed(tmp_path):
     (tmp_path / "absent").write_text("now it is")
     (tmp_path / "folder" / "new").touch()
     assert found.changed() == {str(tmp_path / "absent"), str(tmp_path / "folder")}
+
+
+def test_a_lease_that_is_held_meanwhile_is_no_input(tmp_path):
+    with acquire(tmp_path / "run", ttl=0.3), reads.Reads() as found:
+        time.sleep(0.5)
+    assert not found.files
