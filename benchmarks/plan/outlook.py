@@ -152,10 +152,10 @@ def _backbone(spec: BackboneSpec, grid: Grid) -> tuple[list[str], list[str]]:
     try:
         conventions(spec)  # a tag that there is not, or fields that contradict it
         lacks = [
-            f"{part.what} {part.repository!r} of {part.model} is not here: `prepare --grid {grid.argument} "
-            f"--weights` fetches it; without a network: {part.bring()}"
+            f"{part} {lack}: `prepare --grid {grid.argument} --weights` fetches it; "
+            f"without a network: {part.bring()}"
             for part in parts(spec)
-            if not part.files()
+            if (lack := part.lack())
         ]
         file = spec.file
         if file is not None and not file.is_file():

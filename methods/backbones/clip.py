@@ -20,7 +20,8 @@ from torch.nn import functional as F
 from methods.backbones.base import Backbone
 from methods.backbones.conventions import conventions
 from methods.backbones.formats import weights_format
-from methods.backbones.hub import tokenizer_options
+from methods.backbones.hub import tokenizer_of
+from methods.backbones.hub_cache import offline
 from methods.backbones.open_clip_models import tag_file, tag_of
 from methods.backbones.spec import GLYPHCLIP, BackboneSpec
 from methods.backbones.text_tower import TextTower
@@ -243,13 +244,13 @@ def load_open_clip(spec: BackboneSpec, resolution: int) -> VisionLanguageModel:
     tag = tag_of(spec) if spec.family == "open_clip" else ""
     file = tag_file(spec) if tag else spec.file  # downloads it, or says what to do without a network
     description = f"{spec.name} ({_weights_name(spec)})"
-    with seeded_rng(0), _random_is_expected():
+    tokenizer = tokenizer_of(spec)  # with the configuration of a text tower that lies on the hub
+    with seeded_rng(0), _random_is_expected(), offline():
         # The weights are loaded afterwards: with a tag, open_clip takes the activation from its configuration
         # of the model, warns where the tag has another, and goes on.
         model = open_clip.create_model(
             spec.model, pretrained=None, device="cpu", pretrained_text=False, quick_gelu=demands.quick_gelu
         )
-        tokenizer = open_clip.get_tokenizer(spec.model, **tokenizer_options(spec))
     _check_activation(model, bool(demands.quick_gelu), description)
     if tag:
         _load_tag(model, Path(str(file)), description)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 
 def cached(repository: str, name: str) -> Path | None:
@@ -14,6 +17,15 @@ def cached(repository: str, name: str) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
+def is_settled(repository: str, name: str) -> bool:
+    """Whether a file is in the cache, or noted there as one that the repository does not have.
+
+    The libraries' own loaders make such notes; a plain download of a repository (`hf download`) makes none.
+    """
+    lookup = importlib.import_module("huggingface_hub.file_download").try_to_load_from_cache
+    return lookup(repository, name) is not None  # the note is an object of its own
+
+
 def cache_folder() -> Path:
     """The folder of the hub's cache."""
     return Path(importlib.import_module("huggingface_hub.constants").HF_HUB_CACHE)
@@ -22,3 +34,19 @@ def cache_folder() -> Path:
 def folder_name(repository: str) -> str:
     """The name of a repository's folder in the cache."""
     return f"models--{repository.replace('/', '--')}"
+
+
+@contextlib.contextmanager
+def offline() -> Iterator[None]:
+    """Have the hub's library, and those that use it, ask no network, as HF_HUB_OFFLINE=1 does.
+
+    Libraries ask the hub whether what is in the cache is still the newest, and for other things; on a node
+    without a route each question waits for its answer. The variable itself is read once, at the import.
+    """
+    constants: Any = importlib.import_module("huggingface_hub.constants")
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before

@@ -66,12 +66,13 @@ def weights_file(spec: BackboneSpec) -> Path | None:
 def bring(spec: BackboneSpec) -> None:
     """Have the weights of a backbone and what it needs from the hub here, fetched where they are not.
 
+    What is needed from the hub is loaded, too, as a run will: that it is here does not say that it loads.
+
     Raises:
-        UserError: something cannot be fetched, or is not what it should be.
+        UserError: something cannot be fetched or loaded, or is not what it should be.
     """
     from methods.backbones.hub import parts
 
     weights_digest(spec)
     for part in parts(spec):
-        if not part.files():
-            part.fetch()
+        part.fetch()

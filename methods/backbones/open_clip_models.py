@@ -17,6 +17,7 @@ import types
 from pathlib import Path
 from typing import Any
 
+from methods.backbones.digests import file_digest
 from methods.backbones.hub_cache import cached
 from methods.backbones.spec import BackboneSpec
 from methods.errors import UserError, first_line, nearest
@@ -120,7 +121,8 @@ def tag_source(spec: BackboneSpec) -> str:
 def cached_tag_file(spec: BackboneSpec) -> Path | None:
     """Return the local file of a pretrained tag, where `tag_file` would find it; None if it is not here.
 
-    Nothing is fetched, and the network is not asked.
+    Nothing is fetched, and the network is not asked. A file whose address says the start of its SHA-256 is
+    here only if it has that: open_clip downloads another one anew, such as one that was cut off.
 
     Raises:
         UserError: unknown tag.
@@ -138,22 +140,36 @@ def cached_tag_file(spec: BackboneSpec) -> Path | None:
                 return found
         return None
     place = Path("~/.cache/clip").expanduser() / os.path.basename(entry["url"])
-    return place if place.is_file() else None
+    if not place.is_file() or not file_digest(place).startswith(_sha256_in(entry["url"])):
+        return None
+    return place
+
+
+def _sha256_in(url: str) -> str:
+    """The SHA-256 that an address says of its file, or its start; "" where it says none.
+
+    As `open_clip.pretrained.download_pretrained_from_url` reads it: OpenAI's addresses have it as a folder,
+    those of open_clip's own releases at the end of the name.
+    """
+    folder, name = url.rpartition("/")[::2]
+    if "openaipublic" in url:
+        return folder.rpartition("/")[2]
+    return os.path.splitext(name)[0].rpartition("-")[2] if "mlfoundations" in url else ""
 
 
 def tag_file(spec: BackboneSpec) -> Path:
     """Return the local file of a pretrained tag; open_clip downloads it if it is missing.
 
-    A file that is in the hub's cache is taken without asking the hub, so that a machine without a route to it
-    does not wait for its answer.
+    A file that is here is taken without asking anybody, so that a machine without a route to the hub does not
+    wait for its answer.
 
     Raises:
         UserError: unknown tag, or it cannot be fetched.
     """
-    entry = tag_entry(spec.model, tag_of(spec))
-    found = cached_tag_file(spec) if entry.get("hf_hub") else None
+    found = cached_tag_file(spec)
     if found is not None:
         return found
+    entry = tag_entry(spec.model, tag_of(spec))
     try:
         return Path(_pretrained().download_pretrained(copy.deepcopy(entry)))
     except Exception as error:  # urllib, huggingface_hub and requests each have their own

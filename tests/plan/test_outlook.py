@@ -9,12 +9,12 @@ import pytest
 
 from benchmarks.plan import grid
 from benchmarks.run import main
-from methods.backbones import hub_cache
 from methods.backbones.hub import parts
 from methods.backbones.open_clip_models import cached_tag_file, tag_file
 from methods.backbones.spec import BackboneSpec
 from methods.errors import UserError
 from tests.conftest import grid_text
+from tests.hub import fill, tokenizer_files
 
 SIGLIP = BackboneSpec("open_clip/ViT-B-16-SigLIP")
 
@@ -39,17 +39,6 @@ def hub(tmp_path, monkeypatch) -> Path:
 
 def _no_network(*args: object, **kwargs: object) -> None:
     raise AssertionError("the network is asked")
-
-
-def put(hub: Path, repository: str, name: str, content: bytes) -> Path:
-    """A file in the cache, as the hub's library lays it out."""
-    place = hub / hub_cache.folder_name(repository)
-    (place / "refs").mkdir(parents=True, exist_ok=True)
-    (place / "refs" / "main").write_text("0" * 40)
-    file = place / "snapshots" / ("0" * 40) / name
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_bytes(content)
-    return file
 
 
 @pytest.mark.parametrize("words", [["--grid", "full", "--dry-run"], ["plan", "--grid", "full"]])
@@ -116,19 +105,77 @@ def test_what_is_prepared_has_a_state(tmp_path, voc_root, capsys):
 def test_a_hub_tokenizer_is_found_missing_and_present(tmp_path, hub):
     (part,) = parts(SIGLIP)
     assert (part.what, part.repository, part.files()) == ("tokenizer", "timm/ViT-B-16-SigLIP", ())
-    put(hub, part.repository, "tokenizer_config.json", b"{}")
+    fill(hub, part.repository, {"tokenizer_config.json": b"{}"}, ["config.json"])
     assert part.files() == ()  # a configuration alone is no tokenizer
-    file = put(hub, part.repository, "tokenizer.json", b"{}")
+    file = fill(hub, part.repository, {"tokenizer.json": b"{}"}) / "tokenizer.json"
     assert file in part.files()
     text = parts(BackboneSpec("open_clip/roberta-ViT-B-32"))
     assert [each.what for each in text] == ["tokenizer", "text configuration"]
     assert parts(BackboneSpec("open_clip/RN101")) == ()
 
 
+def test_a_dry_run_says_what_keeps_a_downloaded_tokenizer_from_loading_offline(
+    tmp_path, voc_root, capsys, hub
+):
+    """`hf download` of a repository without config.json makes no note of that; transformers needs one."""
+    (tmp_path / "r.toml").write_text(
+        '[backbone]\nname = "open_clip/ViT-B-16-SigLIP"\n[recipe]\nresolution = 224\n'
+    )
+    text = (
+        grid_text(voc_root, '["zero_shot"]').replace('"embedded"', '"r.toml"').replace("resolution = 64", "")
+    )
+    (tmp_path / "mine.toml").write_text(text)
+    words = [
+        "--grid",
+        str(tmp_path / "mine.toml"),
+        "--dry-run",
+        "--data",
+        str(tmp_path),
+        "--runs",
+        str(tmp_path),
+    ]
+    said = "the tokenizer 'timm/ViT-B-16-SigLIP' of open_clip/ViT-B-16-SigLIP is not here"
+    for files, absent, expected in (
+        ({}, (), f"{said}: `prepare --grid "),
+        (tokenizer_files(), (), f"{said} as a whole: the cache has neither config.json nor a note"),
+        ({}, ("config.json",), ""),
+    ):
+        fill(hub, "timm/ViT-B-16-SigLIP", files, absent)
+        assert main(words) == 0
+        out = capsys.readouterr().out
+        assert expected in out
+        assert bool(expected) == (said in out)
+
+
+def test_a_dry_run_fetches_no_weights_with_a_wrong_checksum(tmp_path, monkeypatch, capsys, hub, voc_root):
+    """open_clip downloads a tag's file anew when its checksum is another one; a plan says that it lacks."""
+    url = f"https://openaipublic.azureedge.net/clip/models/{'0' * 64}/RN101.pt"
+    entry = {"url": url, "quick_gelu": True}
+    monkeypatch.setattr("methods.backbones.open_clip_models.tag_entry", lambda model, tag: entry)
+    monkeypatch.setattr("urllib.request.urlopen", _no_network)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    place = tmp_path / ".cache" / "clip" / "RN101.pt"
+    place.parent.mkdir(parents=True)
+    place.write_bytes(b"cut off")
+    backbone = 'backbone = { name = "open_clip/RN101", weights = "openai" }'
+    file = tmp_path / "mine.toml"
+    file.write_text(backbone + grid_text(voc_root, '["zero_shot"]'))
+    places = ["--data", str(tmp_path / "data"), "--runs", str(tmp_path / "runs")]
+    assert main(["prepare", "--grid", str(file), *places]) == 0
+    assert main(["plan", "--grid", str(file), *places]) == 0
+    out = capsys.readouterr().out
+    assert (
+        f"weights 'openai' of open_clip/RN101 are not here: `prepare --grid {file} --weights` fetches" in out
+    )
+    assert url in out
+    assert place.read_bytes() == b"cut off"
+
+
 def test_a_tag_in_the_cache_needs_no_network(hub):
     spec = BackboneSpec("open_clip/RN101", "openai")
     assert cached_tag_file(spec) is None
-    file = put(hub, "timm/resnet101_clip.openai", "open_clip_model.safetensors", b"weights")
+    name = "open_clip_model.safetensors"
+    file = fill(hub, "timm/resnet101_clip.openai", {name: b"weights"}) / name
     assert tag_file(spec) == file
 
 
