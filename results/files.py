@@ -22,12 +22,23 @@ TEMPORARY_SUFFIX = ".tmp"
 
 
 def folders(parent: Path | str) -> list[str]:
-    """Paths of a directory's sub-directories; empty when there is no such directory."""
+    """Paths of a directory's sub-directories; empty when there is no such directory.
+
+    Raises:
+        OSError: it cannot be listed.
+    """
     try:
         with os.scandir(parent) as entries:
-            return [entry.path for entry in entries if entry.is_dir()]
+            return [entry.path for entry in entries if _is_folder(entry)]
     except FileNotFoundError:
         return []
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads in a circle
+        return False
 
 
 def fsync_directory(directory: Path) -> None:

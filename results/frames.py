@@ -8,9 +8,10 @@ a result stay in the frame of `collect` with their state, so that nothing vanish
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from results.damage import to_stderr
 from results.errors import StoreError
 from results.schema import RULES, Rule, Spec
 from results.store import RunStore
@@ -51,10 +52,9 @@ def collect(store: RunStore, wanted: Sequence[dict[str, Any]]) -> pd.DataFrame:
     columns += [f"{rule}/{metric}" for rule in RULES for metric in METRICS]
     rows = []
     for item, directory in _located(store, wanted):
-        state = store.state(directory)
+        state, result = store.read(directory)
         row = {**item, "state": state.kind, "detail": state.detail, "digest": ""}
-        if state.kind == "done":
-            result = store.load(directory)
+        if result is not None:
             row["digest"] = store.digest(directory)
             row["seconds"] = result["cost"]["seconds"]
             split = result.get("split")
@@ -85,11 +85,9 @@ def collect_classes(store: RunStore, wanted: Sequence[dict[str, Any]], rule: Rul
 
     rows = []
     for item, directory in _located(store, wanted):
-        if store.state(directory).kind != "done":
-            continue
-        result = store.load(directory)
-        found = result["metrics"].get(rule)
-        if found is None:
+        result = store.read(directory)[1]
+        found = None if result is None else result["metrics"].get(rule)
+        if result is None or found is None:
             continue
         per_class = zip(result["classes"], found["AP"], found["train_counts"], found["groups"], strict=True)
         rows += [
@@ -100,12 +98,15 @@ def collect_classes(store: RunStore, wanted: Sequence[dict[str, Any]], rule: Rul
     return pd.DataFrame(rows, columns=pd.Index(columns)).astype({"AP": "float64"})
 
 
-def collect_epochs(store: RunStore, wanted: Sequence[dict[str, Any]]) -> pd.DataFrame:
+def collect_epochs(
+    store: RunStore, wanted: Sequence[dict[str, Any]], left_out: Callable[[str], None] = to_stderr
+) -> pd.DataFrame:
     """Pseudo-label quality of every epoch of every run, finished or not.
 
     Args:
         store: where the runs are.
         wanted: see `collect`.
+        left_out: gets a line on each run whose epochs cannot be read; none of them is in the frame.
 
     Returns:
         A row per run and epoch that has pseudo-labels: the keys of the run, epoch, and the columns
@@ -115,7 +116,12 @@ def collect_epochs(store: RunStore, wanted: Sequence[dict[str, Any]]) -> pd.Data
 
     rows = []
     for item, directory in _located(store, wanted):
-        for epoch in store.epochs(directory):
+        try:
+            epochs = store.epochs(directory)
+        except StoreError as error:
+            left_out(str(error))
+            continue
+        for epoch in epochs:
             quality = epoch.get("pseudo_labels")
             if quality:
                 values = {name: quality.get(name) for name in QUALITY}

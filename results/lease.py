@@ -59,7 +59,7 @@ class LeaseRecord:
     @property
     def released(self) -> bool:
         """Whether the holder released the run."""
-        return bool(self.content.get("released"))
+        return self.content.get("released") is True
 
     def free(self, now: float, default_ttl: float = DEFAULT_TTL) -> str:
         """Why the run may be taken over.
@@ -141,7 +141,7 @@ def read_latest(directory: Path) -> LeaseRecord | None:
         )
     except FileNotFoundError:
         return None
-    return read_generation(directory, generation) if generation else None
+    return seen(directory, generation) if generation else None
 
 
 def read_generation(directory: Path, generation: int) -> LeaseRecord:
@@ -149,11 +149,33 @@ def read_generation(directory: Path, generation: int) -> LeaseRecord:
     with open(_path(directory, generation), "rb") as file:
         mtime = os.fstat(file.fileno()).st_mtime
         raw = file.read()
+    return LeaseRecord(generation, mtime, _content(raw))
+
+
+def seen(directory: Path, generation: int) -> LeaseRecord:
+    """As `read_generation`, for others than the holder: of a lease that cannot be read its age counts.
+
+    Raises:
+        FileNotFoundError: there is none of this generation.
+        OSError: not even its age can be read.
+    """
     try:
-        content = json.loads(raw)
-    except ValueError:  # created without a hard link and not yet written: its age alone counts
-        content = {}
-    return LeaseRecord(generation, mtime, content)
+        return read_generation(directory, generation)
+    except OSError:
+        return LeaseRecord(generation, os.lstat(_path(directory, generation)).st_mtime)
+
+
+def _content(raw: bytes) -> dict[str, Any]:
+    """What a lease says. Where it is damaged, or not yet written (created without a hard link), nothing."""
+    try:
+        found = json.loads(raw)
+    except (ValueError, RecursionError):
+        return {}
+    if not isinstance(found, dict):
+        return {}
+    if "ttl" in found and not (isinstance(found["ttl"], int | float) and 0 < found["ttl"] < math.inf):
+        del found["ttl"]
+    return found
 
 
 def generation_of(name: str) -> int:
@@ -315,12 +337,14 @@ def _holder_is_gone(content: dict[str, Any]) -> bool:
     # about the process number, so the heartbeat has to decide.
     if any(content.get(key) != here for key, here in _machine().items()):
         return False
-    pid = int(content["pid"])
+    pid = content.get("pid")
+    if not isinstance(pid, int) or pid < 1:
+        return False
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return True
-    except PermissionError:
+    except (PermissionError, OverflowError):
         return False
     stat = _process_stat(pid)
     if stat is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,9 +91,9 @@ def successor(
     """
     specs = {run_id: spec for run_id, spec in planned if spec}
     for other in map(Path, sorted(folders(str(run.parent)))):
-        if other != run and (other / "spec.json").exists():
-            known = other.name.rsplit("-", 1)[-1]
-            if not any(run_id.startswith(known) for run_id in specs):
+        known = other.name.rsplit("-", 1)[-1]
+        if other != run and not any(run_id.startswith(known) for run_id in specs):
+            with suppress(StoreError):  # not begun, or damaged, which hides nothing of this run
                 specs[known] = store.spec(other)
     return next(iter(_successors(store, run, specs, result)), None)
 
@@ -127,7 +128,8 @@ def outdated(store: RunStore, runs: Iterable[Path]) -> str:
     moved: dict[str, None] = {}
     count = 0
     for run in runs:
-        if store.state(run).kind == "done" and (some := moves_since(store.load(run))):
+        result = store.read(run)[1]
+        if result is not None and (some := moves_since(result)):
             count += 1
             moved |= dict.fromkeys(some)
     if not count:
@@ -213,9 +215,11 @@ def _kind(change: Change) -> str:
 
 
 def _finished(folder: Path) -> list[Path]:
-    return [
-        Path(run) for run in sorted(folders(str(folder))) if os.path.exists(os.path.join(run, "result.json"))
-    ]
+    try:
+        found = sorted(folders(str(folder)))
+    except OSError:  # its runs are unreadable, which their states say
+        return []
+    return [Path(run) for run in found if os.path.exists(os.path.join(run, "result.json"))]
 
 
 def _successors(
@@ -223,7 +227,7 @@ def _successors(
 ) -> list[Predecessor]:
     """The nearest of the runs that supersede a result."""
     try:
-        old = store.spec(run)
+        old = result["spec"] if result else _spec(store, run)
         # From the small file first, as if it were of the first generation: most siblings are other runs.
         likely = {
             run_id: spec
@@ -243,3 +247,10 @@ def _successors(
     ]
     nearest = min((len(one.changes) for one in found), default=0)
     return [one for one in found if len(one.changes) == nearest]
+
+
+def _spec(store: RunStore, run: Path) -> Mapping[str, Any]:
+    try:
+        return store.spec(run)
+    except StoreError:  # its result holds the same
+        return store.load(run)["spec"]

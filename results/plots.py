@@ -99,6 +99,9 @@ def write_plots(
     written: list[Path] = []
     drawn = Drawn(directory)
 
+    def unread(line: str) -> None:
+        failed(f"pseudo-labels are without a run: {line}")
+
     def remark_on(name: str, line: str) -> None:
         remark(f"{name}: {line}")
 
@@ -124,7 +127,7 @@ def write_plots(
         save(f"{metric}-vs-ratio", draw, runs[columns], rule)
     for kind, frame, figure in (
         ("classes", collect_classes(store, wanted, rule), classes_figure),
-        ("pseudo-labels", collect_epochs(store, wanted), quality_figure),
+        ("pseudo-labels", collect_epochs(store, wanted, unread), quality_figure),
     ):
         names = _file_names(frame["dataset"])
         for column in sorted(Column.present(frame)):

@@ -187,6 +187,13 @@ def check(record: Any, where: str) -> Result:
     return typing.cast(Result, record if version >= _FROM_ONE else _from_one(record))
 
 
+def check_spec(record: Any, where: str) -> None:
+    """Check what a `spec.json` says; raises StoreError with the first field that is missing or wrong."""
+    problem = _problem(record, Spec, "")
+    if problem:
+        raise StoreError(f"{where}: {problem.removeprefix('the result ')}")
+
+
 def _epoch_problem(record: dict[str, Any], version: int) -> str | None:
     """A chosen epoch that lies before the first."""
     first = 1 if version >= _FROM_ONE else 0

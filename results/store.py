@@ -15,18 +15,25 @@ alone, so a store can be copied, read on a laptop and shared between nodes.
 from __future__ import annotations
 
 import hashlib
-import io
-import json
 import os
 import re
-import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from results import epochs
+from results import epochs, failure, predictions
+from results.damage import (
+    FOREIGN,
+    RUN_AGAIN,
+    UnreadableError,
+    read_bytes,
+    read_table,
+    refused,
+    result_problem,
+)
 from results.errors import LeaseLostError, StoreError
+from results.failure import error_signature
 from results.files import (
     atomic_write_json,
     canonical_json,
@@ -42,18 +49,18 @@ from results.lease import (
     MemberLease,
     acquire,
     generation_of,
-    read_generation,
+    seen,
 )
 from results.moves import GENERATION
-from results.schema import FORMAT, Result, check
+from results.schema import FORMAT, Result, check, check_spec
 
 if TYPE_CHECKING:
     import numpy as np
 
 __all__ = ["Lease", "RunState", "RunStore", "error_signature"]
 
-Kind = Literal["done", "running", "dead", "failed", "not started"]
-STATES: tuple[Kind, ...] = ("done", "running", "dead", "failed", "not started")
+Kind = Literal["done", "running", "dead", "failed", "unreadable", "not started"]
+STATES: tuple[Kind, ...] = ("done", "running", "dead", "failed", "unreadable", "not started")
 CLOCK_SECONDS = 60.0
 """How long the difference between two clocks is believed."""
 _RUN = re.compile(r"p[0-9.]+(?:e[-+]?\d+)?-s\d+-[0-9A-Za-z]+$")
@@ -64,7 +71,8 @@ class RunState:
     """What is known of a run from its files.
 
     Attributes:
-        kind: done, running, dead (a process took it and runs no more), failed or not started.
+        kind: done, running, dead (a process took it and runs no more), failed, unreadable (its folder; from
+            `RunStore.read` its result too; the detail says what to do) or not started.
         heartbeat_age: seconds since the holder's last sign of life; running and dead runs.
         detail: one line for people.
         error: failed runs: type, message, signature (for grouping) and what else was recorded.
@@ -83,10 +91,14 @@ class RunStore:
 
     Args:
         root: the store; it is created by the first claim and may be missing before.
+
+    Attributes:
+        hidden: folders whose runs `scan` could not list, with a line on each; who prints runs prints these.
     """
 
     def __init__(self, root: Path | str) -> None:
         self.root = Path(root)
+        self.hidden: dict[str, str] = {}
         self._ahead: float | None = None
         self._measured = float("-inf")
 
@@ -109,12 +121,22 @@ class RunStore:
         return self.root / _safe(dataset) / _safe(method) / name
 
     def scan(self) -> list[Path]:
-        """All run directories, sorted by path; an absent store has none."""
+        """All run directories, sorted by path; an absent store has none.
+
+        Folders that cannot be listed are named in `hidden`.
+        """
         found = []
-        for dataset in folders(str(self.root)):
-            for method in folders(dataset):
-                found += [run for run in folders(method) if _RUN.match(os.path.basename(run))]
+        for dataset in self._folders(str(self.root)):
+            for method in self._folders(dataset):
+                found += [run for run in self._folders(method) if _RUN.match(os.path.basename(run))]
         return [Path(run) for run in sorted(found)]
+
+    def _folders(self, parent: str) -> list[str]:
+        try:
+            return folders(parent)
+        except OSError as error:
+            self.hidden[parent] = f"{refused(parent, error)}; its runs are left out"
+            return []
 
     def find(self, prefix: str) -> list[Path]:
         """Run directories whose identity starts with a prefix.
@@ -128,11 +150,9 @@ class RunStore:
             stored = run.name.rsplit("-", 1)[1]
             if not stored.startswith(prefix[:16]):
                 continue
-            if len(prefix) > 16 and (run / "result.json").exists():
-                stored = self.load(run)["run_id"]
-                if not stored.startswith(prefix):
-                    continue
-            found.append(run)
+            result = self.read(run)[1] if len(prefix) > 16 else None
+            if result is None or result["run_id"].startswith(prefix):
+                found.append(run)
         return found
 
     def state(self, directory: Path) -> RunState:
@@ -143,26 +163,32 @@ class RunStore:
         """
         try:
             names = {entry.name for entry in os.scandir(directory)}
-        except FileNotFoundError:
+        except FileNotFoundError as error:
+            if os.path.islink(directory):
+                return RunState("unreadable", detail=refused(directory, error))
             return RunState("not started")
+        except OSError as error:
+            return RunState("unreadable", detail=refused(directory, error))
         generation = max((generation_of(name) for name in names), default=0)
-        if "result.json" in names:
+        if "result.json" in names:  # not opened here: a file system that is far away takes its time
             return RunState("done", attempts=generation)
         if not generation:
             return RunState("not started")
         try:
-            lease = read_generation(directory, generation)
+            lease = seen(directory, generation)
         except FileNotFoundError:  # somebody removed the directory this very moment
             return RunState("not started")
+        except OSError as error:
+            return RunState("unreadable", detail=refused(directory, error), attempts=generation)
         now = self.now()
         age, reason = max(0.0, now - lease.mtime), lease.free(now)
         if not reason:
             who = f"process {lease.content.get('pid', '?')} on {lease.content.get('host', '?')}"
             return RunState("running", age, who, attempts=generation)
         if "failure.json" in names:
-            error = self._failure(directory)
+            error = failure.read(directory)
             # A newer attempt that died before it could clear the failure is dead, not failed.
-            if error and error.get("generation") == generation:
+            if error and error.get("generation", generation) == generation:
                 line = f"{error['type']}: {error['message']}".splitlines()[0]
                 return RunState("failed", None, line, error, generation)
         if lease.released:
@@ -212,18 +238,18 @@ class RunStore:
         Returns:
             The lease; None if another live process has the run or the run is done.
         """
-        if (directory / "result.json").exists():
+        if os.path.lexists(directory / "result.json"):
             return None
         lease = acquire(directory, ttl)
         if lease is None:
             return None
         try:
             # Another process may have finished it between the look and the claim.
-            if (directory / "result.json").exists():
+            if os.path.lexists(directory / "result.json"):
                 lease.release()
                 return None
             remove_temporaries(directory)
-            error = self._failure(directory)
+            error = failure.read(directory)
             if error is not None:
                 attempt = int(error.get("generation", lease.generation - 1))
                 os.replace(directory / "failure.json", directory / f"failure.{attempt}.json")
@@ -258,7 +284,7 @@ class RunStore:
         result = {"format": FORMAT, "identities": GENERATION, **result}
         text = canonical_json(result, indent=1)  # may raise: before anything is written
         run_id = check(result, f"{directory}/result.json")["run_id"]
-        if directory.name.rsplit("-", 1)[-1] != run_id[:16]:
+        if _short_id(directory) != run_id[:16]:
             raise StoreError(f"{directory}: result of another run, {run_id}")
         self._require(directory, lease)
         if (directory / "result.json").exists():
@@ -290,20 +316,7 @@ class RunStore:
         if not {"type", "message"} <= error.keys():
             raise StoreError(f"{directory}: an error needs 'type' and 'message', not {set(error)}")
         self._require(directory, lease)
-        first = self._failure(directory)
-        if first is not None and int(first.get("generation", 0)) >= lease.generation:
-            return False
-        record = {
-            "signature": error_signature(error["type"], error["message"]),
-            "host": socket.gethostname(),
-            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            **error,
-            "generation": lease.generation,
-        }
-        if first is None:  # the ranks of a group may come at the same moment
-            return create_bytes(directory / "failure.json", canonical_json(record, indent=1).encode())
-        atomic_write_json(directory / "failure.json", record)
-        return True
+        return failure.write(directory, lease.generation, error)
 
     def append_epoch(self, directory: Path, row: dict[str, Any], generation: int = 0) -> None:
         """Add a finished epoch, see `results.epochs.append`."""
@@ -326,54 +339,76 @@ class RunStore:
             StoreError: the run has no result (the message says its state), it is damaged (the field is
                 named), or a newer version wrote it.
         """
-        return check(self._read(directory, "result.json"), f"{directory}/result.json")
+        return check(self._read(directory, "result.json", RUN_AGAIN), f"{directory}/result.json")
+
+    def read(self, directory: Path) -> tuple[RunState, Result | None]:
+        """The state of a run and, where it is done, its result.
+
+        For readers of many runs: a result that cannot be used makes the state "unreadable", with the reason.
+        """
+        state = self.state(directory)
+        if state.kind != "done":
+            return state, None
+        try:
+            result = self.load(directory)
+            if not result["run_id"].startswith(_short_id(directory)):
+                raise UnreadableError(f"{directory}/result.json {FOREIGN}")
+        except StoreError as error:
+            return RunState("unreadable", detail=str(error), attempts=state.attempts), None
+        return state, result
+
+    def problem(self, directory: Path) -> str:
+        """What is wrong at first sight with the result of a finished run, or ""; much faster than `read`."""
+        return result_problem(directory / "result.json", _short_id(directory))
 
     def spec(self, directory: Path) -> dict[str, Any]:
-        """The resolved spec of a run that was claimed at least once; StoreError otherwise."""
-        return self._read(directory, "spec.json")
+        """The resolved spec of a run that was claimed at least once.
+
+        Raises:
+            StoreError: it is absent, or damaged: the next attempt of the run writes it anew, and a result
+                holds it too.
+        """
+        advice = "a run that is not done writes it again, and a result holds the same"
+        spec = self._read(directory, "spec.json", advice)
+        check_spec(spec, f"{directory}/spec.json")
+        return spec
 
     def digest(self, directory: Path) -> str:
         """SHA-256 (hex) of the bytes of result.json; StoreError when there is none."""
-        return hashlib.sha256(self._bytes(directory, "result.json")).hexdigest()
+        try:
+            return hashlib.sha256(read_bytes(directory / "result.json")).hexdigest()
+        except FileNotFoundError:
+            raise self._absent(directory, "result.json") from None
 
     def epochs(self, directory: Path) -> list[dict[str, Any]]:
         """The finished epochs of a run, finished or not, see `results.epochs.read`."""
         return epochs.read(directory)
 
     def predictions(self, directory: Path) -> dict[str, np.ndarray]:
-        """Arrays of a finished run; StoreError when the run is not done."""
-        import numpy as np
-
-        if not (directory / "result.json").exists():
-            raise StoreError(f"{directory}: no predictions, the run is {self.state(directory).kind}")
-        with np.load(directory / "predictions.npz", allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
+        """Arrays of a finished run; StoreError when the run is not done, or they are damaged."""
+        kind = self.state(directory).kind
+        if kind != "done":
+            raise StoreError(f"{directory}: no predictions, the run is {kind}")
+        return predictions.read(directory)
 
     # ---------------------------------------------------------------- helpers
 
     def _put_predictions(self, directory: Path, lease: Lease, arrays: dict[str, np.ndarray]) -> None:
         """Create predictions.npz; one that an overtaken attempt left without a result is removed first."""
-        path = directory / "predictions.npz"
-        data = _array_bytes(path, arrays)
+        path = directory / predictions.NAME
+        data = predictions.content(path, arrays)
         while not create_bytes(path, data, whole=True):
             self._require(directory, lease)
             path.unlink(missing_ok=True)
 
-    def _bytes(self, directory: Path, name: str) -> bytes:
+    def _read(self, directory: Path, name: str, advice: str) -> dict[str, Any]:
         try:
-            return (directory / name).read_bytes()
-        except FileNotFoundError as error:
-            state = self.state(directory).kind
-            raise StoreError(f"{directory}: no {name}, the run is {state}") from error
+            return read_table(directory / name, advice)
+        except FileNotFoundError:
+            raise self._absent(directory, name) from None
 
-    def _read(self, directory: Path, name: str) -> dict[str, Any]:
-        try:
-            return json.loads(self._bytes(directory, name))
-        except ValueError as error:
-            raise StoreError(f"{directory}/{name} is damaged ({error}); remove it to run again") from error
-
-    def _failure(self, directory: Path) -> dict[str, Any] | None:
-        return self._read(directory, "failure.json") if (directory / "failure.json").exists() else None
+    def _absent(self, directory: Path, name: str) -> StoreError:
+        return StoreError(f"{directory}: no {name}, the run is {self.state(directory).kind}")
 
     def _require(self, directory: Path, lease: Lease | MemberLease) -> None:
         if lease.directory != directory:
@@ -381,36 +416,11 @@ class RunStore:
         lease.require()
 
 
-def error_signature(kind: str, message: str) -> str:
-    """A text that is equal for errors that differ in numbers, addresses or paths only; groups errors.
-
-    Args:
-        kind: name of the exception.
-        message: its text; the first line counts.
-
-    Returns:
-        For example "OutOfMemoryError: tried to allocate # MiB".
-    """
-    line = (message.strip().splitlines() or [""])[0]
-    line = re.sub(r"(?:/[^\s/'\":,;]+){2,}", "<path>", line)
-    line = re.sub(r"0x[0-9a-fA-F]+", "#", line)
-    line = re.sub(r"[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?", "#", line)
-    return f"{kind}: {line}"[:200]
+def _short_id(directory: Path) -> str:
+    """The part of a run's identity that its directory's name holds."""
+    return directory.name.rsplit("-", 1)[-1]
 
 
 def _safe(name: str) -> str:
     """A name as one path component."""
     return re.sub(r"[^A-Za-z0-9._+-]", "_", name).lstrip(".") or "_"
-
-
-def _array_bytes(path: Path, arrays: dict[str, np.ndarray]) -> bytes:
-    """The content of a .npz file: the same arrays give the same bytes."""
-    import numpy as np
-
-    for name, array in arrays.items():
-        if np.asarray(array).dtype.hasobject:
-            raise StoreError(f"{path}: array '{name}' holds Python objects, which are not stored")
-    buffer = io.BytesIO()
-    # Sorted names and the fixed dates of savez.
-    np.savez(buffer, **{name: arrays[name] for name in sorted(arrays)})  # type: ignore[arg-type]
-    return buffer.getvalue()

@@ -7,10 +7,11 @@ Results of earlier versions, which are superseded, are kept apart.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from results.damage import to_stderr
 from results.files import canonical_json
 from results.lineage import moves_since, successor
 from results.moves import SEEDED, UNIDENTIFIED, flat
@@ -25,16 +26,27 @@ Found = list[tuple[Path, Result]]
 
 
 def finished(
-    store: RunStore, planned: Iterable[tuple[str, Mapping[str, Any]]] = ()
+    store: RunStore,
+    planned: Iterable[tuple[str, Mapping[str, Any]]] = (),
+    left_out: Callable[[str], None] = to_stderr,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The finished runs as `results.frames` wants them: those of today's identities, and the superseded ones.
 
     Args:
         store: where they are.
         planned: identities and specs of planned runs, which may supersede a result.
+        left_out: gets a line on each run, or folder of runs, that cannot be read.
     """
     planned = list(planned)
-    found = [(run, store.load(run)) for run in store.scan() if store.state(run).kind == "done"]
+    found: Found = []
+    for run in store.scan():
+        state, result = store.read(run)
+        if result is not None:
+            found.append((run, result))
+        elif state.kind == "unreadable":
+            left_out(state.detail)
+    for line in store.hidden.values():
+        left_out(line)
     newest: dict[Path, int] = {}
     for run, result in found:
         newest[run.parent] = max(newest.get(run.parent, 0), _version(result))

@@ -62,9 +62,15 @@ def _answer(store: RunStore, query: str, planned: Planned) -> list[str]:
     if not found:
         raise StoreError(
             f"no run matches '{query}' in {store.root}; give the first characters of a run id, "
-            "method/dataset/ratio/seed, or a number as the table prints it"
+            f"method/dataset/ratio/seed, or a number as the table prints it{_hidden(store)}"
         )
-    return _one(store, found[0], planned) if len(found) == 1 else _several(store, found, planned)
+    lines = _one(store, found[0], planned) if len(found) == 1 else _several(store, found, planned)
+    return lines + list(store.hidden.values())
+
+
+def _hidden(store: RunStore) -> str:
+    """The end of an error message about something that may lie in a folder that cannot be listed."""
+    return "".join(f"; {line}" for line in store.hidden.values())
 
 
 def matching(store: RunStore, query: str) -> list[Path]:
@@ -80,15 +86,16 @@ def matching(store: RunStore, query: str) -> list[Path]:
 
 
 def _one(store: RunStore, run: Path, planned: Planned) -> list[str]:
-    state = store.state(run)
+    state, result = store.read(run)
     lines = [f"run        {run.relative_to(store.root)}"]
-    if state.kind != "done":
+    if state.kind == "unreadable":
+        raise StoreError(state.detail)
+    if result is None:
         lines.append(f"state      {state.kind}{': ' + state.detail if state.detail else ''}")
         lines.append("           there is no number yet")
         if state.attempts:
-            lines += _section("spec", store.spec(run))
+            lines += _section("spec", _spec(store, run))
         return lines
-    result = store.load(run)
     lines += [
         f"run id     {result['run_id']}",
         f"state      done, {result['finished']}, attempt {state.attempts}",
@@ -123,7 +130,12 @@ def _one(store: RunStore, run: Path, planned: Planned) -> list[str]:
     printed = {"run_id", "spec", "metrics", "classes", "cost", "provenance", "finished"}
     printed |= {"format", "identities"}
     lines += _section("also recorded", {k: v for k, v in result.items() if k not in printed})
-    rows = store.epochs(run)
+    lines += _damage(store, run)
+    try:
+        rows = store.epochs(run)
+    except StoreError as error:
+        rows = []
+        lines += ["", str(error)]
     if rows:
         curve = " ".join(_number(row.get("mAP_ema")) for row in rows)
         lines += ["", f"mAP of the EMA weights, epoch {rows[0]['epoch']} to {rows[-1]['epoch']}"]
@@ -133,7 +145,8 @@ def _one(store: RunStore, run: Path, planned: Planned) -> list[str]:
 
 def _several(store: RunStore, runs: list[Path], planned: Planned) -> list[str]:
     lines = [f"{len(runs)} runs match; name one of them for its provenance"]
-    specs = {run: flat(store.spec(run)) for run in runs if store.state(run).attempts}
+    known = {run: store.read(run) for run in runs}
+    specs = {run: flat(_spec(store, run)) for run in runs if known[run][0].attempts}
     keys = sorted({key for spec in specs.values() for key in spec})
     # Fields in which the runs differ tell them apart; the path shows some, digests tell nobody.
     varying = [
@@ -145,10 +158,11 @@ def _several(store: RunStore, runs: list[Path], planned: Planned) -> list[str]:
     ]
     groups: dict[tuple[str, Rule], list[tuple[Path, float]]] = {}
     for run in runs:
-        state = store.state(run)
+        state, result = known[run]
         parts = [str(run.relative_to(store.root)), state.kind]
-        if state.kind == "done":
-            result = store.load(run)
+        if state.kind == "unreadable":
+            parts.append(state.detail)
+        if result is not None:
             parts += _by(successor(store, run, result, planned))
             for rule in RULES:
                 summary = result["metrics"].get(rule)
@@ -183,7 +197,7 @@ def _by_path(store: RunStore, query: str) -> list[Path]:
         selected = [(run, rest) for label, run, rest in labels if label == parts[0]]
     if not selected:
         hint = nearest(parts[0], sorted(_methods(store)))
-        raise StoreError(f"no run of method '{parts[0]}' in {store.root}{hint}")
+        raise StoreError(f"no run of method '{parts[0]}' in {store.root}{hint}{_hidden(store)}")
     for place, (kind, part) in enumerate(zip(("dataset", "ratio", "seed"), parts[1:], strict=False)):
         wanted = _ratio(part) if kind == "ratio" and not budget else part
         valid = sorted({rest[place] for _, rest in selected})
@@ -205,10 +219,12 @@ def _by_number(store: RunStore, query: str, mean: str, std: str, planned: Planne
     def by(run: Path) -> Predecessor | None:
         return successor(store, run, store.load(run), planned)
 
+    unread: list[str] = []
     for run in store.scan():
-        if store.state(run).kind != "done":
+        state, result = store.read(run)
+        if result is None:
+            unread += [state.detail] if state.kind == "unreadable" else []
             continue
-        result = store.load(run)
         for rule in RULES:
             values: Mapping[str, Any] = result["metrics"].get(rule) or {}
             for metric, value in values.items():
@@ -246,12 +262,13 @@ def _by_number(store: RunStore, query: str, mean: str, std: str, planned: Planne
             for some in itertools.combinations(variant, size)
             if matches(list(some))
         ]
+    unread += store.hidden.values()
     if not lines:
         raise StoreError(
             f"no stored value or mean over seeds in {store.root} rounds to {query}; it may come "
-            "from another store or an older result"
+            f"from another store or an older result{''.join(f'; {line}' for line in unread)}"
         )
-    return [f"{query} can be:", *lines]
+    return [f"{query} can be:", *lines, *(f"not looked at: {line}" for line in unread)]
 
 
 def _superseded(result: Result, by: Predecessor | None) -> list[str]:
@@ -304,14 +321,14 @@ def _variants(store: RunStore, members: list[tuple[Path, float]]) -> list[list[t
         return [members]
     groups: dict[str, list[tuple[Path, float]]] = {}
     for run, value in members:
-        spec = {k: v for k, v in store.spec(run).items() if k not in SEEDED}
+        spec = {k: v for k, v in _spec(store, run).items() if k not in SEEDED}
         groups.setdefault(canonical_json(spec), []).append((run, value))
     return [group for group in groups.values() if _seeds_differ(store, group)]
 
 
 def _seeds_differ(store: RunStore, members: list[tuple[Path, float]]) -> bool:
     """Whether runs of one cell are more than one, each with another seed of the split or of the training."""
-    specs = (store.spec(run) for run, _ in members)
+    specs = (_spec(store, run) for run, _ in members)
     seeds = {(spec.get("split_seed", spec["seed"]), spec["seed"]) for spec in specs}
     return len(seeds) == len(members) > 1
 
@@ -338,7 +355,25 @@ def _budget(store: RunStore, run: Path) -> str:
 
 def _said(store: RunStore, run: Path, field: str) -> str:
     """A text of a run's spec; "" where it has none."""
-    return str(store.spec(run).get(field, "")) if (run / "spec.json").exists() else ""
+    return str(_spec(store, run).get(field, ""))
+
+
+def _spec(store: RunStore, run: Path) -> Mapping[str, Any]:
+    """A run's spec, from its result where spec.json is damaged; empty where neither says."""
+    try:
+        return store.spec(run)
+    except StoreError:
+        result = store.read(run)[1]
+        return {} if result is None else result["spec"]
+
+
+def _damage(store: RunStore, run: Path) -> list[str]:
+    """What is wrong with the files beside a result."""
+    try:
+        store.spec(run)
+    except StoreError as error:
+        return ["", str(error)]
+    return []
 
 
 def _is_ratio(text: str) -> bool:

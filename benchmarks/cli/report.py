@@ -65,6 +65,9 @@ def add(verbs: options.Verbs) -> None:
 def tables(args: argparse.Namespace) -> int:
     """Write and print the tables of a grid, or of everything that is finished.
 
+    Returns:
+        1 if a run that may be finished cannot be read, and is named; else 0.
+
     Raises:
         UserError: the grid's runs are not known, or there is no result of the kind that is asked for.
     """
@@ -73,14 +76,13 @@ def tables(args: argparse.Namespace) -> int:
     workspace = options.workspace(args)
     if args.grid is None:
         options.without_grid(args)
-        write_whole(workspace, args.rule, args.out, superseded=args.superseded, bib=args.bib)
-        return 0
+        unread = write_whole(workspace, args.rule, args.out, superseded=args.superseded, bib=args.bib)
+        return 1 if unread else 0
     plan = known(args, _remark)
     if args.superseded:
         write_superseded(plan, workspace, args.rule, args.out, bib=args.bib)
-    else:
-        write(plan, workspace, args.rule, args.out, plots=False, bib=args.bib)
-    return 0
+        return 0
+    return 1 if write(plan, workspace, args.rule, args.out, plots=False, bib=args.bib) else 0
 
 
 def plots(args: argparse.Namespace) -> int:
@@ -116,7 +118,7 @@ def why(args: argparse.Namespace) -> int:
 
 def write(
     plan: PlanSummary, workspace: Workspace, rule: str, out: Path | None, *, plots: bool, bib: bool = False
-) -> None:
+) -> set[str]:
     """Write the table of a grid in every format, print it, and write the figures.
 
     A disk that is full and a figure that cannot be drawn do not keep the table from being printed.
@@ -128,6 +130,9 @@ def write(
         out: folder for tables and figures; None is `workspace.tables` and the grid's name.
         plots: whether to write the figures too.
         bib: whether to write the references of the finished runs too.
+
+    Returns:
+        Identities of the runs whose folder or result cannot be read; each is named on stderr.
 
     Raises:
         OSError: the disk is full.
@@ -141,12 +146,18 @@ def write(
     old = plan.superseded(workspace)
     wanted = [run.wanted() for run in plan.runs]
     frame = mark(collect(workspace.store, wanted), old)
+    titles = {run.run_id: run.title for run in plan.runs}
+    bad = frame[frame["state"] == "unreadable"]
+    unread = dict(zip(bad["run_id"], bad["detail"], strict=True))
+    for run_id, detail in unread.items():
+        _unreadable(f"{titles[run_id]}: {detail}")
     remarks = [outdated(workspace.store, [run.directory(workspace) for run in plan.runs]), note(old)]
     paths = _written(table(frame, rule, remarks=[*filter(None, remarks)]), folder)
     if plots:
         paths += write_figures(plan, workspace, folder, rule)[0]
     _say_written(folder, paths)
     _cite(workspace, wanted, folder, bib)
+    return set(unread)
 
 
 def write_superseded(
@@ -181,7 +192,9 @@ def write_superseded(
     _cite(workspace, wanted, folder, bib)
 
 
-def write_whole(workspace: Workspace, rule: str, out: Path | None, *, superseded: bool, bib: bool) -> None:
+def write_whole(
+    workspace: Workspace, rule: str, out: Path | None, *, superseded: bool, bib: bool
+) -> list[str]:
     """Write and print a table of all finished runs of the store.
 
     Args:
@@ -191,6 +204,9 @@ def write_whole(workspace: Workspace, rule: str, out: Path | None, *, superseded
         superseded: the results of earlier versions instead of those of today.
         bib: as for `write`.
 
+    Returns:
+        A line on each run, or folder of runs, that cannot be read; they were said on stderr.
+
     Raises:
         OSError: the disk is full.
         UserError: there are none, or the folder cannot be written to.
@@ -199,7 +215,10 @@ def write_whole(workspace: Workspace, rule: str, out: Path | None, *, superseded
     from results.tables import table
     from results.whole import finished
 
-    today, old = finished(workspace.store, planned_specs(workspace))
+    unread: list[str] = []
+    today, old = finished(workspace.store, planned_specs(workspace), unread.append)
+    for line in unread:
+        _unreadable(line)
     wanted = old if superseded else today
     if not wanted:
         other = ""
@@ -215,10 +234,13 @@ def write_whole(workspace: Workspace, rule: str, out: Path | None, *, superseded
             f"Superseded, and in no cell: {len(old)} results of earlier versions; `tables --superseded` "
             "prints them."
         )
+    if unread:
+        remarks.append(f"Unreadable, and in no cell: {len(unread)}.")
     made = table(collect(workspace.store, wanted), rule, remarks=remarks)
     folder, stem = out or workspace.tables / "store", "-superseded" if superseded else ""
     _say_written(folder, _written(made, folder, f"{made.metric}-{rule}{stem}"))
     _cite(workspace, wanted, folder, bib)
+    return unread
 
 
 def planned_specs(workspace: Workspace) -> list[tuple[str, dict[str, Any]]]:
@@ -287,6 +309,10 @@ def write_figures(
         left_out(f"files are left out: {one_line(f'{type(error).__name__}: {error}')}")
         paths = []
     return paths, failed
+
+
+def _unreadable(line: str) -> None:
+    print(f"unreadable: {line}", file=sys.stderr)
 
 
 def _remark(line: str) -> None:

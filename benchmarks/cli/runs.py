@@ -195,7 +195,7 @@ def _missing(args: argparse.Namespace, summary: PlanSummary, workspace: Workspac
     if args.verb == "retry":
         wanted = {"failed"} if args.failed else {"failed", "dead"}
     else:
-        wanted = set(found) - {"done"}
+        wanted = set(found) - {"done", "unreadable"}  # these are named with the table
     return {each.run_id for kind, group in found.items() if kind in wanted for each in group}
 
 
@@ -264,13 +264,15 @@ def _finish(args: argparse.Namespace, summary: PlanSummary, workspace: Workspace
     """Print the table and name what is missing in it."""
     from benchmarks.cli.report import write
 
-    write(summary, workspace, args.rule, args.out, plots=not args.no_plots)
+    unread = write(summary, workspace, args.rule, args.out, plots=not args.no_plots)
     left = {kind: group for kind, group in summary.states(workspace).items() if kind != "done"}
     for kind, group in left.items():
         for each in group:
+            if each.run_id in unread:  # named by `write`
+                continue
             detail = workspace.store.state(each.directory(workspace)).detail
             print(f"{kind}: {each.title}" + (f": {detail}" if detail else ""), file=sys.stderr)
-    return 1 if left else 0
+    return 1 if left or unread else 0
 
 
 def plan(args: argparse.Namespace) -> int:

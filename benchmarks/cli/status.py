@@ -59,7 +59,7 @@ def status(args: argparse.Namespace) -> int:
     """Print where runs stand.
 
     Returns:
-        1 if a run has failed, else 0.
+        1 if a run has failed or cannot be read, else 0.
 
     Raises:
         UserError: a filter without a grid, or a grid whose runs are not known.
@@ -94,7 +94,7 @@ def logs(args: argparse.Namespace) -> int:
     store, directory = options.workspace(args).store, run.directory
 
     def over() -> bool:
-        return directory is not None and store.state(directory).kind in ("done", "failed")
+        return directory is not None and store.state(directory).kind in ("done", "failed", "unreadable")
 
     try:
         follow(path, over)
@@ -134,4 +134,4 @@ def _show(text: str) -> None:
 
 
 def _code(view: Overview) -> int:
-    return 1 if view.of("failed") else 0
+    return 1 if view.of("failed", "unreadable") else 0

@@ -13,7 +13,7 @@ from benchmarks.training.group import lost_peer
 from benchmarks.training.strategy import Strategy
 from benchmarks.training.watch import START_SECONDS
 from benchmarks.workspace import Workspace
-from results.errors import LeaseLostError
+from results.errors import LeaseLostError, StoreError
 from results.lease import MemberLease, seconds_to_live
 from results.store import Lease
 from slurm.protocol import EXIT_BROKEN, EXIT_LOST
@@ -45,7 +45,8 @@ class Execution:
             number: tells the group's other processes which run it is.
 
         Returns:
-            "done", "failed" (recorded in the run's directory), or "busy" (another process has it).
+            "done", "failed" (reported, and recorded in the run's directory if that is possible), or "busy"
+            (another process has it).
 
         Raises:
             GroupBroken: it failed, and the group's communication with it.
@@ -74,7 +75,11 @@ class Execution:
         """Execute a task unless it is done or another process holds its lease."""
         if task.is_done():
             return "done"
-        lease = self.workspace.store.claim(task.directory, task.claim_record, ttl=seconds_to_live())
+        try:
+            lease = self.workspace.store.claim(task.directory, task.claim_record, ttl=seconds_to_live())
+        except (OSError, StoreError) as error:  # a full disk, somebody else's folder: the others go on
+            self.options.report(f"failed: {task.title}: it cannot be begun: {error}")
+            return "failed"
         if lease is None:
             return "busy"
         with lease:

@@ -6,7 +6,7 @@ A task is computed by one process or by a group of them; rank 0 alone writes to 
 from __future__ import annotations
 
 import hashlib
-import io
+import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from benchmarks.data.splits.rules import sees_hidden_labels
-from benchmarks.plan.jobs import Job, Stage
+from benchmarks.plan.jobs import STAGE_RECORD, Job, Stage
 from benchmarks.provenance import device_name, now, provenance
 from benchmarks.status.progress_file import ProgressFile
+from benchmarks.training import stage_files
 from benchmarks.training.build import (
     build_backbone,
     build_fit_method,
@@ -39,7 +39,7 @@ from benchmarks.training.scoring import Scorer
 from benchmarks.training.strategy import Strategy
 from benchmarks.training.trainer import Trainer
 from benchmarks.workspace import Workspace
-from results.files import atomic_write_bytes, atomic_write_json
+from results.files import atomic_write_json
 from results.lease import MemberLease
 from results.store import Lease
 
@@ -170,8 +170,7 @@ class RunTask(Task):
 
     def _fit(self) -> _Result:
         job, started = self.job, time.monotonic()
-        stage = job.stages[0].directory(self.workspace)
-        features = {split: torch.from_numpy(np.load(stage / f"{split}.npy")) for split in ("train", "test")}
+        features = stage_files.read_features(job.stages[0].directory(self.workspace))
         method = build_fit_method(job, build_backbone(job), task_of(job))
         method.fit(features["train"][job.split.labelled], job.spec.seed)
         scores = method.predict(features["test"]).cpu()
@@ -262,14 +261,17 @@ class StageTask(Task):
         self.stage, self.directory = stage, stage.directory(context.workspace)
         self.title = f"{stage.kind} for {job.spec.dataset} {job.spec.subset}"
         self.claim_record = {"stage": stage.kind, "key": stage.key}
+        self.sums: dict[str, stage_files.Sum] = {}
 
     def is_done(self) -> bool:
-        """Whether its result is there."""
-        return self.stage.is_done(self.workspace)
+        """Whether its result is there, and what was written."""
+        return self.stage.is_done(self.workspace) and not stage_files.damage(self.directory, self.stage.kind)
 
     def compute(self, lease: Lease | MemberLease) -> None:
         """Compute features or a warm-up; rank 0 writes them."""
         started = time.monotonic()
+        if self.group.is_main:
+            self._put_aside(lease)
         if self.stage.kind == "features":
             self._compute_features(lease)
         else:
@@ -277,8 +279,9 @@ class StageTask(Task):
         if self.group.is_main:
             lease.require()
             atomic_write_json(
-                self.directory / "stage.json",
+                self.directory / STAGE_RECORD,
                 {
+                    "files": self.sums,
                     "kind": self.stage.kind,
                     "key": self.stage.key,
                     "seconds": time.monotonic() - started,
@@ -286,6 +289,15 @@ class StageTask(Task):
                 },
             )
             self.options.report(f"done: {self.title}")
+
+    def _put_aside(self, lease: Lease | MemberLease) -> None:
+        """Of a stage that is damaged, say so, and let it count as not done while it is made again."""
+        record = self.directory / STAGE_RECORD
+        if os.path.lexists(record):
+            why = stage_files.damage(self.directory, self.stage.kind) or f"{record} is of another stage"
+            self.options.report(f"made again: {self.title}: {why}")
+            lease.require()
+            os.replace(record, self.directory / f"stage.damaged.{lease.generation}.json")
 
     def _compute_features(self, lease: Lease | MemberLease) -> None:
         prepared = self.job.prepared
@@ -296,7 +308,8 @@ class StageTask(Task):
             found = scorer.scores(backbone.features, split, everything, "test", 0)
             if self.group.is_main:
                 lease.require()
-                _save_array(self.directory / f"{split}.npy", found.float().numpy())
+                name = f"{split}.npy"
+                self.sums[name] = stage_files.write_array(self.directory / name, found.float().numpy())
 
     def _train_warmup(self, lease: Lease | MemberLease) -> None:
         trainer, progress = self._trainer(lease, self.stage)
@@ -305,9 +318,9 @@ class StageTask(Task):
             return
         for weights, module in (("model", trainer.method), ("ema", trainer.ema.module)):
             state = {name: value.contiguous().cpu() for name, value in module.training_state().items()}
-            data = safetensors.torch.save(state)
             lease.require()
-            atomic_write_bytes(self.directory / f"{weights}.safetensors", data)
+            name = f"{weights}.safetensors"
+            self.sums[name] = stage_files.write_tensors(self.directory / name, state)
         trainer.checkpoints.clear()
         progress.clear()
 
@@ -336,10 +349,3 @@ class _Result:
 def _from_one(chosen: dict[str, Any] | None) -> dict[str, Any] | None:
     """The summary of a chosen epoch as it is stored, where epochs count from 1."""
     return chosen and {**chosen, "epoch": chosen["epoch"] + 1}
-
-
-def _save_array(path: Path, values: np.ndarray) -> None:
-    """Write one .npy file atomically."""
-    buffer = io.BytesIO()
-    np.save(buffer, values)
-    atomic_write_bytes(path, buffer.getvalue())

@@ -11,7 +11,6 @@ walks the list and the others follow it.
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
@@ -36,6 +35,8 @@ from benchmarks.training.strategy import make
 from benchmarks.training.trainer import Interrupted
 from benchmarks.workspace import Workspace
 from methods.errors import UserError
+from results import failure
+from results.errors import StoreError
 from results.lease import DEFAULT_TTL
 from results.text import replace_signs
 from slurm.protocol import EXIT_LOST, EXIT_STOPPED
@@ -99,12 +100,12 @@ def _report(line: str) -> None:
 def failed_in(directory: Path, launch: str) -> str | None:
     """The error recorded in a directory during this launch, or None; earlier errors are retried."""
     try:
-        record = json.loads((directory / "failure.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        record = failure.read(directory)
+    except OSError:
         return None
-    if record.get("launch") != launch:
+    if record is None or record.get("launch") != launch:
         return None
-    return f"{record.get('type')}: {record.get('message')}"
+    return f"{record['type']}: {record['message']}"
 
 
 class Worker:
@@ -128,6 +129,7 @@ class Worker:
         self.workspace, self.execution, self.group = workspace, execution, execution.group
         self.launch = execution.options.launch
         self.tasks, self.leave_after = tasks, leave_after
+        self._failed: set[str] = set()  # stages, here, whether or not that could be recorded
 
     def work(self) -> None:
         """Work until nothing is left.
@@ -188,20 +190,31 @@ class Worker:
         if stage is not None:
             if failed_in(stage.directory(self.workspace), self.launch):
                 return True
-            return self.execution.stage(stage, job, number) != "busy"
+            outcome = self.execution.stage(stage, job, number)
+            if outcome == "failed":
+                self._failed.add(stage.stage_id)
+            return outcome != "busy"
         directory = job.directory(self.workspace)
         if failed_in(directory, self.launch):
             return True
         for needed in job.stages:
             if not needed.is_done(self.workspace):
                 why = failed_in(needed.directory(self.workspace), self.launch)
+                if why is None and needed.stage_id in self._failed:
+                    why = "its failure could not be recorded"
                 if why is None:
                     return False
-                fail_dependent(
-                    self.workspace, job.spec, directory, f"{needed.kind} failed: {why}", self.launch
-                )
+                self._fail(job, directory, f"{needed.kind} failed: {why}")
                 return True
         return self.execution.run(job, number) != "busy"
+
+    def _fail(self, job: Job, directory: Path, why: str) -> None:
+        """Record a run as failed because of a stage."""
+        try:
+            fail_dependent(self.workspace, job.spec, directory, why, self.launch)
+        except (OSError, StoreError) as error:
+            title = job.spec.title
+            self.execution.options.report(f"failed: {title}: {why}; it cannot be recorded: {error}")
 
 
 def work(

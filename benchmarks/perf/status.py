@@ -29,9 +29,11 @@ from benchmarks.arguments import positive
 from benchmarks.perf.machine import machine
 from benchmarks.workspace import REPOSITORY
 from methods.errors import UserError
+from results.schema import RULES
 from results.store import RunStore, error_signature
 from slurm.launches import Launch, Launches
 
+CLASSES = 80
 SHARES = {"done": 0.5, "running": 0.03, "failed": 0.005, "preempted": 0.005, "dead": 0.005}
 """Shares of the runs; the rest waits."""
 WAYS = ("queue", "copy")
@@ -187,7 +189,10 @@ def _write(directory: Path, kind: str, k: int, spec: dict[str, Any], launch: Lau
     (directory / "epochs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     log = str(launch.log(f"1000_{k // BUNDLE}"))
     if kind == "done":
-        _json(directory / "result.json", {"spec": spec, "classes": ["class"] * 80})
+        run_id, ap = directory.name.rsplit("-", 1)[-1], [50.123456789012345] * CLASSES
+        metrics = {rule: {"AP": ap, "train_counts": [700] * CLASSES} for rule in RULES}
+        result = {"run_id": run_id, "spec": spec, "classes": ["class"] * CLASSES, "metrics": metrics}
+        _json(directory / "result.json", result)
         (directory / "predictions.npz").write_bytes(b"0" * 1000)
     elif kind == "failed":
         error, message = ERRORS[k % len(ERRORS)]

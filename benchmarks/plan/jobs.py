@@ -29,6 +29,10 @@ from methods.backbones.conventions import conventions
 from methods.backbones.load import bring, weights_digest
 from methods.errors import UserError
 from methods.fields import identified
+from results.damage import UnreadableError, read_table
+
+STAGE_RECORD = "stage.json"
+"""The file of a stage that is written last."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +87,12 @@ class Stage:
         return workspace.stages / f"{self.kind}-{self.stage_id[:16]}"
 
     def is_done(self, workspace: Workspace) -> bool:
-        """Return whether its result is complete."""
-        return (self.directory(workspace) / "stage.json").is_file()
+        """Return whether its result is complete; whether its files are what was written is not looked at."""
+        try:
+            found = read_table(self.directory(workspace) / STAGE_RECORD, "")
+        except (FileNotFoundError, UnreadableError):
+            return False
+        return found.get("kind") == self.kind
 
 
 @dataclass(frozen=True)

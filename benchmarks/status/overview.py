@@ -8,8 +8,10 @@ names what is unknown. No heavy module is imported: the status of 10,000 runs ta
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,10 +19,10 @@ from typing import Any
 from benchmarks.status import progress_file as progressfile
 from benchmarks.workspace import Workspace
 from methods.errors import UserError
-from results.errors import StoreError
+from results.damage import refused
 from results.files import folders
 from results.lineage import SUPERSEDED, Predecessor
-from results.store import RunState, RunStore
+from results.store import RunStore
 from results.text import one_line
 from slurm import client
 from slurm.launches import Launch, Launches, assigned
@@ -33,11 +35,14 @@ STANDINGS = (
     "submitted",
     "dead",
     "failed",
+    "unreadable",
     SUPERSEDED,
     "not started",
 )
 QUEUE_SECONDS = 15.0
 """Minimum seconds between two queue queries, however often the live view is redrawn."""
+READERS, PART = 8, 64
+"""Threads that look at results, and how many results each takes at a time."""
 SHORT = 16
 """Characters of a run's identity that its directory's name holds."""
 Wanted = Sequence[tuple[str, str, Path | None]]
@@ -129,14 +134,20 @@ class Overview:
 
     @property
     def settled(self) -> bool:
-        """Whether every run is done, or failed with no job that would try it again."""
-        return all(run.kind == "done" or (run.kind == "failed" and not run.why) for run in self.runs)
+        """Whether every run is done, cannot be read, or failed with no job that would try it again."""
+        ended = ("done", "unreadable")
+        return all(run.kind in ended or (run.kind == "failed" and not run.why) for run in self.runs)
 
 
 class QueueCache:
-    """Keeps SLURM's answers for `QUEUE_SECONDS`."""
+    """Keeps SLURM's answers for `QUEUE_SECONDS`, and which results were found sound.
+
+    Attributes:
+        sound: directories of finished runs whose result need not be looked at again.
+    """
 
     def __init__(self) -> None:
+        self.sound: set[Path] = set()
         self._asked = float("-inf")
         self._queue: dict[str, client.Queued] | None = None
         self._remark = ""
@@ -189,7 +200,9 @@ def overview(
     launches = _sound(Launches(runs), found.remarks)
     submitted = _submitted(launches)
     if wanted is None:
-        wanted = _everything(workspace.store, launches, submitted)
+        store = workspace.store
+        wanted = _everything(store, launches, submitted)
+        found.remarks += store.hidden.values()
     cluster = cluster or QueueCache()
     live: dict[str, client.Queued] | None = {}
     remark = ""
@@ -199,12 +212,13 @@ def overview(
     for run_id, title, directory in wanted:
         run = _look(workspace.store, run_id, directory)
         run.known_title = title
-        if run.kind not in ("done", "running"):
+        if run.kind not in ("done", "running", "unreadable"):
             _queued(run, waiting.get(run_id[:SHORT]), submitted.get(run_id[:SHORT]), live is None)
         run.old = (old or {}).get(run_id, ())
         if run.old and run.kind == "not started" and not run.job:
             run.kind, run.detail = SUPERSEDED, run.old[0].line()
         found.runs.append(run)
+    _look_at_results(workspace.store, found.of("done"), cluster.sound)
     if found.of("running", "dead") and not workspace.store.clock_is_own:
         found.remarks.append(
             f"{workspace.store.root} cannot be written to, so the clock of its file system is not known: "
@@ -224,8 +238,8 @@ def overview(
         for run in gone:
             run.why = ended.get(run.job or "", "")
     store = RunStore(workspace.stages)
-    for directory in map(Path, sorted(folders(workspace.stages))) if stages is None else stages:
-        if not (directory / "stage.json").exists():
+    for directory in _stages(workspace, found.remarks) if stages is None else stages:
+        if not os.path.exists(directory / "stage.json"):
             stage = _look(store, directory.name, directory)
             if stage.kind == "running":
                 stage.known_title = str((stage.progress or {}).get("title") or directory.name)
@@ -233,14 +247,19 @@ def overview(
     return found
 
 
+def _stages(workspace: Workspace, remarks: list[str]) -> list[Path]:
+    try:
+        return list(map(Path, sorted(folders(workspace.stages))))
+    except OSError as error:
+        remarks.append(refused(workspace.stages, error))
+        return []
+
+
 def _look(store: RunStore, run_id: str, directory: Path | None) -> Run:
     """The state of a run as the store knows it."""
     if directory is None:
         return Run(run_id, "not started")
-    try:
-        state = store.state(directory)
-    except StoreError as error:  # one damaged file hides no other run
-        state = RunState("failed", None, str(error), {"type": "StoreError", "message": str(error)})
+    state = store.state(directory)
     run = Run(
         run_id, state.kind, directory, "", state.heartbeat_age, state.detail, state.error, state.attempts
     )
@@ -252,6 +271,27 @@ def _look(store: RunStore, run_id: str, directory: Path | None) -> Run:
         run.current = state.detail == holder
         run.job = run.progress.get("job") if run.current else None
     return run
+
+
+def _look_at_results(store: RunStore, runs: Sequence[Run], sound: set[Path]) -> None:
+    """Find the results that are damaged.
+
+    Reading is waiting, on a file system that is far away: some threads wait at once.
+    """
+    unknown = [run for run in runs if run.directory is not None and run.directory not in sound]
+
+    def look(part: Sequence[Run]) -> None:
+        for run in part:
+            assert run.directory is not None
+            problem = store.problem(run.directory)
+            if problem:
+                run.kind, run.detail = "unreadable", problem
+            else:
+                sound.add(run.directory)
+
+    parts = [unknown[k : k + PART] for k in range(0, len(unknown), PART)]
+    with ThreadPoolExecutor(READERS) as readers:
+        list(readers.map(look, parts))
 
 
 def _queued(
@@ -318,6 +358,6 @@ def _title(directory: Path, run_id: str) -> str:
     try:
         spec = json.loads((directory / "spec.json").read_text(encoding="utf-8"))
         method, dataset = spec.get("label") or method, spec["dataset"]["alias"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass  # never begun, or written by a newer version: the name says nearly as much
     return one_line(f"{method} · {dataset} p={ratio} seed={seed} [{run_id[:8]}]")

@@ -17,6 +17,7 @@ Nothing depends on the file: a training continues when it cannot be written.
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
 import time
@@ -147,12 +148,13 @@ def read(directory: Path) -> dict[str, Any] | None:
     try:
         with open(directory / NAME, encoding="utf-8") as file:
             found = json.load(file)
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     if not isinstance(found, dict):
         return None
-    numbers = (found.get(name) for name in ("epoch", "epochs", "step", "steps", "time"))
-    if not all(isinstance(value, int | float) for value in numbers):
+    numbers = [found.get(name) for name in ("epoch", "epochs", "step", "steps", "time")]
+    numbers += [found[name] for name in ("left", "seconds") if found.get(name) is not None]
+    if not all(isinstance(value, int | float) and math.isfinite(value) for value in numbers):
         return None
     if "format" not in found:  # a run that an earlier version was training
         ended = found["epoch"] >= found["epochs"]

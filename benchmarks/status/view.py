@@ -43,6 +43,7 @@ def plain(view: Overview, *, everything: bool = False) -> str:
     lines += _submitted(view)
     lines += _section("dead", [_dead(run) for run in view.of("dead")], most)
     lines += _failed(view, most if everything else NAMED)
+    lines += _section("unreadable", [f"{run.title}  {run.detail}" for run in view.of("unreadable")], most)
     lines += _superseded(view, most)
     lines += _gone(view)
     return "\n".join(lines)

@@ -10,12 +10,12 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 import torch
 from torch import Tensor
 
 import methods
 from benchmarks.plan.jobs import Job, Stage, warmup
+from benchmarks.training import stage_files
 from benchmarks.training.checkpoint import Checkpoints
 from benchmarks.training.hidden_labels import HiddenLabels
 from benchmarks.training.host import TrainingHost
@@ -109,7 +109,7 @@ def start_values(
     recipe = job.cell.recipe
     if stage is None and job.stages:
         folder = job.stages[0].directory(workspace)
-        method.load_warmup(safetensors.torch.load_file(folder / f"{recipe.warmup_weights}.safetensors"))
+        method.load_warmup(stage_files.read_weights(folder, recipe.warmup_weights))
         return
     device = strategy.accelerator.device
     method.to(device, strategy.dtype).eval()

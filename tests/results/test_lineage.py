@@ -194,7 +194,9 @@ def test_unknown_specs_and_damaged_siblings_hide_nothing(store: RunStore):
     other = put(store, "1c" * 32, OLD["spec"], 50.0)
     (other / "result.json").write_text("{")
     assert len(predecessors(store, plan)["1b" * 32]) == 1
-    (run / "spec.json").write_text("{")
+    (run / "spec.json").write_text("{")  # the result holds the same
+    assert len(predecessors(store, plan)["1b" * 32]) == 1
+    (run / "result.json").write_text("{")
     assert predecessors(store, plan) == {}
     assert note({}) == ""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +128,10 @@ def test_readers_of_the_store_name_the_file_and_the_field(store: RunStore, run: 
     (run / "result.json").write_text(json.dumps(changed("metrics.last.AP", ...)))
     message = r"p0\.05-s1-0123456789abcdef/result\.json: metrics\.last lacks AP"
     wanted = {**make_spec(), "dataset": "GlyphScenes", "run_id": RUN_ID}
-    for read in (lambda: store.load(run), lambda: why(store, RUN_ID), lambda: collect(store, [wanted])):
+    (row,) = collect(store, [wanted]).to_dict("records")  # a table has other runs to show
+    assert row["state"] == "unreadable"
+    assert re.search(message, row["detail"])
+    for read in (lambda: store.load(run), lambda: why(store, RUN_ID)):
         with pytest.raises(StoreError, match=message) as raised:
             read()
         assert "\n" not in str(raised.value)
