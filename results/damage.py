@@ -19,6 +19,7 @@ from results.errors import StoreError
 _RIGHTS = (errno.EACCES, errno.EPERM)
 _PLACE = (errno.EISDIR, errno.ENOTDIR, errno.ELOOP)
 RUN_AGAIN = "remove it to run again"
+SPEC_ADVICE = "a run that is not done writes it again, and a result holds the same"
 FOREIGN = "is not the result of this run; move it away to run again"
 DECODING_ERRORS = (ValueError, RecursionError)
 """What `json.loads` raises on bytes that are no JSON, or nested without an end."""

@@ -26,6 +26,7 @@ from results import epochs, failure, predictions
 from results.damage import (
     FOREIGN,
     RUN_AGAIN,
+    SPEC_ADVICE,
     UnreadableError,
     read_bytes,
     read_table,
@@ -163,11 +164,9 @@ class RunStore:
         """
         try:
             names = {entry.name for entry in os.scandir(directory)}
-        except FileNotFoundError as error:
-            if os.path.islink(directory):
-                return RunState("unreadable", detail=refused(directory, error))
-            return RunState("not started")
         except OSError as error:
+            if isinstance(error, FileNotFoundError) and not os.path.islink(directory):
+                return RunState("not started")
             return RunState("unreadable", detail=refused(directory, error))
         generation = max((generation_of(name) for name in names), default=0)
         if "result.json" in names:  # not opened here: a file system that is far away takes its time
@@ -186,11 +185,11 @@ class RunStore:
             who = f"process {lease.content.get('pid', '?')} on {lease.content.get('host', '?')}"
             return RunState("running", age, who, attempts=generation)
         if "failure.json" in names:
-            error = failure.read(directory)
+            failed = failure.read(directory)
             # A newer attempt that died before it could clear the failure is dead, not failed.
-            if error and error.get("generation", generation) == generation:
-                line = f"{error['type']}: {error['message']}".splitlines()[0]
-                return RunState("failed", None, line, error, generation)
+            if failed and failed.get("generation", generation) == generation:
+                line = f"{failed['type']}: {failed['message']}".splitlines()[0]
+                return RunState("failed", None, line, failed, generation)
         if lease.released:
             reason = "stopped before its end; the next attempt continues it"
         return RunState("dead", age, reason, attempts=generation)
@@ -365,11 +364,9 @@ class RunStore:
         """The resolved spec of a run that was claimed at least once.
 
         Raises:
-            StoreError: it is absent, or damaged: the next attempt of the run writes it anew, and a result
-                holds it too.
+            StoreError: it is absent, or damaged; the next attempt writes it anew, and a result holds it too.
         """
-        advice = "a run that is not done writes it again, and a result holds the same"
-        spec = self._read(directory, "spec.json", advice)
+        spec = self._read(directory, "spec.json", SPEC_ADVICE)
         check_spec(spec, f"{directory}/spec.json")
         return spec
 
@@ -390,8 +387,6 @@ class RunStore:
         if kind != "done":
             raise StoreError(f"{directory}: no predictions, the run is {kind}")
         return predictions.read(directory)
-
-    # ---------------------------------------------------------------- helpers
 
     def _put_predictions(self, directory: Path, lease: Lease, arrays: dict[str, np.ndarray]) -> None:
         """Create predictions.npz; one that an overtaken attempt left without a result is removed first."""
@@ -417,7 +412,6 @@ class RunStore:
 
 
 def _short_id(directory: Path) -> str:
-    """The part of a run's identity that its directory's name holds."""
     return directory.name.rsplit("-", 1)[-1]
 
 

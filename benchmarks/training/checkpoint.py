@@ -176,11 +176,14 @@ class Checkpoints:
 
     def newest(self) -> Place | None:
         """The newest sound checkpoint of the newest generation that has one, or None."""
-        for folder in reversed(self._folders()):
+        found = self._folders()
+        while found:
+            folder = found.pop()
             damage = _damage(folder)
             if not damage:
                 return _place(folder)
-            log.warning("checkpoint %s is damaged (%s); trying the one before", folder, damage)
+            then = "trying the one before" if found else "there is none before: the training starts anew"
+            log.warning("checkpoint %s is damaged (%s); %s", folder, damage, then)
         return None
 
     def load(self, place: Place, map_location: Any = "cpu") -> dict[str, Any]:
@@ -190,7 +193,7 @@ class Checkpoints:
         """
         folder = self.directory / _folder_name(place)
         state: dict[str, Any] = {}
-        for path in sorted(folder.iterdir()):
+        for path in sorted(folder / name for name in _sealed(folder)):
             if path.suffix == ".safetensors":
                 tensors = safetensors.torch.load(path.read_bytes())
                 state[path.stem] = {name: value.to(map_location) for name, value in tensors.items()}
@@ -291,13 +294,20 @@ def _write(path: Path, data: bytes) -> None:
 def _damage(folder: Path) -> str:
     """What is wrong with a checkpoint, or ""."""
     try:
-        files = json.loads((folder / SEAL).read_text(encoding="utf-8"))["files"]
+        files = _sealed(folder)
+        if not files:
+            return f"{SEAL} names no file"
         for name, (size, checksum) in files.items():
             data = (folder / name).read_bytes()
             if len(data) != size:
                 return f"{name} has {len(data)} bytes instead of {size}"
             if zlib.crc32(data) != checksum:
                 return f"the content of {name} has changed"
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"{type(error).__name__}: {error}"
     return ""
+
+
+def _sealed(folder: Path) -> dict[str, Any]:
+    """Size and checksum of each file of a checkpoint, by name."""
+    return json.loads((folder / SEAL).read_text(encoding="utf-8"))["files"]

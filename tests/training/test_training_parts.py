@@ -76,6 +76,25 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path, caplog, na
     assert checkpoints.load(Place(0, 7, 1))["progress"]["step"] == 1
 
 
+@pytest.mark.parametrize(
+    "text", ["[]", '{"files": []}', '{"files": {}}', '{"files": {"state.pt": 1}}', "[" * 99999]
+)
+def test_a_training_whose_only_checkpoint_has_a_foreign_seal_starts_anew(tmp_path, caplog, text):
+    checkpoints = Checkpoints(tmp_path / "c", 0.0)
+    checkpoints.save(state(1), 7, 1)
+    (tmp_path / "c" / "00007-0000001" / "COMPLETE.json").write_text(text)
+    with caplog.at_level(logging.WARNING):
+        assert checkpoints.newest() is None
+    assert "the training starts anew" in caplog.text
+
+
+def test_files_that_are_not_of_a_checkpoint_are_not_loaded(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "c", 0.0)
+    checkpoints.save(state(1), 7, 1)
+    (tmp_path / "c" / "00007-0000001" / "other.safetensors").write_bytes(b"x")
+    assert checkpoints.load(Place(0, 7, 1))["progress"]["step"] == 1
+
+
 def test_a_half_written_checkpoint_does_not_count_and_is_swept_away(tmp_path):
     checkpoints = Checkpoints(tmp_path / "c", 0.0)
     checkpoints.save(state(1), 0, 1)
