@@ -1,4 +1,4 @@
-"""Losses of the noisy-label family against numbers of the official code; see `golden/make_noisy.py`."""
+"""Losses of the noisy-label family against numbers of the official code, whose commits `golden` names."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Rules of CAP and D2L, against numbers of their code (`golden/make_noisy.py`), and numbers per image."""
+"""Rules of CAP and D2L, against numbers of their code (`golden/noisy.json`), and numbers per image."""
 
 import json
 from fractions import Fraction
