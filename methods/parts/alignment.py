@@ -34,6 +34,8 @@ from methods.parts.running import running_mean
 
 EPSILON = 1e-6
 """Added to each part of the ratios."""
+UNLABELLED_IMAGES, LABELLED_IMAGES = "alignment_images", "alignment_labelled_images"
+"""Names under which `DistributionAlignment.sums` counts the images, for a method that needs the count too."""
 
 
 def smoothed_frequencies(task: Task) -> Tensor:
@@ -140,7 +142,7 @@ class DistributionAlignment:
 
 
 _SUM = {"unlabelled": "alignment_unlabelled", "labelled": "alignment_labelled"}
-_COUNT = {"unlabelled": "alignment_images", "labelled": "alignment_labelled_images"}
+_COUNT = {"unlabelled": UNLABELLED_IMAGES, "labelled": LABELLED_IMAGES}
 
 
 def _sums(kind: str, probabilities: Tensor) -> dict[str, Tensor]:

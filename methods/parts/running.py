@@ -2,8 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 import torch
 from torch import Tensor
+
+from methods.errors import check_range
+from methods.parts.pseudo_labelling import PseudoLabelHyper
+
+
+@dataclass(frozen=True)
+class RunningHyper(PseudoLabelHyper):
+    """As `PseudoLabelHyper`, with the momentum of running means.
+
+    Attributes:
+        momentum: μ of the running means (papers and code: .999, over 10⁵ steps and more). Their start weighs
+            μ^t after t steps: a training of a few hundred steps needs a smaller one to forget it.
+    """
+
+    momentum: float = field(default=0.999, metadata={"low": 0.9, "high": 0.9999, "scale": "linear"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("momentum", self.momentum, 0, 1)
 
 
 def running_mean(mean: Tensor, total: Tensor, count: Tensor, momentum: float) -> Tensor:
