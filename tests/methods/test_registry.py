@@ -134,7 +134,7 @@ def test_hyper_values_from_a_file_equal_the_python_ones():
         ({"lr_head": True}, r"fixmatch\.lr_head: expected float"),
         ({"freeze_bn": 1}, r"fixmatch\.freeze_bn: expected bool"),
         ({"loss": "als"}, r"fixmatch\.loss: unknown value 'als'; did you mean 'asl'"),
-        ({"positive": 0.01}, "negative < positive"),
+        ({"positive": 0.01}, "negative <= 0.5 <= positive"),
         ({"lr_backbone": -1.0}, "lr_backbone: -1 is not allowed"),
     ],
 )
