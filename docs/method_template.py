@@ -16,7 +16,7 @@ or: none known under this protocol. Cost: FORWARD AND BACKWARD PASSES per image 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -31,14 +31,15 @@ class TemplateHyper(PseudoLabelHyper):
     """Hyper-parameters of TEMPLATE; those of `PseudoLabelHyper` are left out here.
 
     Attributes:
-        positive: probability from which an entry is pseudo-positive (paper: VALUE; code: VALUE).
+        confidence: an entry is used where max(p, 1 − p) reaches it (paper: VALUE; code: VALUE).
     """
 
-    positive: float = 0.5
+    # Where a search is sensible; what is refused stands below, and is wider.
+    confidence: float = field(default=0.5, metadata={"low": 0.5, "high": 0.99, "scale": "linear"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range("positive", self.positive, 0, 1)
+        check_range("confidence", self.confidence, 0.5, 1)
 
 
 @register
@@ -52,6 +53,7 @@ class Template(PseudoLabelMethod):
 
     def pseudo_labels(self, batch: Batch) -> PseudoLabels:
         """Return the pseudo-labels (B_u, K) of the batch's unlabelled images; no gradients here."""
-        probabilities = self.weak_probabilities(batch)  # (B_u, K), of the present model
-        targets = (probabilities >= self.hyper.positive).float()
-        return PseudoLabels(targets, mask=torch.ones_like(targets))
+        p = self.weak_probabilities(batch)  # (B_u, K), of the present model
+        used = torch.maximum(p, 1 - p) >= self.hyper.confidence
+        # Label at 0.5, filter by confidence: see methods/parts/pseudo_labelling.py.
+        return PseudoLabels(targets=(p >= 0.5).to(p), mask=used.to(p))
