@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
+from pathlib import Path
 
 
 def positive(text: str) -> int:
@@ -34,3 +36,25 @@ def seconds(text: str) -> float:
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"{text} is not a positive number of seconds")
     return value
+
+
+def one_line(text: str) -> str:
+    """A text without line breaks and other control characters, which logs, scripts and tables cannot hold.
+
+    Raises:
+        argparse.ArgumentTypeError: it has some.
+    """
+    if re.search(r"[\x00-\x1f\x7f]", text):
+        raise argparse.ArgumentTypeError(f"{text!r} has a line break or another control character; rename it")
+    return text
+
+
+def folder(text: str) -> Path:
+    """The path of a folder; it need not exist.
+
+    Raises:
+        argparse.ArgumentTypeError: it is empty, or has control characters.
+    """
+    if not text:
+        raise argparse.ArgumentTypeError("a folder has a name; . is the present one")
+    return Path(one_line(text))

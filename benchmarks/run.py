@@ -9,6 +9,7 @@
     python benchmarks/run.py logs RUN               what a run printed; --follow
     python benchmarks/run.py retry --grid NAME      run again what failed
     python benchmarks/run.py cancel [GRID]          cancel SLURM jobs
+    python benchmarks/run.py merge STORE            take over what is finished in another folder of runs
     python benchmarks/run.py doctor                 is the SLURM cluster ready?
     python benchmarks/run.py tables [--grid NAME]   write and print tables; --superseded
     python benchmarks/run.py plots --grid NAME      write its figures
@@ -34,13 +35,25 @@ if __package__ in (None, ""):  # called as a file: the packages lie beside this 
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     sys.path = [entry for entry in sys.path if entry != str(Path(__file__).resolve().parent)]
 
-from benchmarks.cli import datasets, listing, options, output, report, runs, slurm, splits, status, test
+from benchmarks.cli import (
+    datasets,
+    listing,
+    merge,
+    options,
+    output,
+    report,
+    runs,
+    slurm,
+    splits,
+    status,
+    test,
+)
 from benchmarks.signals import Stopped
 from methods.errors import UserError, nearest
 from results.errors import StoreError
 from slurm.protocol import EXIT_STOPPED
 
-FILES = (runs, listing, datasets, splits, status, slurm, report, test)
+FILES = (runs, listing, datasets, splits, status, slurm, report, merge, test)
 """The modules that add verbs, in the order of `--help`."""
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from methods.errors import UserError
-from slurm import client, sbatch
+from slurm import client, entry, sbatch
 from slurm.profile import Profile
 from slurm.task import JobCommand
 
@@ -75,10 +75,12 @@ def submit(
 
     Raises:
         SlurmError: SLURM refused, or (`Unsettled`) did not say whether it did.
-        UserError: submitit cannot take a flag.
+        UserError: submitit cannot take a flag; a path is none that SLURM can use (see `slurm.entry`).
     """
     import submitit
 
+    entry.check(folder)
+    code = quoted(entry.importable(pythonpath))
     done: list[tuple[int, str]] = []
     flags = profile.flags(array.nodes, array.each)
     flags["job_name"] = name
@@ -89,14 +91,15 @@ def submit(
     flags["setup"] = [
         # With the flag --export, srun would hand only the variables that the flag names to the tasks.
         "export SLURM_EXPORT_ENV=ALL",
-        f'export PYTHONPATH={quoted(pythonpath)}"${{PYTHONPATH:+:$PYTHONPATH}}" PYTHONSAFEPATH=1',
+        f'export PYTHONPATH={code}"${{PYTHONPATH:+:$PYTHONPATH}}" PYTHONSAFEPATH=1',
         *flags["setup"],
     ]
     if array.after:
         flags["dependency"] = "afterany:" + ":".join(array.after)
     logging.getLogger("submitit").setLevel(logging.ERROR)
+    folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    with _outside():
+    with _outside(), entry.any_folder(folder):
         for first in range(0, len(array.bundles), size):
             part = range(first, min(first + size, len(array.bundles)))
             try:

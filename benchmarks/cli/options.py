@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from benchmarks.arguments import positive
+from benchmarks.arguments import folder, one_line, positive
 from benchmarks.workspace import Workspace
 from methods.errors import UserError
 from results.schema import RULES
@@ -75,14 +75,14 @@ def folders() -> Parser:
     parser = Parser(add_help=False)
     parser.add_argument(
         "--data",
-        type=Path,
-        default=Path(os.environ.get("SSMLL_DATA", "data")),
+        type=folder,
+        default=os.environ.get("SSMLL_DATA") or "data",
         help="folder of the datasets (default: $SSMLL_DATA or ./data)",
     )
     parser.add_argument(
         "--runs",
-        type=Path,
-        default=Path(os.environ.get("SSMLL_RUNS", "runs")),
+        type=folder,
+        default=os.environ.get("SSMLL_RUNS") or "runs",
         help="folder of the run store (default: $SSMLL_RUNS or ./runs)",
     )
     parser.add_argument(
@@ -104,7 +104,11 @@ def grid(*, required: bool = True) -> Parser:
     parser = Parser(add_help=False)
     text = "a grid's name, or the path of a .toml file"
     parser.add_argument(
-        "--grid", required=required, default=None, help=text if required else f"only the runs of {text}"
+        "--grid",
+        required=required,
+        default=None,
+        type=one_line,
+        help=text if required else f"only the runs of {text}",
     )
     parser.add_argument(
         "--ratios", type=ratio, nargs="+", default=[], help="only these ratios of the grid (0.05, '9 images')"

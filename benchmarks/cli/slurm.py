@@ -11,6 +11,7 @@ from benchmarks.cli import options
 from benchmarks.workspace import Workspace
 from methods.errors import UserError
 from slurm import client, profile, site
+from slurm.entry import importable
 from slurm.launches import Launch, Launches, job_name, withdraw
 
 if TYPE_CHECKING:
@@ -234,7 +235,9 @@ def plan(
     text = cost_table(proposal)
     if args.save is None:
         return text
-    code = snapshot(workspace.runs.resolve() / "slurm" / "code")
+    folder = workspace.runs.resolve() / "slurm" / "code"
+    importable(folder)  # before a plan is saved that no job can execute
+    code = snapshot(folder)
     try:
         atomic_write_json(args.save, plan_record(grid, proposal, workspace, code))
     except OSError as error:

@@ -42,6 +42,7 @@ from pathlib import Path
 
 from benchmarks.provenance import COMMAND, cores
 from benchmarks.workspace import REPOSITORY
+from slurm.entry import importable
 from slurm.protocol import GROUP, MPI, RENDEZVOUS
 
 LAUNCH = "SSMLL_LAUNCH"
@@ -77,8 +78,11 @@ def of_worker(
         threads: CPU threads of each process.
         gpus: GPUs of this machine.
         meeting: a file, new for every start, by which the processes of the group meet.
+
+    Raises:
+        UserError: the code lies where PYTHONPATH cannot name it.
     """
-    path = filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH")))
+    path = filter(None, (importable(REPOSITORY), os.environ.get("PYTHONPATH")))
     found = {name: value for name, value in os.environ.items() if name not in (*GROUP, *MPI, RENDEZVOUS)}
     found |= {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": os.pathsep.join(path)}
     if gpus and "CUDA_VISIBLE_DEVICES" not in os.environ:

@@ -13,6 +13,7 @@ MEASUREMENTS = {
     "prompts": "text features of learnt prompts, against prompts of full length one by one",
     "scaling": "images trained on per second by two processes, against one",
     "status": "seconds that `run.py status` takes for thousands of runs",
+    "store": "claims a second of many processes on one run store, and how `status` grows with it",
     "submit": "seconds from a grid's name to its jobs in a SLURM queue",
     "trainer": "a step of the training loop, against a bare loop with the same batches",
 }

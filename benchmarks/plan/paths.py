@@ -63,7 +63,13 @@ def of_recipe(name: str, folder: Path) -> str:
 
 
 def beside(text: str, folder: Path) -> str:
-    """A path that is written in a file of a folder, absolute."""
+    """A path that is written in a file of a folder, absolute.
+
+    Raises:
+        UserError: it has a line break or another control character.
+    """
+    if re.search(r"[\x00-\x1f\x7f]", text):
+        raise UserError(f"{folder!s}: the path {text!r} has a line break or another control character")
     return os.path.abspath(folder / text)
 
 
