@@ -14,13 +14,13 @@ import io
 import json
 import os
 import shutil
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from results import epochs
+from results import epochs, predictions
+from results.damage import read_bytes, read_table, refused
 from results.errors import StoreError
 from results.files import atomic_write_bytes, create_bytes, folders
 from results.lease import seconds_to_live
@@ -32,6 +32,7 @@ Kind = Literal["taken", "equal", "conflict", "held", "damaged", "unfinished", "f
 KINDS: tuple[Kind, ...] = ("taken", "equal", "conflict", "held", "damaged", "unfinished", "foreign")
 LEFT: tuple[Kind, ...] = ("conflict", "held", "damaged")
 """Finished runs that the merged store lacks afterwards, or has in another form."""
+STAGE = "stage.json"
 CHECKPOINTS = "checkpoints"
 """What an attempt that has not ended keeps in the directory of a run or stage."""
 _FULL = (28, 122)  # ENOSPC, EDQUOT: nothing that follows would fare better
@@ -129,7 +130,8 @@ def merge_stages(
         except (OSError, StoreError) as error:
             if isinstance(error, OSError) and _is_of_target(error, target.root):
                 raise
-            met = Met("damaged", place, str(error))
+            line = refused(error.filename or place, error) if isinstance(error, OSError) else str(error)
+            met = Met("damaged", place, line)
         found.met.append(met)
         say(met)
     return found
@@ -148,19 +150,26 @@ def check(target: Path, source: Path) -> None:
 
 
 def _runs(target: RunStore, source: RunStore, dry_run: bool) -> Iterator[Met]:
-    runs = set(source.scan())
-    for dataset in sorted(folders(source.root)):
-        for method in sorted(folders(dataset)):
-            for place in map(Path, sorted(folders(method))):
-                if place not in runs:
-                    yield Met("foreign", place, "no run's directory")
-                    continue
-                try:
-                    yield _run(target, source, place, dry_run)
-                except OSError as error:
-                    if _is_of_target(error, target.root):
-                        raise
-                    yield Met("damaged", place, f"{error.filename or place}: {error.strerror}")
+    runs = source.scan()
+    for hidden, line in source.hidden.items():
+        yield Met("damaged", Path(hidden), line)
+    for place in sorted(_others(source, set(runs))):
+        yield Met("foreign", place, "no run's directory")
+    for place in runs:
+        try:
+            yield _run(target, source, place, dry_run)
+        except OSError as error:
+            if _is_of_target(error, target.root):
+                raise
+            yield Met("damaged", place, refused(error.filename or place, error))
+
+
+def _others(store: RunStore, runs: set[Path]) -> Iterator[Path]:
+    """Folders at the place of runs that are none."""
+    for dataset in folders(store.root):
+        for method in [] if dataset in store.hidden else folders(dataset):
+            if method not in store.hidden:
+                yield from (path for path in map(Path, folders(method)) if path not in runs)
 
 
 def _run(target: RunStore, source: RunStore, place: Path, dry_run: bool) -> Met:
@@ -177,11 +186,11 @@ def _run(target: RunStore, source: RunStore, place: Path, dry_run: bool) -> Met:
     if (expected / "result.json").exists():
         return _compared(target, expected, source, place, theirs)
     try:
-        predictions = _predictions(place, theirs)
+        scores = _predictions(place, theirs)
         source.epochs(place)  # each line of it is one
     except StoreError as error:
         return Met("damaged", place, str(error))
-    return _take(target, expected, source, place, theirs, predictions, dry_run)
+    return _take(target, expected, source, place, theirs, scores, dry_run)
 
 
 def _take(
@@ -190,10 +199,10 @@ def _take(
     source: RunStore,
     place: Path,
     theirs: Result,
-    predictions: bytes,
+    scores: bytes,
     dry_run: bool,
 ) -> Met:
-    """Copy a finished run under a lease; `predictions` are the bytes of its file, which were checked."""
+    """Copy a finished run under a lease; `scores` are the bytes of its predictions, which were checked."""
     if dry_run:
         state = target.state(here)
         return (
@@ -205,8 +214,8 @@ def _take(
             return _compared(target, here, source, place, theirs)
         return Met("held", place, f"{here}: {_state(target, here)}")
     with lease:
-        (here / "predictions.npz").unlink(missing_ok=True)  # of an attempt that has left no result
-        create_bytes(here / "predictions.npz", predictions, whole=True)
+        (here / predictions.NAME).unlink(missing_ok=True)  # of an attempt that has left no result
+        create_bytes(here / predictions.NAME, scores, whole=True)
         rows = (place / epochs.NAME).read_bytes() if (place / epochs.NAME).exists() else None
         if rows is None:
             (here / epochs.NAME).unlink(missing_ok=True)
@@ -262,14 +271,16 @@ def _predictions(place: Path, theirs: Result) -> bytes:
     """
     import numpy as np
 
-    path = place / "predictions.npz"
+    path = place / predictions.NAME
     try:
-        data = path.read_bytes()
+        data = read_bytes(path)
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             found = _scores_hash({"scores": arrays["scores"]})
     except FileNotFoundError:
         raise StoreError(f"{path} is missing") from None
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except StoreError:
+        raise
+    except Exception as error:  # zipfile and NumPy raise many kinds on a damaged file
         raise StoreError(f"{path} is damaged ({error})") from None
     said = theirs.get("predictions_sha256", found)  # results of earlier versions name none
     if found != said:
@@ -312,42 +323,61 @@ def _clear(here: Path) -> None:
 
 
 def _stage(target: RunStore, source: RunStore, place: Path, dry_run: bool) -> Met:
-    here, record = target.root / place.name, place / "stage.json"
-    if not record.exists():
+    here, path = target.root / place.name, place / STAGE
+    if not path.exists():
         return Met("unfinished", place, _state(source, place))
-    text = record.read_bytes()
-    try:
-        found = json.loads(text)
-        kind, key = found["kind"], found["key"]
-    except (ValueError, KeyError, TypeError):
-        return Met("damaged", place, f"{record} is damaged")
-    if (here / "stage.json").exists():
-        return _compared_stage(here, place, key)
+    record = read_table(path, "remove it, and the stage is made anew")
+    if not {"kind", "key"} <= record.keys():
+        return Met("damaged", place, f"{path} is no record of a stage")
+    if (here / STAGE).exists():
+        return _compared_stage(here, place, record["key"])
+    files = _stage_files(place, record)
     if dry_run:
         state = target.state(here)
         return (
             Met("held", place, f"{here}: {state.detail}") if state.kind == "running" else Met("taken", place)
         )
-    lease = target.claim(here, {"stage": kind, "key": key}, ttl=seconds_to_live())
+    claimed = {"stage": record["kind"], "key": record["key"]}
+    lease = target.claim(here, claimed, ttl=seconds_to_live())
     if lease is None:
         return Met("held", place, f"{here}: {_state(target, here)}")
     with lease:
-        for file in sorted(os.scandir(place), key=lambda entry: entry.name):
-            if file.is_file() and file.name.endswith((".npy", ".safetensors")):
-                atomic_write_bytes(here / file.name, Path(file.path).read_bytes())
+        for name, data in files.items():
+            atomic_write_bytes(here / name, data)
         lease.require()
-        create_bytes(here / "stage.json", text, whole=True)
-        _copy_times(record, here / "stage.json")
+        create_bytes(here / STAGE, read_bytes(path), whole=True)
+        _copy_times(path, here / STAGE)
         _clear(here)
     return Met("taken", place)
+
+
+def _stage_files(place: Path, record: Mapping[str, Any]) -> dict[str, bytes]:
+    """The files of a finished stage, by name, if they are those that its record names.
+
+    Raises:
+        StoreError: one has changed, or cannot be read.
+    """
+    found = {
+        name: read_bytes(place / name)
+        for name in sorted(os.listdir(place))
+        if name.endswith((".npy", ".safetensors")) and not name.startswith(".")
+    }
+    try:
+        sums = {name: sha256 for name, (_, sha256) in record.get("files", {}).items()}
+    except (AttributeError, TypeError, ValueError):
+        raise StoreError(f"{place / STAGE} is damaged (its checksums are none)") from None
+    for name, sha256 in sums.items():  # stages of earlier versions have none
+        if name not in found or hashlib.sha256(found[name]).hexdigest() != sha256:
+            raise StoreError(f"{place / name} is not what was written: its checksum differs")
+    return found
 
 
 def _compared_stage(here: Path, place: Path, key: Any) -> Met:
     """Two results of one stage. Their bytes may differ, as those of a run continued elsewhere do."""
     try:
-        same = json.loads((here / "stage.json").read_bytes())["key"] == key
-    except (ValueError, KeyError, TypeError) as error:
-        return Met("damaged", place, f"it cannot be compared: {here / 'stage.json'} is damaged ({error})")
+        same = read_table(here / STAGE, "remove it, and the stage is made anew").get("key") == key
+    except StoreError as error:
+        return Met("damaged", place, f"it cannot be compared: {error}")
     return Met("equal", place) if same else Met("conflict", place, f"{here} is of another key")
 
 

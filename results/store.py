@@ -239,7 +239,7 @@ class RunStore:
         """
         if os.path.lexists(directory / "result.json"):
             return None
-        lease = acquire(directory, ttl)
+        lease = acquire(directory, ttl, self.now())
         if lease is None:
             return None
         try:

@@ -12,11 +12,12 @@ walks the list and the others follow it.
 from __future__ import annotations
 
 import os
+import random
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 
@@ -44,6 +45,8 @@ from slurm.protocol import EXIT_LOST, EXIT_STOPPED
 POLL_SECONDS = 0.3
 LEAVE_SECONDS = 2 * DEFAULT_TTL
 """How long a bundle's worker waits for runs held by others; a dead holder's lease expires sooner."""
+DRAWS = 8
+"""How often a place to go on is drawn; in a list of many kinds it may be of the wrong one."""
 ORPHAN_SECONDS = 30.0
 """How long a process may take to end by itself after its launcher has died."""
 
@@ -129,6 +132,7 @@ class Worker:
         self.workspace, self.execution, self.group = workspace, execution, execution.group
         self.launch = execution.options.launch
         self.tasks, self.leave_after = tasks, leave_after
+        self._random = random.Random()  # of its own: no training sees it
         self._failed: set[str] = set()  # stages, here, whether or not that could be recorded
 
     def work(self) -> None:
@@ -139,29 +143,47 @@ class Worker:
         """
         if not self.group.is_main:
             return self._follow()
-        pending = list(enumerate(self.tasks))
+        pending = dict(enumerate(self.tasks))
         moved = time.monotonic()
         while pending:
             progressed = False
-            for entry in list(pending):
+            for number in self._walk(pending):
                 if self.execution.options.should_stop():
                     self._dismiss()
                     raise Interrupted
-                number, (stage, job) = entry
-                if self._take(stage, job, number):
-                    pending.remove(entry)
+                if self._take(*pending[number], number):
+                    del pending[number]
                     progressed = True
             if progressed:
                 moved = time.monotonic()
             elif self.leave_after is not None and time.monotonic() - moved > self.leave_after:
-                self._leave(pending)
+                self._leave(list(pending.values()))
                 break
             else:
                 time.sleep(POLL_SECONDS)
         return self._dismiss()
 
-    def _leave(self, pending: list[tuple[int, tuple[Stage | None, Job]]]) -> None:
-        names = [job.spec.title for _, (stage, job) in pending if stage is None]
+    def _walk(self, pending: Mapping[int, tuple[Stage | None, Job]]) -> Iterator[int]:
+        """The numbers of the pending tasks, each once, in their order but for one thing.
+
+        Many processes that walk one list in one order would look at what the others hold before each claim.
+        So who meets a run that is held goes on at a place drawn at random, among the runs of the same kind,
+        because the longest kind comes first.
+        """
+        left = list(pending)
+        place = 0
+        while left:
+            number = left.pop(place)
+            stage, job = pending[number]
+            yield number
+            if place == len(left):
+                place = 0
+            if number in pending and stage is None and left:
+                drawn = (self._random.randrange(len(left)) for _ in range(DRAWS))
+                place = next((k for k in drawn if _alike(pending[left[k]], job)), place)
+
+    def _leave(self, pending: list[tuple[Stage | None, Job]]) -> None:
+        names = [job.spec.title for stage, job in pending if stage is None]
         if names:
             self.execution.options.report(
                 f"left to the processes that hold them: {', '.join(names[:5])}"
@@ -195,7 +217,8 @@ class Worker:
                 self._failed.add(stage.stage_id)
             return outcome != "busy"
         directory = job.directory(self.workspace)
-        if failed_in(directory, self.launch):
+        # First: in the end each of many processes has met every run, and most were done by others.
+        if (directory / "result.json").exists() or failed_in(directory, self.launch):
             return True
         for needed in job.stages:
             if not needed.is_done(self.workspace):
@@ -215,6 +238,11 @@ class Worker:
         except (OSError, StoreError) as error:
             title = job.spec.title
             self.execution.options.report(f"failed: {title}: {why}; it cannot be recorded: {error}")
+
+
+def _alike(task: tuple[Stage | None, Job], job: Job) -> bool:
+    """Whether a task is a run that takes about as long as another."""
+    return task[0] is None and task[1].cell.kind == job.cell.kind
 
 
 def work(

@@ -7,7 +7,7 @@ A run sleeps for some time in the place of a training, and stores a result. Meas
   finding     share of the processes' time in which they looked for a run and claimed it
   storing     the same for writing results
   twice       runs that were executed more than once; must be 0
-  open files  most that a process had open at once
+  open files  most that a process had open at once, beyond those at its start
   status      seconds of `run.py status` for stores of several sizes, as `perf status` builds them
 
 The processes share this machine: with more of them than cores, waiting for a core is in all figures. With
@@ -44,7 +44,7 @@ from slurm import client
 
 SIZES = (500, 1000, 2000, 4000)
 """Runs of the stores that `status` looks at."""
-LOOKS = 3
+LOOKS = 2
 START_SECONDS = 120.0
 """How long processes wait for each other before they begin."""
 CLASSES = 80
@@ -203,7 +203,7 @@ class _Clock(Execution):
         storing: seconds of writing results.
         claims: seconds of each successful claim, from the look at the run to its begin.
         looks: how often a run was looked at.
-        files: most open files.
+        files: most open files beyond those at the start.
         done: the runs that were executed.
     """
 
@@ -214,6 +214,7 @@ class _Clock(Execution):
         self.finding = self.storing = 0.0
         self.claims: list[float] = []
         self.looks = self.files = 0
+        self.files_before = _open_files()  # a forked process has those of its parent
         self.done: list[str] = []
         self.free = time.perf_counter()
         self.looked = 0.0
@@ -237,8 +238,7 @@ class _Nap(RunTask):
         clock, begins = self.clock, time.perf_counter()
         clock.finding += begins - clock.free
         clock.claims.append(begins - clock.looked)
-        with contextlib.suppress(OSError):  # no /proc
-            clock.files = max(clock.files, len(os.listdir("/proc/self/fd")))
+        clock.files = max(clock.files, _open_files() - clock.files_before)
         clock.done.append(self.job.spec.run_id)
         time.sleep(clock.sleep)
         stores = time.perf_counter()
@@ -246,6 +246,12 @@ class _Nap(RunTask):
         self.workspace.store.write_result(self.directory, lease, record, arrays)
         clock.free = time.perf_counter()
         clock.storing += clock.free - stores
+
+
+def _open_files() -> int:
+    with contextlib.suppress(OSError):
+        return len(os.listdir("/proc/self/fd"))
+    return 0  # no /proc
 
 
 def _job(k: int) -> Any:

@@ -220,3 +220,31 @@ def test_stages_come_by_their_key_and_only_whole(here, there):
     assert (mine / "features-1" / "stage.json").exists()
     assert not (mine / "warmup-2").exists()
     assert summary(merge_stages(RunStore(mine), RunStore(stages))) == "1 equal, 1 unfinished (1 dead)"
+
+
+def test_a_stage_whose_files_have_changed_is_named_and_one_of_another_key_is_a_conflict(here, there):
+    stages, mine = there.root.parent / "stages", here.root.parent / "stages"
+    data = b"weights"
+    record = {"kind": "warmup", "key": {"split": "a"}}
+    sums = {"ema.safetensors": [len(data), hashlib.sha256(data).hexdigest()]}
+    for name, content_of in (("warmup-1", data), ("warmup-2", b"changed")):
+        (stages / name).mkdir(parents=True)
+        (stages / name / "ema.safetensors").write_bytes(content_of)
+        (stages / name / "stage.json").write_text(json.dumps({**record, "files": sums}))
+    found = merge_stages(RunStore(mine), RunStore(stages))
+    assert summary(found) == "1 taken, 1 damaged"
+    assert "ema.safetensors is not what was written" in found.of("damaged")[0].detail
+    assert not (mine / "warmup-2").exists()
+    (mine / "warmup-1" / "stage.json").write_text(json.dumps({**record, "key": {"split": "b"}}))
+    found = merge_stages(RunStore(mine), RunStore(stages))
+    assert summary(found) == "1 conflict, 1 damaged"
+    assert str(mine / "warmup-1") in found.of("conflict")[0].detail
+
+
+def test_a_run_of_one_store_that_two_others_have_in_two_ways_is_a_conflict_with_the_first(here, tmp_path):
+    stores = [Store(tmp_path / name / "store") for name in "ab"]
+    kept, other = stores[0].put(1), stores[1].put(1, value=5.0)
+    assert [summary(merge(here, store)) for store in stores] == ["1 taken", "1 conflict"]
+    (mine,) = here.scan()
+    assert (mine / "result.json").read_bytes() == (kept / "result.json").read_bytes()
+    assert merge(here, stores[1]).of("conflict")[0].path == other
