@@ -145,6 +145,7 @@ class _ResultLater(TypedDict, total=False):
     identities: int
     split: Split
     predictions_sha256: str
+    score_scale: Literal["logits", "probabilities", "ranking"]
 
 
 class Result(_ResultLater):

@@ -54,6 +54,11 @@ def why(store: RunStore, query: str, planned: Planned = ()) -> str:
     return "\n".join(map(one_line, _answer(store, query.strip(), list(planned))))
 
 
+def is_number(query: str) -> bool:
+    """Whether a query is a number as a table prints it."""
+    return _NUMBER.match(query.strip()) is not None
+
+
 def _answer(store: RunStore, query: str, planned: Planned) -> list[str]:
     number = _NUMBER.match(query)
     if number:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.cli import options
+from benchmarks.cli.verify import Check, of_grid, of_run
 from benchmarks.data.disk import FULL
 from benchmarks.plan.summary import PlanSummary
 from benchmarks.workspace import Workspace
 from methods.errors import UserError
 from results.errors import StoreError
+from results.text import one_line
 
 if TYPE_CHECKING:
     from results.tables import Table
@@ -40,6 +43,11 @@ def add(verbs: options.Verbs) -> None:
     tables_parser.add_argument(
         "--bib", action="store_true", help="also write references.bib: what the table's runs are to cite"
     )
+    tables_parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="recompute every result from its stored predictions; exit code 1 if one differs",
+    )
     options.verb(
         verbs,
         "plots",
@@ -66,7 +74,8 @@ def tables(args: argparse.Namespace) -> int:
     """Write and print the tables of a grid, or of everything that is finished.
 
     Returns:
-        1 if a run that may be finished cannot be read, and is named; else 0.
+        1 if a run that may be finished cannot be read, or (--verify) is not what its predictions give; both
+        are named. Else 0.
 
     Raises:
         UserError: the grid's runs are not known, or there is no result of the kind that is asked for.
@@ -76,13 +85,21 @@ def tables(args: argparse.Namespace) -> int:
     workspace = options.workspace(args)
     if args.grid is None:
         options.without_grid(args)
-        unread = write_whole(workspace, args.rule, args.out, superseded=args.superseded, bib=args.bib)
-        return 1 if unread else 0
+        check = Check(workspace.store) if args.verify else None
+        unread = write_whole(
+            workspace, args.rule, args.out, superseded=args.superseded, bib=args.bib, check=check
+        )
+        return _code(unread, check)
     plan = known(args, _remark)
+    check = Check(workspace.store, of_grid(args)) if args.verify else None
     if args.superseded:
-        write_superseded(plan, workspace, args.rule, args.out, bib=args.bib)
-        return 0
-    return 1 if write(plan, workspace, args.rule, args.out, plots=False, bib=args.bib) else 0
+        write_superseded(plan, workspace, args.rule, args.out, bib=args.bib, check=check)
+        return _code((), check)
+    return _code(write(plan, workspace, args.rule, args.out, plots=False, bib=args.bib, check=check), check)
+
+
+def _code(unread: Collection[str], check: Check | None) -> int:
+    return 1 if unread or (check is not None and not check.agrees) else 0
 
 
 def plots(args: argparse.Namespace) -> int:
@@ -104,20 +121,36 @@ def plots(args: argparse.Namespace) -> int:
 
 
 def why(args: argparse.Namespace) -> int:
-    """Print everything that is stored about a run or a number.
+    """Print all that is stored about a run or a number, and whether a run's predictions give its metrics.
+
+    Returns:
+        1 if they give others, else 0.
 
     Raises:
         StoreError: nothing matches.
     """
+    from results.why import is_number, matching
     from results.why import why as explain
 
     workspace = options.workspace(args)
-    print(explain(workspace.store, args.run, planned_specs(workspace)))
-    return 0
+    store = workspace.store
+    print(explain(store, args.run, planned_specs(workspace)))
+    found = [] if is_number(args.run) else matching(store, args.run.strip())
+    lines, agrees = of_run(store, found[0]) if len(found) == 1 else ([], True)
+    if lines:
+        print("\n".join(map(one_line, lines)))
+    return 0 if agrees else 1
 
 
 def write(
-    plan: PlanSummary, workspace: Workspace, rule: str, out: Path | None, *, plots: bool, bib: bool = False
+    plan: PlanSummary,
+    workspace: Workspace,
+    rule: str,
+    out: Path | None,
+    *,
+    plots: bool,
+    bib: bool = False,
+    check: Check | None = None,
 ) -> set[str]:
     """Write the table of a grid in every format, print it, and write the figures.
 
@@ -130,6 +163,7 @@ def write(
         out: folder for tables and figures; None is `workspace.tables` and the grid's name.
         plots: whether to write the figures too.
         bib: whether to write the references of the finished runs too.
+        check: recomputes the results; None leaves it.
 
     Returns:
         Identities of the runs whose folder or result cannot be read; each is named on stderr.
@@ -152,6 +186,7 @@ def write(
     for run_id, detail in unread.items():
         _unreadable(f"{titles[run_id]}: {detail}")
     remarks = [outdated(workspace.store, [run.directory(workspace) for run in plan.runs]), note(old)]
+    remarks += check.remarks(wanted) if check else []
     paths = _written(table(frame, rule, remarks=[*filter(None, remarks)]), folder)
     if plots:
         paths += write_figures(plan, workspace, folder, rule)[0]
@@ -161,7 +196,7 @@ def write(
 
 
 def write_superseded(
-    plan: PlanSummary, workspace: Workspace, rule: str, out: Path | None, *, bib: bool
+    plan: PlanSummary, workspace: Workspace, rule: str, out: Path | None, *, bib: bool, check: Check | None
 ) -> None:
     """Write and print a table of superseded results, and of nothing else.
 
@@ -171,6 +206,7 @@ def write_superseded(
         rule: selection rule.
         out: as for `write`.
         bib: as for `write`.
+        check: as for `write`.
 
     Raises:
         OSError: the disk is full.
@@ -186,6 +222,7 @@ def write_superseded(
             f"grid {plan.name}: none of its runs supersedes a stored result; leave --superseded out"
         )
     remarks = [OLD_NUMBERS, *(f"{row}." for row in rows)]
+    remarks += check.remarks(wanted) if check else []
     made = table(collect(workspace.store, wanted), rule, remarks=remarks)
     folder = _folder(plan, workspace, out)
     _say_written(folder, _written(made, folder, f"{made.metric}-{rule}-superseded"))
@@ -193,7 +230,13 @@ def write_superseded(
 
 
 def write_whole(
-    workspace: Workspace, rule: str, out: Path | None, *, superseded: bool, bib: bool
+    workspace: Workspace,
+    rule: str,
+    out: Path | None,
+    *,
+    superseded: bool,
+    bib: bool,
+    check: Check | None,
 ) -> list[str]:
     """Write and print a table of all finished runs of the store.
 
@@ -203,6 +246,7 @@ def write_whole(
         out: folder for the table; None is `workspace.tables` and "store".
         superseded: the results of earlier versions instead of those of today.
         bib: as for `write`.
+        check: as for `write`.
 
     Returns:
         A line on each run, or folder of runs, that cannot be read; they were said on stderr.
@@ -236,6 +280,7 @@ def write_whole(
         )
     if unread:
         remarks.append(f"Unreadable, and in no cell: {len(unread)}.")
+    remarks += check.remarks(wanted) if check else []
     made = table(collect(workspace.store, wanted), rule, remarks=remarks)
     folder, stem = out or workspace.tables / "store", "-superseded" if superseded else ""
     _say_written(folder, _written(made, folder, f"{made.metric}-{rule}{stem}"))
@@ -287,8 +332,6 @@ def write_figures(
     Returns:
         Their paths, and the lines on what was left out.
     """
-    from results.text import one_line
-
     failed: list[str] = []
 
     def left_out(line: str) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import methods
 from benchmarks.data.splits.rules import sees_hidden_labels
 from benchmarks.plan.jobs import STAGE_RECORD, Job, Stage
 from benchmarks.provenance import device_name, now, provenance
@@ -173,7 +174,7 @@ class RunTask(Task):
         features = stage_files.read_features(job.stages[0].directory(self.workspace))
         method = build_fit_method(job, build_backbone(job), task_of(job))
         method.fit(features["train"][job.split.labelled], job.spec.seed)
-        scores = method.predict(features["test"]).cpu()
+        scores = method.predict(features["test"]).float().cpu()  # as they are stored
         last = summariser(job)(scores)
         # Nothing is chosen: with held-out images, their rule reports the only fit there is.
         val = last if len(job.split.held_out) else None
@@ -214,7 +215,11 @@ class RunTask(Task):
 
     def _write(self, lease: Lease | MemberLease, found: _Result, memory: PeakMemory) -> None:
         job, scores = self.job, np.ascontiguousarray(found.scores.numpy(), dtype=np.float32)
-        arrays = {"scores": scores}
+        labels = job.prepared.dataset.test.labels  # with them every metric can be computed again
+        arrays: dict[str, np.ndarray] = {
+            "scores": scores,
+            "labels": np.ascontiguousarray(labels, dtype=np.uint8),
+        }
         if found.raw_scores is not None:
             arrays["raw_scores"] = np.ascontiguousarray(found.raw_scores.numpy(), dtype=np.float32)
         self.workspace.store.write_result(
@@ -239,6 +244,7 @@ class RunTask(Task):
                     "rule": job.split.rule,
                     "sees_hidden_labels": sees_hidden_labels(job.split.rule, len(job.split.unlabelled)),
                 },
+                "score_scale": methods.get(job.spec.method).score_scale,
                 "predictions_sha256": hashlib.sha256(scores.tobytes()).hexdigest(),
                 "provenance": {
                     **provenance(self.device, self.group.world, self.strategy.name),
