@@ -21,7 +21,8 @@ call the first form too: their processes then train each run together.
 
 Exit codes: 0 everything done, 1 some runs failed (they are named), 2 bad usage, 75 asked to stop
 (SIGTERM, SIGUSR2), 130 Ctrl-C. After the last two the same command goes on where it stopped. 1 too: the disk
-is full; 141: the reader of the output (`| head`) has left.
+is full, read-only or faulty, or a stored file is damaged (it is named, the other runs go on); 141: the reader
+of the output (`| head`) has left.
 """
 
 from __future__ import annotations

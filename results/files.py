@@ -81,7 +81,7 @@ def atomic_writer(path: Path | str) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException as error:
-        with suppress(FileNotFoundError):
+        with suppress(OSError):  # a read-only disk refuses that too; the first error is what to tell
             os.unlink(temporary)
         _name(error, path)
         raise
@@ -140,16 +140,18 @@ def create_bytes(path: Path, data: bytes, *, whole: bool = False) -> bool:
         _name(error, path)
         raise
     finally:
-        with suppress(FileNotFoundError):
+        with suppress(OSError):
             os.unlink(temporary)
     fsync_directory(path.parent)
     return True
 
 
 def _name(error: BaseException, path: Path) -> None:
-    """Have an error of the system name the file that was to be written, where it names none."""
-    if isinstance(error, OSError) and error.errno is not None and error.filename is None:
-        error.filename = str(path)
+    """Have an error of the system name the file that was to be written, and not a temporary one."""
+    if isinstance(error, OSError) and error.errno is not None:
+        temporary = str(error.filename or "").endswith(TEMPORARY_SUFFIX)
+        if error.filename is None or temporary:
+            error.filename = str(path)
 
 
 def _create_without_links(path: Path, data: bytes) -> bool:

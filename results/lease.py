@@ -287,11 +287,13 @@ class Lease:
         """Release the lease so that the run can be claimed at once. Safe to call twice."""
         if os.getpid() != self._content["pid"] or self._over.is_set():
             return
-        mine = self.still_mine()
-        self._over.set()
-        if mine:
-            with suppress(FileNotFoundError):
+        # Without room or right the lease is left to its time to live: no reason to lose what follows.
+        with suppress(OSError):
+            mine = self.still_mine()
+            self._over.set()
+            if mine:
                 atomic_write_json(self._path, {**self._content, "released": True})
+        self._over.set()
 
     def __enter__(self) -> Lease:
         return self

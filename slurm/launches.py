@@ -31,6 +31,7 @@ from slurm import client
 from slurm.client import Queued
 
 JOBS = "jobs.jsonl"
+_UNKNOWN = "which runs it has queued is not known; remove the folder when none of its jobs is left"
 LATE_SECONDS = 3600.0
 """How long after an unanswered submission its jobs are still looked for."""
 
@@ -55,10 +56,11 @@ class Launch:
         path = self.folder / "plan.json"
         try:
             plan = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path} is damaged ({error}); remove the folder") from None
-        sound = isinstance(plan, dict) and isinstance(plan.get("job_name"), str)
-        if not sound or not isinstance(plan.get("bundles"), list):
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {error.strerror}; {_UNKNOWN}") from None
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path} is damaged ({error}); {_UNKNOWN}") from None
+        if not _is_plan(plan):
             raise UserError(f"{self.folder} is no launch of this version; move the folder away")
         return plan
 
@@ -114,7 +116,7 @@ class Launch:
         found: dict[str, set[int]] = {}
         for line in self._lines():
             if "mark" in line:
-                found[str(line["mark"])] = set(line.get("bundles", ()))
+                found[str(line["mark"])] = set(line["bundles"])
             else:
                 found.pop(str(line.get("settled")), None)
         known = self.jobs().keys()
@@ -145,23 +147,30 @@ class Launch:
         """Numbers of the jobs, by the number of their bundle; bundles that were not submitted are absent."""
         found: dict[int, str] = {}
         for line in self._lines():
-            if isinstance(line.get("jobs"), dict):
+            if "jobs" in line:
                 found |= {int(k): str(job) for k, job in line["jobs"].items()}
         return found
 
     def _lines(self) -> list[dict[str, Any]]:
-        """The sound lines of jobs.jsonl, in their order."""
+        """The sound lines of jobs.jsonl, in their order.
+
+        Raises:
+            UserError: the file cannot be read.
+        """
+        path = self.folder / JOBS
         try:
-            text = (self.folder / JOBS).read_text(encoding="utf-8", errors="replace")
+            text = path.read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError:
             return []
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {error.strerror}; {_UNKNOWN}") from None
         found = []
         for line in text.splitlines():
             try:
                 values = json.loads(line)
-            except ValueError:  # the last line of a call that was killed
+            except (ValueError, RecursionError):  # the last line of a call that was killed
                 continue
-            if isinstance(values, dict):
+            if _is_line(values):
                 found.append(values)
         return found
 
@@ -182,10 +191,20 @@ class Launches:
 
     def __iter__(self) -> Iterator[Launch]:
         """The launches, newest first, but for folders without a plan, which killed calls leave behind."""
-        if self.root.is_dir():
-            for name in sorted(os.listdir(self.root), reverse=True):
-                if (self.root / name / "plan.json").is_file():
-                    yield Launch(self.root / name)
+        try:
+            names = sorted(os.listdir(self.root), reverse=True)
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        except OSError as error:
+            raise UserError(f"{self.root} cannot be read: {error.strerror}; {_UNKNOWN}") from None
+        for name in names:
+            try:
+                os.lstat(self.root / name / "plan.json")
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except OSError:  # there may be one: what is asked of it says why it is not known
+                pass
+            yield Launch(self.root / name)
 
     def create(self, grid: str, plan: dict[str, Any]) -> Launch:
         """A new launch.
@@ -203,6 +222,30 @@ class Launches:
     def names(self) -> set[str]:
         """The names that jobs may have in the queue."""
         return {launch.job_name for launch in self}
+
+
+def _is_plan(values: Any) -> bool:
+    """Whether JSON values are a launch's plan, as far as its readers need it."""
+    if not isinstance(values, dict) or not isinstance(values.get("job_name"), str):
+        return False
+    bundles = values.get("bundles")
+    if not isinstance(bundles, list) or not all(isinstance(bundle, dict) for bundle in bundles):
+        return False
+    ids = [bundle.get(name, []) for bundle in bundles for name in ("run_ids", "stage_ids")]
+    if not all(isinstance(some, list) and all(isinstance(each, str) for each in some) for some in ids):
+        return False
+    return all(isinstance(values.get(name, {}), dict) for name in ("titles", "estimates"))
+
+
+def _is_line(values: Any) -> bool:
+    """Whether JSON values are a line of jobs.jsonl."""
+    if not isinstance(values, dict):
+        return False
+    if "mark" in values:
+        bundles = values.get("bundles")
+        return isinstance(bundles, list) and all(isinstance(bundle, int) for bundle in bundles)
+    jobs = values.get("jobs", {})
+    return isinstance(jobs, dict) and all(bundle.isdecimal() for bundle in jobs)
 
 
 def job_name(grid: str) -> str:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import select
 import sys
+import traceback
 from collections.abc import Callable
 from typing import TextIO
 
 from benchmarks.data.disk import FULL
+from methods.errors import first_line
 from results.text import replace_signs
 
 READER_GONE = 141
@@ -23,8 +24,8 @@ def guarded(work: Callable[[], int]) -> int:
         work: prints to `sys.stdout`, returns the exit code.
 
     Returns:
-        Its exit code; `READER_GONE` if the reader of the output has left, which is no error; 1 if the output,
-        or a file, cannot be written because the disk is full, which stderr says in one line.
+        Its exit code; `READER_GONE` if the reader of the output has left, which is no error; 1 if the system
+        refuses something on the way (no room, no right, a faulty disk), which stderr says in one line.
     """
     replace_signs(sys.stdout, sys.stderr)
     try:
@@ -41,13 +42,23 @@ def guarded(work: Callable[[], int]) -> int:
             _discard(stream)
         return READER_GONE
     except OSError as error:
-        if error.errno not in FULL:
-            raise
         _discard_unwritten(sys.stdout)
-        # Files are written by functions that name them; what has no name is most likely the output.
-        place = error.filename or "standard output"
-        _say(f"error: {place}: {error.strerror or os.strerror(error.errno or errno.ENOSPC)}")
+        _say(f"error: {refusal(error)}")
         return 1
+
+
+def refusal(error: OSError) -> str:
+    """One line on what the system has refused, and where."""
+    why = error.strerror or first_line(error)
+    if error.filename is not None:
+        return f"{os.fsdecode(error.filename)}: {why}" if not isinstance(error.filename, int) else why
+    # Files are written by functions that name them; what has no name is most likely the output.
+    if error.errno in FULL:
+        return f"standard output: {why}"
+    from benchmarks.status.logs import nearest_frame
+
+    frame = nearest_frame("".join(traceback.format_exception(error)))
+    return f"{why} (in {frame})" if frame else why
 
 
 def _reader_gone(stream: TextIO | None) -> bool:

@@ -307,9 +307,12 @@ def main() -> int:
         # already, if the launcher has died.
         launcher = os.getppid() if bundle else order.launcher
         code = work(order, launcher, bundle=int(bundle[0]) if bundle else None)
-    except UserError as error:
+    except (UserError, StoreError) as error:
         _report(f"error: {error}")
         code = 2
+    except OSError as error:  # of the system, outside of any run: no room, no right, a faulty disk
+        _report(f"error: {error}")
+        code = 1
     except GroupBroken as broken:
         code = broken.code
     if code:

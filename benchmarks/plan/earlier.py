@@ -80,8 +80,11 @@ def every(workspace: Workspace) -> list[PlanSummary]:
 
 
 def _dated(workspace: Workspace) -> list[tuple[float, Path]]:
-    files = (workspace.runs / FOLDER).glob("*.json")
-    return sorted(((file.stat().st_mtime, file) for file in files), reverse=True)
+    found = []
+    for file in (workspace.runs / FOLDER).glob("*.json"):
+        with suppress(OSError):  # a link that leads nowhere
+            found.append((file.stat().st_mtime, file))
+    return sorted(found, reverse=True)
 
 
 def _is_of(body: dict[str, Any], question: Question) -> bool:

@@ -120,7 +120,7 @@ def read(file: Path) -> dict[str, Any] | None:
         record = json.loads(file.read_bytes())
         body = record["body"]
         return body if record["format"] == FORMAT and record["digest"] == _digest(body) else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

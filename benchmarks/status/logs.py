@@ -7,6 +7,7 @@ import re
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from benchmarks.status.overview import Overview, Run
@@ -37,7 +38,7 @@ def relocated(path: str | Path, runs: Path) -> Path | None:
     before, found, below = str(path).rpartition(_LAUNCHES)
     places = [runs / _LAUNCHES.strip("/") / below] if found and before else []
     for place in (*places, Path(path)):
-        if place.is_file() and os.access(place, os.R_OK):
+        if os.path.isfile(place) and os.access(place, os.R_OK):
             return place
     return None
 
@@ -66,13 +67,15 @@ def log_of(run: Run, runs: Path) -> tuple[Path | None, list[str]]:
 def _submitted(run_id: str, runs: Path) -> list[Path]:
     """The logs of all jobs that were submitted for a run, the newest first."""
     found = []
-    for launch in Launches(runs):
-        jobs = launch.jobs()
-        found += [
-            launch.log(jobs[number])
-            for number, run_ids in enumerate(launch.run_ids)
-            if number in jobs and any(each.startswith(run_id[:16]) for each in run_ids)
-        ]
+    with suppress(UserError):  # launches that cannot be read: `status` names them
+        for launch in Launches(runs):
+            with suppress(UserError):
+                jobs = launch.jobs()
+                found += [
+                    launch.log(jobs[number])
+                    for number, run_ids in enumerate(launch.run_ids)
+                    if number in jobs and any(each.startswith(run_id[:16]) for each in run_ids)
+                ]
     return found
 
 

@@ -314,12 +314,16 @@ def _queued(
 
 def _sound(launches: Launches, remarks: list[str]) -> list[Launch]:
     found = []
-    for launch in launches:
-        try:
-            launch.plan  # noqa: B018 - read once and kept
-            found.append(launch)
-        except UserError as error:
-            remarks.append(str(error))
+    try:
+        for launch in launches:
+            try:
+                launch.plan  # noqa: B018 - read once and kept
+                launch.jobs()
+                found.append(launch)
+            except UserError as error:
+                remarks.append(str(error))
+    except UserError as error:  # their folder cannot be listed
+        remarks.append(str(error))
     return found
 
 

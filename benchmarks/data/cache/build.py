@@ -205,7 +205,7 @@ class Builder:
             found = json.loads(self._marker(chunk).read_bytes())
             pixels = str(found["pixels"])
             recorded = [Source(tuple(stamp), sha256, young) for stamp, sha256, young in found["sources"]]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return "", []
         if len(pixels) != 64 or len(recorded) != len(chunk.paths):
             return "", []

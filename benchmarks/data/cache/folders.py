@@ -16,8 +16,22 @@ from benchmarks.data.cache.build import FORMAT, HASHES, SPLITS
 from benchmarks.data.cache.decode import DECODING, RESIZE, Place
 from benchmarks.data.cache.sources import digest_of
 from benchmarks.data.dataset import Dataset
-from methods.errors import UserError
+from methods.errors import UserError, first_line
 from results.files import folders
+
+_FIELDS: dict[str, type] = {
+    "dataset": str,
+    "size": int,
+    "decoding": str,
+    "resize": str,
+    "train": int,
+    "test": int,
+    "chunk": int,
+    "chunks": dict,
+    "sources": str,
+    "digest": str,
+}
+"""Fields of `meta.json` that are read, and their types."""
 
 
 def name_of(dataset: Dataset, size: int, digest: str) -> str:
@@ -34,12 +48,22 @@ def read_meta(directory: Path) -> dict[str, Any]:
     """What a finished cache says of itself.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: it cannot be read, or lacks a field.
     """
     try:
-        return json.loads((directory / "meta.json").read_text())
-    except (OSError, ValueError) as error:
+        found = json.loads((directory / "meta.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise damaged(directory, f"meta.json: {error}") from None
+    if not isinstance(found, dict):
+        raise damaged(directory, "meta.json holds no table of fields")
+    if found.get("format") == FORMAT:  # of other formats only the number is read
+        for name, kind in _FIELDS.items():
+            if not isinstance(found.get(name), kind) or isinstance(found[name], bool):
+                raise damaged(directory, f"meta.json: {name!r} is missing or of the wrong kind")
+        for split in SPLITS:
+            if not isinstance(found["chunks"].get(split), list):
+                raise damaged(directory, f"meta.json: 'chunks' lacks {split!r}")
+    return found
 
 
 def damaged(directory: Path, what: str) -> UserError:
@@ -55,8 +79,8 @@ def hashes_of(directory: Path, meta: dict[str, Any]) -> NDArray[np.uint8]:
     """
     try:
         found = np.load(directory / HASHES, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise damaged(directory, f"{HASHES}: {error}") from None
+    except Exception as error:  # NumPy and zipfile raise many kinds on a damaged file
+        raise damaged(directory, f"{HASHES}: {first_line(error)}") from None
     if digest_of(found) != meta["sources"]:
         raise damaged(directory, f"{HASHES} has changed on the disk")
     return found

@@ -78,7 +78,7 @@ class Skipped:
                     raise ValueError(f"no {image.split} image {image.id!r}")
         except FileNotFoundError:
             self.images = ()
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"{self.file}: damaged: {error}; remove it and run again") from None
 
     @property

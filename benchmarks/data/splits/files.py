@@ -164,7 +164,7 @@ def load(path: Path) -> SplitRecord:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"split file {path}: cannot be read: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"split file {path}: not valid JSON: {error}") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"split file {path}: no split file of format {FORMAT} ('format')")
@@ -179,6 +179,8 @@ def load(path: Path) -> SplitRecord:
     if not is_rule(content["rule"]):
         hint = nearest(content["rule"], SPLIT_RULES)
         raise UserError(f"split file {path}: no rule {content['rule']!r}{hint}")
+    if not all(isinstance(name, str) for name in ids):
+        raise UserError(f"split file {path}: 'ids' holds something that is no text")
     if not all(type(k) is int and 0 <= k < total for k in labelled):
         raise UserError(f"split file {path}: 'labelled' holds a position outside 0 … {total - 1}")
     if len(set(labelled)) != len(labelled) or len(ids) != len(labelled):
