@@ -1,4 +1,4 @@
-"""A column of a table: a dataset at one labelling budget."""
+"""A column of a table, a dataset at one labelling budget, and what its parts are called."""
 
 from __future__ import annotations
 
@@ -11,6 +11,16 @@ if TYPE_CHECKING:
 def percent(ratio: float) -> str:
     """Labelled share for people: 0.05 -> "5 %"."""
     return f"{round(100 * ratio, 6):g} %"
+
+
+def subset_name(ratio: float, budget: str) -> str:
+    """A labelled subset for people, without its seed: "p=0.05", or a budget such as "100 images"."""
+    return budget or f"p={ratio:g}"
+
+
+def seeds_name(seed: int, split_seed: int | None) -> str:
+    """The seeds of a run for people: "seed=1", or "split=1 seed=2" where the split has its own."""
+    return f"seed={seed}" if split_seed in (None, seed) else f"split={split_seed} seed={seed}"
 
 
 class Column(NamedTuple):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FILE = "figures.json"
-SOURCES = [Path(__file__).with_name(name) for name in ("plots.py", "text.py")]
+SOURCES = [Path(__file__).with_name(name) for name in ("plots.py", "text.py", "tables.py", "columns.py")]
 PACKAGES = ("matplotlib", "seaborn", "pandas", "numpy")
 """Packages that decide about a figure's bytes."""
 _NO_GLYPH = re.compile(r"Glyph (\d+) .*missing from")

@@ -26,7 +26,7 @@ from results.errors import StoreError, nearest
 from results.frames import METRICS, QUALITY, collect, collect_classes, collect_epochs
 from results.schema import RULES
 from results.store import RunStore
-from results.tables import RULE_TEXT
+from results.tables import RULE_TEXT, means_over
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -230,12 +230,13 @@ def ratio_figure(runs: pd.DataFrame, rule: str, metric: str, style: Style) -> Fi
         axis.set(title=text.figure(str(dataset)), xlabel="labelled share of the training images")
     axes[0].set_ylabel(f"{metric} (%)")
     _legend(figure, axes)
-    seeds = runs.groupby(["label", "dataset", "ratio", "budget"]).size()
-    few, many = int(seeds.min()), int(seeds.max())
-    spread = "one seed"
+    each = runs.groupby(["label", "dataset", "ratio", "budget"]).size()
+    few, many = int(each.min()), int(each.max())
+    over, single = means_over(runs)
+    spread = f"one {single}"
     if many > 1:
         count = f"{many}" if few == many else f"{few} to {many}"
-        spread = f"mean and standard deviation over {count} seeds, points: single seeds"
+        spread = f"mean and standard deviation over {count} {over}, points: single {single}s"
     _caption(figure, f"selection rule: {rule} ({RULE_TEXT[rule]}); {spread}")
     return figure
 
@@ -299,7 +300,7 @@ def classes_figure(classes: pd.DataFrame, style: Style, title: str) -> Figure:
     axis.set_ylabel("average precision (%)")
     axis.set_title(text.figure(title), pad=18)
     _legend(figure, [axis])
-    _caption(figure, "classes by falling training frequency; points: means over seeds")
+    _caption(figure, f"classes by falling training frequency; points: means over {means_over(classes)[0]}")
     return figure
 
 
@@ -359,7 +360,8 @@ def quality_figure(epochs: pd.DataFrame, style: Style, title: str) -> Figure:
     handles, labels = axes[0].get_legend_handles_labels()
     axes[7].legend(handles, labels, loc="upper left", frameon=False, borderaxespad=0)
     figure.suptitle(text.figure(f"pseudo-labels: {title}"))
-    _caption(figure, "mean over seeds, band: standard deviation; hidden labels of the pool as truth")
+    over = means_over(epochs)[0]
+    _caption(figure, f"mean over {over}, band: standard deviation; hidden labels of the pool as truth")
     return figure
 
 

@@ -145,10 +145,7 @@ class Table:
 
     def _varied(self) -> str:
         """What differs between the runs of a cell, for people."""
-        if (self.runs["seed"] == self.runs["split_seed"]).all():
-            return f"seeds {_join(self.seeds)}"
-        word = "split" if len(self.splits) == 1 else "splits"
-        return f"training seeds {_join(self.seeds)} on {word} {_join(self.splits)}"
+        return own_splits(self.runs) or f"seeds {_join(self.seeds)}"
 
     def _block(self) -> str:
         """What a block is, for people."""
@@ -277,6 +274,25 @@ def _cell(runs: pd.DataFrame, rule: str) -> TableCell:
 
 def _p(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def own_splits(runs: pd.DataFrame) -> str:
+    """Which training seeds on which splits runs have, for people; "" where the seed of each is its split's.
+
+    Args:
+        runs: rows with the columns seed and split_seed.
+    """
+    if (runs["seed"] == runs["split_seed"]).all():
+        return ""
+    seeds, splits = (tuple(sorted(set(map(int, runs[name])))) for name in ("seed", "split_seed"))
+    word = "split" if len(splits) == 1 else "splits"
+    return f"training seeds {_join(seeds)} on {word} {_join(splits)}"
+
+
+def means_over(runs: pd.DataFrame) -> tuple[str, str]:
+    """What means of runs are over, for people, and what one of their values is of; see `own_splits`."""
+    splits = own_splits(runs)
+    return (f"runs ({splits})", "run") if splits else ("seeds", "seed")
 
 
 def _join(seeds: tuple[int, ...]) -> str:

@@ -262,6 +262,22 @@ def safe(name: str) -> str:
     return name if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
 
 
+def last_jobs(launches: Iterable[Launch]) -> dict[str, tuple[Launch, str]]:
+    """The newest launch and job of each run that was submitted, by its identity.
+
+    Args:
+        launches: the newest first.
+    """
+    found: dict[str, tuple[Launch, str]] = {}
+    for launch in launches:
+        run_ids = launch.run_ids
+        for bundle, job in launch.jobs().items():
+            if bundle < len(run_ids):
+                for run_id in run_ids[bundle]:
+                    found.setdefault(run_id, (launch, job))
+    return found
+
+
 def assigned(launches: Sequence[Launch], live: Mapping[str, Queued]) -> dict[str, tuple[Launch, Queued]]:
     """The runs that have a job in the queue.
 

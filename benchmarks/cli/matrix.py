@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from tabulate import tabulate
 
-from benchmarks.plan.identity import subset_name
 from benchmarks.plan.summary import PlanSummary, counted
 from benchmarks.workspace import Workspace
+from results.columns import subset_name
 
 if TYPE_CHECKING:
     from benchmarks.plan.outlook import Outlook

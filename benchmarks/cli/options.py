@@ -114,6 +114,13 @@ def grid(*, required: bool = True) -> Parser:
         "--ratios", type=ratio, nargs="+", default=[], help="only these ratios of the grid (0.05, '9 images')"
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[], help="only these seeds of the grid")
+    parser.add_argument(
+        "--split-seeds",
+        type=int,
+        nargs="+",
+        default=[],
+        help="only the labelled subsets of these seeds: of the grid's `split_seeds`, or else of its seeds",
+    )
     parser.add_argument("--methods", nargs="+", default=[], help="only these methods of the grid, by label")
     parser.add_argument(
         "--strategy",
@@ -131,7 +138,8 @@ def without_grid(args: argparse.Namespace) -> None:
     Raises:
         UserError: it chooses a part of one.
     """
-    given = [f"--{name}" for name in ("ratios", "seeds", "methods", "strategy") if getattr(args, name)]
+    names = ("ratios", "seeds", "split_seeds", "methods", "strategy")
+    given = [f"--{name.replace('_', '-')}" for name in names if getattr(args, name)]
     if given:
         raise UserError(f"{', '.join(given)}: these choose runs of a grid; add --grid NAME")
 
@@ -172,4 +180,5 @@ def load_grid(args: argparse.Namespace) -> Grid:
     from benchmarks.plan.grid import load, restrict, with_strategy
 
     whole = load(args.grid)
-    return with_strategy(restrict(whole, args.ratios, args.seeds, args.methods), args.strategy)
+    part = restrict(whole, args.ratios, args.seeds, args.methods, args.split_seeds)
+    return with_strategy(part, args.strategy)

@@ -109,4 +109,6 @@ def known(args: argparse.Namespace, remark: Callable[[str], None]) -> PlanSummar
 
 
 def _question(args: argparse.Namespace) -> remembered.Question:
-    return remembered.Question(args.grid, args.ratios, args.seeds, args.methods, args.strategy)
+    return remembered.Question(
+        args.grid, args.ratios, args.seeds, args.methods, args.strategy, args.split_seeds
+    )

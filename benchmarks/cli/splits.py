@@ -60,6 +60,13 @@ def add(verbs: options.Verbs) -> None:
     )
     write.add_argument("--seeds", type=int, nargs="+", default=[], help="seeds (default: 1, or the grid's)")
     write.add_argument(
+        "--split-seeds",
+        type=int,
+        nargs="+",
+        default=[],
+        help="with --grid: only the splits of these seeds, of the grid's `split_seeds` or else of its seeds",
+    )
+    write.add_argument(
         "--rule",
         choices=("published", "stratified"),
         default=None,
@@ -144,6 +151,8 @@ def _wanted(args: argparse.Namespace) -> list[tuple[DatasetSpec, Budget, int]]:
     if (args.dataset is None) == (args.grid is None):
         raise UserError("splits write: name either a dataset or a --grid")
     if args.grid is None:
+        if args.split_seeds:
+            raise UserError("splits write: --split-seeds goes with --grid; for a dataset write --seeds")
         spec = DatasetSpec(
             name=args.dataset,
             root=args.root,
@@ -161,7 +170,7 @@ def _wanted(args: argparse.Namespace) -> list[tuple[DatasetSpec, Budget, int]]:
     ):
         if given:
             raise UserError(f"splits write --grid: {flag} belongs to a dataset in the grid file")
-    grid = restrict(load(args.grid), args.ratios, args.seeds, [])
+    grid = restrict(load(args.grid), args.ratios, args.seeds, split_seeds=args.split_seeds)
     for spec in grid.datasets:
         if spec.skip_bad:
             raise UserError(

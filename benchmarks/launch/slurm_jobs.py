@@ -22,7 +22,7 @@ from benchmarks.workspace import Workspace
 from methods.errors import UserError
 from results.errors import StoreError
 from slurm import client, words
-from slurm.launches import Launch, Launches
+from slurm.launches import Launches, last_jobs
 from slurm.submit import Array, submit
 from slurm.task import JobCommand
 
@@ -229,12 +229,7 @@ def _stuck(live: Sequence[client.Queued]) -> str:
 
 def _lost(jobs: Sequence[Job], workspace: Workspace) -> list[str]:
     """Lines about runs whose jobs are over and have left nothing: how, and the last lines of a log."""
-    submitted: dict[str, tuple[Launch, str]] = {}
-    for launch in Launches(workspace.runs):
-        ids, known = launch.run_ids, launch.jobs()
-        for bundle, number in known.items():
-            for run_id in ids[bundle] if bundle < len(ids) else ():
-                submitted.setdefault(run_id, (launch, number))
+    submitted = last_jobs(Launches(workspace.runs))
     lost: dict[tuple[str, str], list[str]] = {}
     grouped = states(jobs, workspace)
     for kind in ("not started", "dead"):

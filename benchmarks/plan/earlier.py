@@ -108,11 +108,16 @@ def _part(plan: PlanSummary, said: dict[str, Any], question: Question) -> PlanSu
     kept = plan.runs
 
     def said_of(run: PlannedRun, field: str) -> Any:
-        """What a command line calls the run's budget, seed or row."""
-        return run.budget or run.ratio if field == "ratio" else getattr(run, field)
+        """What a command line calls the run's budget, seed, split or row."""
+        if field == "ratio":
+            return run.budget or run.ratio
+        if field == "split_seed" and run.split_seed is None:
+            return run.seed
+        return getattr(run, field)
 
-    for name, field in (("ratios", "ratio"), ("seeds", "seed"), ("methods", "label")):
-        asked, had = list(getattr(question, name)), list(said[name])
+    parts = {"ratios": "ratio", "seeds": "seed", "split_seeds": "split_seed", "methods": "label"}
+    for name, field in parts.items():
+        asked, had = list(getattr(question, name)), list(said.get(name, ()))
         if not asked and had:  # the whole is asked for, and this is a part
             return None
         if asked and not set(asked) <= {said_of(run, field) for run in kept}:

@@ -130,8 +130,14 @@ class Grid:
         return found
 
 
-def restrict(grid: Grid, ratios: Sequence[float | str], seeds: Sequence[int], labels: Sequence[str]) -> Grid:
-    """Return the part of a grid with these ratios, seeds and methods (by label); empty means all.
+def restrict(
+    grid: Grid,
+    ratios: Sequence[float | str] = (),
+    seeds: Sequence[int] = (),
+    labels: Sequence[str] = (),
+    split_seeds: Sequence[int] = (),
+) -> Grid:
+    """Return the part of a grid with these ratios, seeds, methods (by label) and splits; empty means all.
 
     Raises:
         UserError: a value that the grid does not have.
@@ -140,6 +146,7 @@ def restrict(grid: Grid, ratios: Sequence[float | str], seeds: Sequence[int], la
     for name, wanted, of in (
         ("ratio", ratios, lambda cell: cell.budget or cell.ratio),
         ("seed", seeds, lambda cell: cell.seed),
+        ("split seed", split_seeds, lambda cell: cell.subset_seed),
         ("method", labels, lambda cell: cell.label),
     ):
         present = list(dict.fromkeys(of(cell) for cell in grid.cells))
@@ -150,6 +157,12 @@ def restrict(grid: Grid, ratios: Sequence[float | str], seeds: Sequence[int], la
                 )
         if wanted:
             cells = tuple(cell for cell in cells if of(cell) in wanted)
+    if not cells:  # all else is crossed with all
+        asked, splits = (", ".join(map(str, chosen)) for chosen in (seeds, split_seeds))
+        raise UserError(
+            f"grid {grid.name!r} has no split_seeds, so each seed has its own split: no run has one of the "
+            f"seeds {asked} and one of the split seeds {splits}"
+        )
     return dataclasses.replace(grid, cells=cells)
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from results.columns import seeds_name, subset_name
 from results.text import one_line
 
 
@@ -27,16 +28,6 @@ def canonical(value: Any) -> str:
 def digest(value: Any) -> str:
     """Return the SHA-256 of the canonical JSON, as 64 hexadecimal digits."""
     return hashlib.sha256(canonical(value).encode("ascii")).hexdigest()
-
-
-def subset_name(ratio: float, budget: str) -> str:
-    """A labelled subset for people, without its seed: "p=0.05", or a budget such as "100 images"."""
-    return budget or f"p={ratio:g}"
-
-
-def seeds_name(seed: int, split_seed: int | None) -> str:
-    """The seeds of a run for people: "seed=1", or "split=1 seed=2" where the split has its own."""
-    return f"seed={seed}" if split_seed in (None, seed) else f"split={split_seed} seed={seed}"
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from benchmarks.data.cache.prepared import Prepared, find
 from benchmarks.data.registry import AbsentError, DatasetSpec, number_of_classes, open_dataset
 from benchmarks.plan.grid import Cell, Grid
-from benchmarks.plan.identity import seeds_name, subset_name
 from benchmarks.plan.jobs import Job, jobs, resolved_hyper
 from benchmarks.plan.remarks import remarks
 from benchmarks.plan.summary import PlanSummary
@@ -26,6 +25,7 @@ from methods.backbones.hub import parts
 from methods.backbones.open_clip_models import cached_tag_file, tag_source
 from methods.backbones.spec import BackboneSpec
 from methods.errors import UserError
+from results.columns import seeds_name, subset_name
 from results.text import one_line
 
 UNKNOWN = "unknown"

@@ -68,6 +68,7 @@ class Question:
         seeds: only these; empty for all.
         methods: only these, by label; empty for all.
         strategy: instead of the recipe's; None for the recipe's.
+        split_seeds: only the labelled subsets of these seeds; empty for all.
     """
 
     grid: str
@@ -75,12 +76,16 @@ class Question:
     seeds: Sequence[int] = ()
     methods: Sequence[str] = ()
     strategy: str | None = None
+    split_seeds: Sequence[int] = ()
 
     def values(self, workspace: Workspace) -> dict[str, Any]:
         """The question as plain JSON values, with the folders that it depends on."""
         name = os.path.abspath(self.grid) if self.grid.endswith(".toml") else self.grid
+        asked = dataclasses.asdict(self)
+        if not self.split_seeds:  # as earlier versions asked, whose answers hold
+            del asked["split_seeds"]
         return {
-            **dataclasses.asdict(self),
+            **asked,
             "grid": name,
             "data": os.path.abspath(workspace.data),
             "from": os.getcwd(),

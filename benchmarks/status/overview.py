@@ -19,13 +19,14 @@ from typing import Any
 from benchmarks.status import progress_file as progressfile
 from benchmarks.workspace import Workspace
 from methods.errors import UserError
+from results.columns import seeds_name, subset_name
 from results.damage import refused
 from results.files import folders
 from results.lineage import SUPERSEDED, Predecessor
 from results.store import RunStore
 from results.text import one_line
 from slurm import client
-from slurm.launches import Launch, Launches, assigned
+from slurm.launches import Launch, Launches, assigned, last_jobs
 
 STANDINGS = (
     "done",
@@ -198,7 +199,8 @@ def overview(
     workspace = Workspace(Path(), runs)
     found = Overview(name or str(runs), runs, [])
     launches = _sound(Launches(runs), found.remarks)
-    submitted = _submitted(launches)
+    # By what a directory's name holds of an identity.
+    submitted = {run[:SHORT]: each for run, each in last_jobs(launches).items()}
     if wanted is None:
         store = workspace.store
         wanted = _everything(store, launches, submitted)
@@ -327,18 +329,6 @@ def _sound(launches: Launches, remarks: list[str]) -> list[Launch]:
     return found
 
 
-def _submitted(launches: Sequence[Launch]) -> dict[str, tuple[Launch, str]]:
-    """The newest launch and job of each run that was submitted, by the start of its identity."""
-    found: dict[str, tuple[Launch, str]] = {}
-    for launch in launches:
-        run_ids = launch.run_ids
-        for bundle, job in launch.jobs().items():
-            if bundle < len(run_ids):
-                for run_id in run_ids[bundle]:
-                    found.setdefault(run_id[:SHORT], (launch, job))
-    return found
-
-
 def _everything(store: RunStore, launches: Sequence[Launch], submitted: Iterable[str]) -> Wanted:
     """All runs of the store and of the launches."""
     titles: dict[str, str] = {}
@@ -359,9 +349,12 @@ def _title(directory: Path, run_id: str) -> str:
     """As `RunSpec.title`, from the spec that was stored, or else from the directory's name."""
     ratio, seed = directory.name.rsplit("-", 1)[0].removeprefix("p").rsplit("-s", 1)
     method, dataset = directory.parent.name, directory.parent.parent.name
+    subset = f"p={ratio} seed={seed}"
     try:
         spec = json.loads((directory / "spec.json").read_text(encoding="utf-8"))
+        budget = subset_name(spec["ratio"], spec.get("budget", ""))
         method, dataset = spec.get("label") or method, spec["dataset"]["alias"]
+        subset = f"{budget} {seeds_name(spec['seed'], spec.get('split_seed'))}"
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass  # never begun, or written by a newer version: the name says nearly as much
-    return one_line(f"{method} · {dataset} p={ratio} seed={seed} [{run_id[:8]}]")
+    return one_line(f"{method} · {dataset} {subset} [{run_id[:8]}]")

@@ -109,6 +109,8 @@ def test_a_grid_names_its_splits(tmp_path, voc_root, capsys):
     assert len(capsys.readouterr().out.splitlines()) == 3
     assert call("write", "--grid", grid, "--seeds", 2, "--data", tmp_path / "b") == 0
     assert len(list((tmp_path / "b").rglob("*.json"))) == 1
+    assert call("write", "--grid", grid, "--split-seeds", 1, "--data", tmp_path / "c") == 0
+    assert [path.name for path in (tmp_path / "c").rglob("*.json")] == ["published-p0.5-seed1.json"]
     assert call("verify", "--data", tmp_path) == 0  # with the grid's classes and alias
 
     stratified = grid_text(voc_root, '["linear_probe"]').replace(
@@ -146,6 +148,7 @@ def test_bad_usage_is_one_clear_line(tmp_path, voc_root):
         (("--grid", "demo", "--rule", "stratified"), "--rule belongs to a dataset in the grid"),
         (("--grid", "demo", "--root", "x"), "--root belongs to a dataset in the grid"),
         (("--grid", "demo", "--seeds", "9"), "grid 'demo' has no seed 9"),
+        (("voc2007", "--split-seeds", "1"), "--split-seeds goes with --grid; for a dataset write --seeds"),
         (("voc2007",), "is not in"),
     ):
         with pytest.raises(UserError, match=message):

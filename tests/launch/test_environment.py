@@ -20,6 +20,7 @@ from benchmarks.training.accelerate_variables import check
 from methods.errors import UserError
 from slurm import protocol, task
 from tests.conftest import ROOT
+from tests.launch.conftest import assert_one_process
 
 LEFT = {
     "RANK": "1",
@@ -136,22 +137,8 @@ def test_what_cannot_be_a_group_is_refused_at_once(monkeypatch, capsys, tmp_path
 
 def test_an_mpi_shell_makes_no_group():
     """accelerate believes PMI_SIZE more than WORLD_SIZE."""
-    script = (
-        "from benchmarks.training.group import Group; from benchmarks.training.strategy import make; "
-        "print(make('ddp', 'fp32', Group.join()).accelerator.num_processes)"
-    )
-    env = {name: value for name, value in os.environ.items() if name not in protocol.GROUP}
-    env |= {"PMI_SIZE": "4", "PMI_RANK": "2", "OMPI_COMM_WORLD_SIZE": "4", "MASTER_ADDR": "n7"}
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        cwd=ROOT,
-        env=env,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-    assert (done.stdout, done.returncode) == ("1\n", 0), done.stderr
+    left = {"PMI_SIZE": "4", "PMI_RANK": "2", "OMPI_COMM_WORLD_SIZE": "4", "MASTER_ADDR": "n7"}
+    assert_one_process(protocol.GROUP, left)
 
 
 WAITING = """

@@ -20,6 +20,7 @@ from benchmarks.training.strategy import make
 from benchmarks.training.watch import Beat, diagnosis
 from methods.errors import UserError
 from tests.conftest import ROOT, CommandLine, grid_text
+from tests.launch.conftest import assert_one_process
 from tests.test_end_to_end import result_of, wait_for
 
 HANG_SECONDS = 15
@@ -380,21 +381,8 @@ def test_a_worker_that_refuses_its_environment_says_so(command, voc_root, monkey
 
 
 def test_a_rank_that_is_left_in_the_environment_makes_no_group():
-    # As under `srun` or in a shell of a launcher: accelerate would look for others at MASTER_ADDR.
-    left = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
-    script = (
-        "from benchmarks.training.group import Group; from benchmarks.training.strategy import make; "
-        "print(make('ddp', 'fp32', Group.join()).accelerator.num_processes)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**{k: v for k, v in os.environ.items() if k != "MASTER_ADDR"}, **left},
-    )
-    assert (done.stdout, done.returncode) == ("1\n", 0), done.stderr
+    """As under `srun` or in a shell of a launcher: accelerate would look for others at MASTER_ADDR."""
+    assert_one_process(["MASTER_ADDR"], {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"})
 
 
 def beat(position, age=0.0):

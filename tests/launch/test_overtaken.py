@@ -13,16 +13,7 @@ from results.errors import StoreError
 from results.lease import LEASE_SECONDS, seconds_to_live
 from results.store import RunStore
 from tests.conftest import CommandLine, grid_text
-
-
-def wait_for(condition, process, seconds: float = 120.0):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if found := condition():
-            return found
-        assert process.poll() is None, f"ended too early: {process.communicate()}"
-        time.sleep(0.02)
-    pytest.fail("waited in vain")
+from tests.test_end_to_end import wait_for
 
 
 def everyone(pid: int) -> list[int]:

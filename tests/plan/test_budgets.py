@@ -51,6 +51,22 @@ def test_a_part_of_a_grid_is_named_by_budgets_too(written):
         restrict(grid, ["41 images"], [], [])
 
 
+def test_a_part_of_a_grid_is_named_by_its_splits(written):
+    crossed = load(str(written("[0.5]", "split_seeds = [7, 8]").absolute()))
+    part = restrict(crossed, split_seeds=[8])
+    assert {(cell.split_seed, cell.seed) for cell in part.cells} == {(8, 1)}
+    with pytest.raises(UserError, match=r"grid 'grid' has no split seed 1; \(valid: 7, 8\)"):
+        restrict(crossed, split_seeds=[1])
+    with pytest.raises(UserError, match="has no seed 7"):
+        restrict(crossed, seeds=[7])
+    path = written("[0.5]")
+    path.write_text(path.read_text().replace("seeds = [1]", "seeds = [1, 2]"))
+    plain = load(str(path))
+    assert {cell.seed for cell in restrict(plain, split_seeds=[2]).cells} == {2}
+    with pytest.raises(UserError, match="no run has one of the seeds 1 and one of the split seeds 2"):
+        restrict(plain, seeds=[1], split_seeds=[2])
+
+
 @pytest.mark.parametrize(
     ("ratios", "more", "message"),
     [

@@ -76,6 +76,10 @@ def test_a_part_of_a_remembered_grid(copied, capsys):
     out = capsys.readouterr().out
     assert "Made of 1 runs" in out
     assert "zero_shot" not in out.replace("written to", "")
+    assert main(["tables", "--grid", "grid.toml", "--methods", "again", "--split-seeds", "2"]) == 0
+    assert capsys.readouterr().out == out  # in this grid each seed has its own split
+    assert main(["tables", "--grid", "grid.toml", "--split-seeds", "3"]) == 2
+    assert "grid 'grid' has no split seed 3" in capsys.readouterr().err
     assert main(["tables", "--grid", "grid.toml", "--methods", "agian"]) == 2
     assert "did you mean 'again'" in capsys.readouterr().err
 

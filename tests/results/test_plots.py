@@ -48,6 +48,37 @@ def test_ratio_figure_draws_means_and_spread(fake: Any) -> None:
     plt.close(figure)
 
 
+@pytest.mark.parametrize(
+    ("splits", "curve", "means"),
+    [
+        ((None,), "over 2 seeds, points: single seeds", "means over seeds"),
+        (
+            (1, 4),
+            "over 4 runs (training seeds 1, 2 on splits 1, 4), points: single runs",
+            "means over runs (training seeds 1, 2 on splits 1, 4)",
+        ),
+        ((1,), "over 2 runs (training seeds 1, 2 on split 1), points: single runs", "on split 1)"),
+    ],
+)
+def test_captions_say_what_the_means_are_over(fake: Any, splits: Any, curve: str, means: str) -> None:
+    for split in splits:
+        for seed in (1, 2):
+            fake.add("CSAA", 60.0 + seed, seed=seed, hidden=split)
+            fake.wanted[-1] |= {"split_seed": split}
+    style = method_styles(["CSAA"])
+    runs, classes, epochs = (
+        each(fake.store, fake.wanted) for each in (collect, collect_classes, collect_epochs)
+    )
+    for figure, said in (
+        (ratio_figure(runs, "last", "mAP", style), curve),
+        (classes_figure(classes, style, "title"), means),
+        (quality_figure(epochs, style, "title"), means.removeprefix("means ")),
+    ):
+        caption = figure.get_supxlabel().replace("\n", " ")
+        assert said in caption
+        plt.close(figure)
+
+
 def test_classes_figure_sorts_by_frequency(fake: Any) -> None:
     fill(fake)
     classes = collect_classes(fake.store, [w for w in fake.wanted if w["ratio"] == 0.05])

@@ -9,7 +9,7 @@ import pytest
 from methods.errors import UserError
 from slurm import launches as module
 from slurm.client import Queued
-from slurm.launches import Launch, Launches, assigned
+from slurm.launches import Launch, Launches, assigned, last_jobs
 
 
 def plan(*bundles: tuple[str, ...], name: str = "ssmll-demo") -> dict:
@@ -30,6 +30,22 @@ def test_a_launch_is_found_again(tmp_path):
     assert found.job_name == "ssmll-demo"
     assert found.log("7_0", 1) == made.folder / "jobs" / "7_0_1_log.out"
     assert Launches(tmp_path).names() == {"ssmll-demo"}
+
+
+def test_the_last_job_of_a_run_is_that_of_the_newest_launch_that_has_one(tmp_path, monkeypatch):
+    made = []
+    for number, bundles in enumerate(([("a", "b"), ("c",)], [("b",), ("d",)], [("a",)])):
+        monkeypatch.setattr(module.time, "gmtime", lambda hour=number: (2026, 1, 1, hour, 0, 0, 0, 1, 0))
+        made.append(Launches(tmp_path).create("demo", plan(*bundles)))
+    first, second, _ = made  # the third has submitted nothing
+    first.record({0: "1_0", 1: "1_1"})
+    second.record({0: "2_0", 7: "2_7"})
+    found = {run: (launch.folder, job) for run, (launch, job) in last_jobs(Launches(tmp_path)).items()}
+    assert found == {
+        "a": (first.folder, "1_0"),
+        "b": (second.folder, "2_0"),
+        "c": (first.folder, "1_1"),
+    }
 
 
 def test_no_launches_yet(tmp_path):

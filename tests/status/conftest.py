@@ -32,10 +32,11 @@ class Folder:
         monkeypatch.setenv("PATH", str(self.bin))
         self.held: list = []
 
-    def add(self, seed: int, state: str, **error: str) -> str:
-        """A run in a state of the store; returns its identity."""
+    def add(self, seed: int, state: str, more: dict[str, object] | None = None, **error: str) -> str:
+        """A run in a state of the store, with more fields of its spec; returns its identity."""
         run_id = hashlib.sha256(str(seed).encode()).hexdigest()
         spec = {"dataset": {"alias": "toy"}, "method": "csaa", "label": "CSAA", "ratio": 0.05, "seed": seed}
+        spec |= more or {}
         if state == "not started":
             return run_id
         directory = self.store.directory(run_id, spec)

@@ -20,8 +20,8 @@ def test_status_on_the_command_line(folder, capsys):
     folder.add(2, "failed")
     assert main(["status", "--json", *place]) == 1
     assert json.loads(capsys.readouterr().out)["counts"] == {"done": 1, "failed": 1}
-    assert main(["status", "--methods", "csaa", "--seeds", "1", *place]) == 2
-    assert "--seeds, --methods: these choose runs of a grid" in capsys.readouterr().err
+    assert main(["status", "--methods", "csaa", "--seeds", "1", "--split-seeds", "2", *place]) == 2
+    assert "--seeds, --split-seeds, --methods: these choose runs of a grid" in capsys.readouterr().err
 
 
 def test_status_and_logs_import_nothing_heavy(folder):

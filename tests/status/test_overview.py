@@ -67,6 +67,22 @@ def test_a_local_store_needs_no_slurm(folder):
     assert overview(folder.runs / "absent").counts() == {}
 
 
+@pytest.mark.parametrize(
+    ("more", "subset"),
+    [
+        ({"split_seed": 3}, "p=0.05 seed=3"),
+        ({"split_seed": 1}, "p=0.05 split=1 seed=3"),
+        ({"split_seed": 3, "budget": "100 images", "ratio": 0.02}, "100 images seed=3"),
+        ({"split_seed": 1, "budget": "4 per class"}, "4 per class split=1 seed=3"),
+    ],
+)
+def test_a_run_outside_a_plan_says_its_budget_and_its_split(folder, more, subset):
+    """As the title that a plan gives it; `spec.json` is what `RunSpec.record` says."""
+    run_id = folder.add(3, "failed", more)
+    (run,) = overview(folder.runs).runs
+    assert run.title == f"CSAA · toy {subset} [{run_id[:8]}]"
+
+
 def test_a_store_that_may_only_be_read_says_whose_clock_tells(folder, monkeypatch):
     def refused(directory):
         raise PermissionError(13, "Permission denied", str(directory))

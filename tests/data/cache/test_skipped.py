@@ -26,20 +26,6 @@ def bad(dataset):
     return contents
 
 
-@pytest.fixture
-def decoded(monkeypatch):
-    """The files that are decoded, in a list."""
-    seen = []
-
-    def watched(path, size):
-        seen.append(path)
-        return load_image(path, size)
-
-    monkeypatch.setattr("benchmarks.data.cache.decode.load_image", watched)
-    monkeypatch.setattr("benchmarks.data.cache.skipped.load_image", watched)
-    return seen
-
-
 def without(dataset, train, test):
     """The same by hand."""
 

@@ -23,19 +23,6 @@ from methods.errors import UserError
 
 
 @pytest.fixture
-def decoded(monkeypatch):
-    """The files that are decoded, in a list."""
-    seen = []
-
-    def watched(path, size):
-        seen.append(path)
-        return load_image(path, size)
-
-    monkeypatch.setattr("benchmarks.data.cache.decode.load_image", watched)
-    return seen
-
-
-@pytest.fixture
 def hashed(monkeypatch):
     """The files that are hashed by `Sources`, in a list."""
     seen = []
