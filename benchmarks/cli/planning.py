@@ -16,7 +16,6 @@ from methods.errors import UserError
 if TYPE_CHECKING:
     from benchmarks.plan.grid import Grid
     from benchmarks.plan.jobs import Job
-    from benchmarks.plan.outlook import Outlook
 
 Counter = Callable[[str], Callable[[int, int], None]]
 
@@ -49,20 +48,6 @@ def resolved(
 def recalled(args: argparse.Namespace) -> PlanSummary | None:
     """The summary of the remembered plan; None where it has to be resolved."""
     return remembered.recall(_question(args), workspace(args))
-
-
-def complete(args: argparse.Namespace) -> Outlook:
-    """The grid's runs, all with their identity; nothing is made.
-
-    Raises:
-        UserError: something is wrong with the grid, or absent, so that runs have no identity.
-    """
-    from benchmarks.plan.outlook import look
-
-    outlook = look(load_grid(args), workspace(args))
-    if not outlook.is_complete:
-        raise UserError("\n".join(outlook.problems or outlook.lacks))
-    return outlook
 
 
 def known(args: argparse.Namespace, remark: Callable[[str], None]) -> PlanSummary:

@@ -120,7 +120,7 @@ def run(args: argparse.Namespace) -> int:
     if args.verbose and not args.dry_run:
         raise UserError("--verbose lists the runs of a plan: add --dry-run")
     if args.launcher == "slurm":
-        return _run_on_cluster(args)
+        return _show(args) if args.dry_run else _run_on_cluster(args)
     slurm.check_local(args)
     rank, world = place_in_group()
     if world > 1:
@@ -154,13 +154,16 @@ def run(args: argparse.Namespace) -> int:
 def _show(args: argparse.Namespace) -> int:
     """Print the matrix of a grid, what it lacks and what is wrong with it; nothing is made.
 
+    With SLURM, also what a launch would submit, as far as it is known.
+
     Raises:
         UserError: something is wrong with the grid or its files; what is absent only is no error.
     """
     from benchmarks.cli import matrix
 
-    workspace = options.workspace(args)
-    remembered = planning.recalled(args)
+    workspace, report = options.workspace(args), Progress().line
+    asked = slurm.cluster(args, report) if args.launcher == "slurm" else None
+    remembered = planning.recalled(args) if asked is None else None
     if remembered is not None and set(remembered.standing(workspace).values()) == {"done"}:
         entries = matrix.entries_of(remembered, workspace)
         print(f"{remembered.overview(workspace)}\n\n{matrix.text(entries)}")
@@ -179,6 +182,9 @@ def _show(args: argparse.Namespace) -> int:
     if outlook.problems:
         sys.stdout.flush()
         raise UserError("\n".join(outlook.problems))
+    if asked is not None:
+        only = None if args.verb == "plan" else _missing(args, outlook.summary, workspace)
+        print(f"\n{slurm.plan(args, outlook, only, asked, workspace, report)}")
     return 0
 
 
@@ -202,11 +208,6 @@ def _missing(args: argparse.Namespace, summary: PlanSummary, workspace: Workspac
 def _run_on_cluster(args: argparse.Namespace) -> int:
     progress, workspace = Progress(), options.workspace(args)
     asked = slurm.ready(args, options.load_grid(args), workspace, progress.line)
-    if args.dry_run:
-        outlook = planning.complete(args)
-        only = _missing(args, outlook.summary, workspace)
-        slurm.execute(args, outlook.grid, list(outlook.jobs), only, asked, workspace, progress.line)
-        return 0
     grid, jobs, summary = planning.resolved(args, progress.counter, progress.line)
     only = _missing(args, summary, workspace)
     if slurm.execute(args, grid, jobs, only, asked, workspace, progress.line):
@@ -281,11 +282,6 @@ def plan(args: argparse.Namespace) -> int:
     Raises:
         UserError: bad usage, a wrong grid file, absent data or weights.
     """
-    progress, workspace = Progress(), options.workspace(args)
-    if args.launcher == "slurm":
-        asked = slurm.ready(args, options.load_grid(args), workspace, progress.line)
-        outlook = planning.complete(args)
-        print(slurm.plan(args, outlook.grid, list(outlook.jobs), asked, workspace, progress.line))
-        return 0
-    slurm.check_local(args)
+    if args.launcher != "slurm":
+        slurm.check_local(args)
     return _show(args)

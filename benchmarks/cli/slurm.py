@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from benchmarks.launch.slurm import SlurmOptions
     from benchmarks.plan.grid import Grid
     from benchmarks.plan.jobs import Job
+    from benchmarks.plan.outlook import Outlook
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -126,19 +127,16 @@ def ready(
     """Check the cluster; submit a job that caches the images if they are not cached.
 
     Raises:
-        UserError: see `cluster`; with --dry-run, what is not cached.
+        UserError: see `cluster`; or weights or tokenizers are absent, for which no job caches images.
     """
     from benchmarks.launch.slurm_jobs import prepare
-    from benchmarks.plan.jobs import uncached
+    from benchmarks.plan.jobs import uncached, without_weights
 
     asked = cluster(args, report)
-    left = uncached(grid, workspace)
-    if left and (args.verb == "plan" or args.dry_run):
-        raise UserError(
-            f"{', '.join(left)}: the images are not cached, so runs have no identity yet; "
-            f"`run --grid {args.grid} --launcher slurm` has a job do it, `prepare` does it here"
-        )
-    if left:
+    if uncached(grid, workspace):
+        problems = without_weights(grid)
+        if problems:
+            raise UserError("\n".join(problems))
         prepare(asked, grid, workspace, report)
     return asked
 
@@ -176,8 +174,6 @@ def execute(
     if not proposal.bundles and all(kind == "done" for kind in proposal.kinds.values()):
         _report_spent(asked, jobs, workspace, report)
         return True
-    if args.dry_run:
-        return False
     made = None
     if proposal.bundles:
         check_hours(proposal, args.max_gpu_hours)
@@ -208,19 +204,27 @@ def _report_spent(
 
 def plan(
     args: argparse.Namespace,
-    grid: Grid,
-    jobs: list[Job],
+    outlook: Outlook,
+    only: set[str] | None,
     asked: SlurmOptions,
     workspace: Workspace,
     report: Callable[[str], None],
 ) -> str:
-    """What `run` would submit, and what it would cost; the text to print.
+    """What `run` would submit, and what it would cost, as far as it is known; the text to print.
 
     With --probe, runs of unknown speed are measured first. With --save, the bundles are written
-    to a file for `slurm/array.sbatch`.
+    to a file for `slurm/array.sbatch`. Both need the identities of all runs.
+
+    Args:
+        args: the command line.
+        outlook: what is known of the grid.
+        only: identities of the runs that would be submitted; None for all that are missing.
+        asked: from `cluster`.
+        workspace: where results lie.
+        report: gets progress.
 
     Raises:
-        UserError: the measurement failed; the file cannot be written.
+        UserError: the measurement failed; the file cannot be written; or runs have no identity yet.
     """
     from benchmarks.launch.cost_table import cost_table
     from benchmarks.launch.slurm import plan_record, propose
@@ -228,23 +232,40 @@ def plan(
     from benchmarks.launch.snapshot import snapshot
     from results.files import atomic_write_json
 
-    proposal = propose(asked, jobs, workspace)
-    if args.probe:
+    grid, jobs = outlook.grid, list(outlook.jobs)
+    probe, save = getattr(args, "probe", False), getattr(args, "save", None)
+    unknown = ""
+    if not outlook.is_complete:
+        count = f"{len(grid.cells) - len(jobs)} of {len(grid.cells)} runs"
+        for flag, given in (("probe", probe), ("save", save)):
+            if given:
+                raise UserError(
+                    f"--{flag} needs the identities of all runs, and {count} have none yet, because of "
+                    f"what is missing; `prepare --grid {grid.argument} --weights` brings it"
+                )
+        unknown = (
+            f"{count} have no identity yet, because of what is missing: what they cost is not known. "
+            "A launch has a job cache the images first"
+        )
+        if not jobs:
+            return unknown
+    proposal = propose(asked, jobs, workspace, only)
+    if probe:
         measure(grid, proposal, workspace, report)
-        proposal = propose(asked, jobs, workspace)
-    text = cost_table(proposal)
-    if args.save is None:
+        proposal = propose(asked, jobs, workspace, only)
+    text = cost_table(proposal) + (f"\n{unknown}" if unknown else "")
+    if save is None:
         return text
     folder = workspace.runs.resolve() / "slurm" / "code"
     importable(folder)  # before a plan is saved that no job can execute
     code = snapshot(folder)
     try:
-        atomic_write_json(args.save, plan_record(grid, proposal, workspace, code))
+        atomic_write_json(save, plan_record(grid, proposal, workspace, code))
     except OSError as error:
-        raise UserError(f"{args.save}: {error.strerror}") from None
+        raise UserError(f"{save}: {error.strerror}") from None
     return (
-        f"{text}\n{len(proposal.bundles)} bundles in {args.save}: "
-        f"sbatch --array=0-{max(0, len(proposal.bundles) - 1)} slurm/array.sbatch {args.save}"
+        f"{text}\n{len(proposal.bundles)} bundles in {save}: "
+        f"sbatch --array=0-{max(0, len(proposal.bundles) - 1)} slurm/array.sbatch {save}"
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -228,12 +228,8 @@ def resolve(
         UserError: datasets, weights or tokenizers are absent (all are named, with what brings them); a split
             differs from the file that an earlier call wrote; or as in `jobs`.
     """
-    opened, prepared, problems = {}, {}, []
-    for backbone in dict.fromkeys(cell.backbone for cell in grid.cells):
-        try:
-            bring(backbone)  # before hours are spent on images
-        except UserError as error:
-            problems.append(str(error))
+    opened, prepared = {}, {}
+    problems = without_weights(grid)  # before hours are spent on images
     for spec in grid.datasets:
         try:
             opened[spec] = open_dataset(spec, workspace.data, progress=progress(f"render {spec.name}"))
@@ -254,8 +250,20 @@ def resolve(
                 announce=announce,
             )
     found = jobs(grid, prepared)
-    _keep_splits(found, opened, workspace)
+    for record in split_records(found, opened):
+        keep(workspace.data / FOLDER, record)
     return found
+
+
+def without_weights(grid: Grid) -> list[str]:
+    """Have the weights and tokenizers of a grid here; a line for each backbone that cannot have its own."""
+    problems = []
+    for backbone in dict.fromkeys(cell.backbone for cell in grid.cells):
+        try:
+            bring(backbone)
+        except UserError as error:
+            problems.append(str(error))
+    return problems
 
 
 def uncached(grid: Grid, workspace: Workspace) -> list[str]:
@@ -278,8 +286,13 @@ def uncached(grid: Grid, workspace: Workspace) -> list[str]:
     return found
 
 
-def _keep_splits(found: Sequence[Job], opened: dict[DatasetSpec, Dataset], workspace: Workspace) -> None:
-    """Write the split files of the rules, or check the splits against existing files."""
+def split_records(found: Iterable[Job], opened: Mapping[DatasetSpec, Dataset]) -> Iterator[SplitRecord]:
+    """The splits that rules have drawn for runs, each once, as their files hold them.
+
+    Args:
+        found: the runs.
+        opened: their datasets before unreadable images were left out.
+    """
     seen = set()
     for job in found:
         spec, ratio, seed, rule = job.cell.dataset, job.cell.ratio, job.cell.subset_seed, job.split.rule
@@ -288,8 +301,7 @@ def _keep_splits(found: Sequence[Job], opened: dict[DatasetSpec, Dataset], works
         if key not in seen and is_rule(rule):  # a user's list is a file already
             seen.add(key)
             subset = job.split.subset
-            record = SplitRecord.of(dataset, spec.table(), rule, ratio, seed, subset, opened[spec])
-            keep(workspace.data / FOLDER, record)
+            yield SplitRecord.of(dataset, spec.table(), rule, ratio, seed, subset, opened[spec])
 
 
 def jobs(grid: Grid, prepared: dict[tuple[DatasetSpec, int], Prepared]) -> list[Job]:

@@ -4,7 +4,7 @@ Nothing is rendered, decoded, fetched or written. A run has its identity where i
 its weights are here; its state is then in the store. Of the others the state is unknown. What a grid lacks is
 listed, each with what brings it. What is wrong with a grid (hyper-parameters that cannot work with a number
 of classes, weights that are no weights) is found as far as it can be: the classic datasets have a known
-number of classes where they are absent, too.
+number of classes where they are absent, too. Split files are held against what their rules draw.
 """
 
 from __future__ import annotations
@@ -13,9 +13,13 @@ import dataclasses
 from dataclasses import dataclass
 
 from benchmarks.data.cache.prepared import Prepared, find
+from benchmarks.data.dataset import Dataset
 from benchmarks.data.registry import AbsentError, DatasetSpec, number_of_classes, open_dataset
+from benchmarks.data.splits.budget import Budget, draw_budget
+from benchmarks.data.splits.files import FOLDER, SplitRecord, compare
+from benchmarks.data.splits.rules import is_rule
 from benchmarks.plan.grid import Cell, Grid
-from benchmarks.plan.jobs import Job, jobs, resolved_hyper
+from benchmarks.plan.jobs import Job, jobs, resolved_hyper, split_records
 from benchmarks.plan.remarks import remarks
 from benchmarks.plan.summary import PlanSummary
 from benchmarks.workspace import Workspace
@@ -69,10 +73,11 @@ def look(grid: Grid, workspace: Workspace) -> Outlook:
     problems: dict[str, None] = {}
     prepared: dict[tuple[DatasetSpec, int], Prepared] = {}
     classes: dict[DatasetSpec, int | None] = {}
+    opened: dict[DatasetSpec, Dataset] = {}
     for spec, sizes in grid.datasets.items():
         classes[spec] = number_of_classes(spec)
         try:
-            dataset = open_dataset(spec, workspace.data, make=False)
+            dataset = opened[spec] = open_dataset(spec, workspace.data, make=False)
             classes[spec] = len(dataset.classes)
             for size in sizes:
                 found = find(dataset, size, workspace.cache, skip_bad=spec.skip_bad)
@@ -106,6 +111,7 @@ def look(grid: Grid, workspace: Workspace) -> Outlook:
             found_jobs = jobs(part, prepared)
         except UserError as error:
             problems[str(error)] = None
+    problems.update(dict.fromkeys(_splits(grid, found_jobs, opened, workspace)))
     summary = PlanSummary.of(grid.name, found_jobs, workspace, remarks(found_jobs))
     kinds = iter(summary.standing(workspace).values())
     states = dict(zip(known if found_jobs else [], kinds, strict=True))
@@ -145,6 +151,38 @@ def _tasks(grid: Grid, classes: dict[DatasetSpec, int | None]) -> list[str]:
         except UserError as error:
             found[str(error)] = None
     return list(found)
+
+
+def _splits(
+    grid: Grid, found: list[Job], opened: dict[DatasetSpec, Dataset], workspace: Workspace
+) -> list[str]:
+    """What is wrong with split files: those that differ from what their rule draws now, or are damaged.
+
+    A split is drawn where its dataset is here, prepared or not; but where unreadable images are left out,
+    which these are is known only after the preparation.
+    """
+    problems: dict[str, None] = {}
+    records = list(split_records(found, opened))
+    known = {job.cell.dataset for job in found}
+    rest = dict.fromkeys(
+        (cell.dataset, Budget.of(cell.budget or cell.ratio, grid.name), cell.subset_seed)
+        for cell in grid.cells
+        if cell.dataset in opened and cell.dataset not in known and not cell.dataset.skip_bad
+    )
+    for spec, budget, seed in rest:
+        try:
+            drawn, rule, ratio = draw_budget(opened[spec], spec.split, budget, seed)
+        except UserError as error:
+            problems[str(error)] = None
+            continue
+        if is_rule(rule):
+            records.append(SplitRecord.of(opened[spec], spec.table(), rule, ratio, seed, drawn.labelled))
+    for record in records:
+        try:
+            compare(workspace.data / FOLDER, record)
+        except UserError as error:
+            problems[str(error)] = None
+    return list(problems)
 
 
 def _backbone(spec: BackboneSpec, grid: Grid) -> tuple[list[str], list[str]]:

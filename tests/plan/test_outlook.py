@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from benchmarks.data.splits.rules import split_digest
 from benchmarks.plan import grid
 from benchmarks.run import main
 from methods.backbones.hub import parts
@@ -15,6 +18,7 @@ from methods.backbones.spec import BackboneSpec
 from methods.errors import UserError
 from tests.conftest import grid_text
 from tests.hub import fill, tokenizer_files
+from tests.slurm.site import Site
 
 SIGLIP = BackboneSpec("open_clip/ViT-B-16-SigLIP")
 
@@ -217,3 +221,95 @@ def test_a_tag_does_not_depend_on_the_files_of_the_working_directory(tmp_path, m
     assert grid.load("full").cells[0].backbone.file is None
     with pytest.raises(UserError, match="no pretrained tag 'opanai'"):
         cached_tag_file(BackboneSpec("open_clip/RN101", "opanai"))
+
+
+@pytest.mark.parametrize("prepared", [True, False])
+def test_a_dry_run_holds_split_files_against_what_their_rules_draw(tmp_path, voc_root, capsys, prepared):
+    """Prepared or not: a file that is stale, of another rule's subset, or damaged is found before the run."""
+    file = tmp_path / "mine.toml"
+    file.write_text(grid_text(voc_root, '["zero_shot"]').replace("seeds = [1]", "seeds = [1, 2, 3]"))
+    places = ["--data", str(tmp_path / "data"), "--runs", str(tmp_path / "runs")]
+    if prepared:
+        assert main(["prepare", "--grid", str(file), *places]) == 0
+    assert main(["splits", "write", "--grid", str(file), "--data", str(tmp_path / "data")]) == 0
+    capsys.readouterr()
+    assert main(["plan", "--grid", str(file), *places]) == 0
+    first, second, third = sorted((tmp_path / "data" / "splits").rglob("*.json"))
+    stale = json.loads(first.read_text())
+    stale["labelled"][:2], stale["ids"][:2] = stale["labelled"][1::-1], stale["ids"][1::-1]
+    stale["sha256"] = split_digest(np.array(stale["labelled"]))
+    first.write_text(json.dumps(stale))
+    second.write_text(third.read_text())
+    third.write_text(third.read_text()[:-200])
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for verb in (["plan"], ["run", "--dry-run"]):
+        assert main([*verb, "--grid", str(file), *places]) == 2
+        out, err = capsys.readouterr()
+        assert out.startswith(f"grid mine: 3 runs (3 {'not started' if prepared else 'unknown'})")
+        lines = err.splitlines()
+        assert len(lines) == 3
+        assert f"{first} differs from what the rule 'published' draws now: labelled image 1 is" in lines[0]
+        assert f"{second} differs from what the rule 'published' draws now: seed is 3 in the file" in lines[1]
+        assert f"{third}: not valid JSON" in lines[2]
+        assert all("remove" in line for line in lines)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("budget", ['"30 images"', '"4 per class"'])
+def test_split_files_of_budgets_are_looked_at_too(tmp_path, voc_root, capsys, budget):
+    file = tmp_path / "mine.toml"
+    text = grid_text(voc_root, '["zero_shot"]').replace("[0.5]", f"[{budget}]")
+    file.write_text(text.replace("seeds = [1]", "seeds = [1]\nsplit_seeds = [4]"))
+    places = ["--data", str(tmp_path / "data"), "--runs", str(tmp_path / "runs")]
+    assert main(["splits", "write", "--grid", str(file), "--data", str(tmp_path / "data")]) == 0
+    assert main(["plan", "--grid", str(file), *places]) == 0
+    (split,) = (tmp_path / "data" / "splits").rglob("*seed4.json")
+    split.write_text(split.read_text().replace('"seed": 4', '"seed": 5').replace('"seed":4', '"seed":5'))
+    capsys.readouterr()
+    assert main(["plan", "--grid", str(file), *places]) == 2
+    assert f"split file {split} differs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["plan"], ["run", "--dry-run"], ["retry", "--dry-run"]])
+@pytest.mark.parametrize("half", [False, True])
+def test_a_plan_for_a_cluster_prints_the_same_matrix(tmp_path, monkeypatch, capsys, voc_root, words, half):
+    """Images that are not cached are no error; what a launch would submit is printed as far as known."""
+    Site(tmp_path / "bin").use(monkeypatch)
+    file = tmp_path / "mine.toml"
+    text = grid_text(voc_root, '["zero_shot", "linear_probe"]')
+    dataset = text.partition("datasets = [")[2].partition("]\n")[0]
+    other = dataset.replace('"tiny"', '"other"').replace('"car", ', "")
+    file.write_text(text.replace(dataset, f"{dataset}, {other}"))
+    (tmp_path / "profile.toml").write_text('gpus = 0\ncpus = 1\nminutes = 30\npartition = "gpu"\n')
+    places = ["--grid", str(file), "--data", str(tmp_path / "data"), "--runs", str(tmp_path / "runs")]
+    cluster = ["--launcher", "slurm", "--profile", str(tmp_path / "profile.toml")]
+    if half:
+        file.write_text(text)
+        assert main(["prepare", *places[:4]]) == 0
+        file.write_text(text.replace(dataset, f"{dataset}, {other}"))
+    capsys.readouterr()
+    before = sorted(tmp_path.rglob("*"))
+    assert main([*words, *places]) == 0
+    here = capsys.readouterr().out
+    assert main([*words, *places, *cluster]) == 0
+    there = capsys.readouterr().out
+    assert there.startswith(here.rstrip("\n"))
+    added = there[len(here.rstrip("\n")) :]
+    unknown = "2 of 4" if half else "4 of 4"
+    assert f"{unknown} runs have no identity yet" in added
+    assert "A launch has a job cache the images first" in added
+    rows = [line.split() for line in added.splitlines() if line.startswith("tiny")]
+    submitted = "0" if words[0] == "retry" else "1"
+    assert [row[1:6] for row in rows] == (
+        [[name, "1", "0", "0", submitted] for name in ("zero_shot", "linear_probe")] if half else []
+    )
+    made = {"squeue.calls", "bin"}
+    assert [
+        path for path in sorted(tmp_path.rglob("*")) if path not in before and path.name not in made
+    ] == []
+    if words == ["plan"]:
+        assert main([*words, *places, *cluster, "--save", str(tmp_path / "plan.json")]) == 2
+        assert (
+            f"--save needs the identities of all runs, and {unknown} runs have none"
+            in capsys.readouterr().err
+        )

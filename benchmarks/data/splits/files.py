@@ -200,6 +200,36 @@ def load(path: Path) -> SplitRecord:
     return SplitRecord(**{key: content[key] for key in _KINDS} | values)
 
 
+def compare(folder: Path, drawn: SplitRecord) -> bool:
+    """Check a split against the file that an earlier call wrote; nothing is written.
+
+    Args:
+        folder: folder of all split files.
+        drawn: the split drawn now.
+
+    Returns:
+        Whether there is a file.
+
+    Raises:
+        UserError: the file differs or is damaged.
+    """
+    path = drawn.path(folder)
+    if not path.is_file():
+        return False
+    try:
+        found = load(path)
+    except UserError as error:
+        raise UserError(f"{error}; remove it, and the split is written anew") from None
+    change = _difference(found, drawn)
+    if change:
+        raise UserError(
+            f"split file {path} differs from what the rule {drawn.rule!r} draws now: {change}; "
+            f"it was written with NumPy {found.numpy}, this is {np.__version__}: use that one, "
+            "or remove the file to label other images (finished runs keep their own)"
+        )
+    return True
+
+
 def keep(folder: Path, drawn: SplitRecord) -> str:
     """Write the split file, or check the split against the existing file.
 
@@ -215,18 +245,7 @@ def keep(folder: Path, drawn: SplitRecord) -> str:
         UserError: the existing file differs or is damaged.
     """
     path = drawn.path(folder)
-    if path.is_file():
-        try:
-            found = load(path)
-        except UserError as error:
-            raise UserError(f"{error}; remove it, and the split is written anew") from None
-        change = _difference(found, drawn)
-        if change:
-            raise UserError(
-                f"split file {path} differs from what the rule {drawn.rule!r} draws now: {change}; "
-                f"it was written with NumPy {found.numpy}, this is {np.__version__}: use that one, "
-                "or remove the file to label other images (finished runs keep their own)"
-            )
+    if compare(folder, drawn):
         return "present"
     try:
         drawn.write(path)
