@@ -14,6 +14,7 @@ def test_the_template_is_a_method_that_trains_and_the_scan_does_not_take_it(
     load, task, make_batch, monkeypatch
 ):
     assert "template" not in methods.available()
+    warm_up = methods.hyper("supervised")  # outside: what is first imported inside is forgotten at the end
     with registry.isolated():
         spec = importlib.util.spec_from_file_location("method_template", TEMPLATE)
         module = importlib.util.module_from_spec(spec)
@@ -28,4 +29,4 @@ def test_the_template_is_a_method_that_trains_and_the_scan_does_not_take_it(
         assert torch.equal(output.pseudo_labels.mask, ((p - 0.5).abs() >= 0.01).float())
         sum(output.losses.values()).backward()
         assert method.classifier.weight.grad is not None
-        assert type(method).warmup_hyper(method.hyper) == methods.hyper("supervised")
+        assert type(method).warmup_hyper(method.hyper) == warm_up
