@@ -2,6 +2,8 @@
 
 Source: Guo, Li, "Class-Imbalanced Semi-Supervised Learning with Adaptive Thresholding", ICML 2022 (PMLR 162);
 code read: github microsoft/Semi-supervised-learning at 1ef4cbe (its single-label form on FixMatch).
+Golden test: `tests/methods/test_adsh.py`, numbers of running it where both have the same share, and in its
+corners.
 
 What it does: before each epoch the averaged model scores the weak views of the pool. In the majority class,
 the one that most labelled images show, m of n predicted positives (p >= 0.5) reach the confidence 0.95: a

@@ -3,6 +3,7 @@
 Source: Schmutz, Humbert, Mattei, "Don't fear the unlabelled: safe semi-supervised learning via debiasing",
 ICLR 2023, arXiv 2203.07512; code read: github mxbh/spatiotemporal-ssl at 47e6299 (its multi-label form,
 arXiv 2404.18583); the authors' own was not available.
+Golden test: `tests/methods/test_defixmatch.py`, numbers of running it.
 
 What it does: a control. FixMatch's loss U of the unlabelled images is no risk that one wants small: it
 treats wrong pseudo-labels as right. The same loss on the labelled images, with their own pseudo-labels

@@ -3,6 +3,7 @@
 Source: Sohn et al., "FixMatch: Simplifying Semi-Supervised Learning with Consistency and Confidence",
 NeurIPS 2020, arXiv 2001.07685; code read: github microsoft/Semi-supervised-learning at 1ef4cbe
 (single-label), github mxbh/spatiotemporal-ssl at 47e6299 (its multi-label form, arXiv 2404.18583).
+Golden test: `tests/methods/test_fixmatch.py`, numbers of running the latter.
 
 What it does: each class is a binary problem with p = σ(z) of the weak view. The pseudo-label is
 p >= 0.5; an entry is used where its confidence max(p, 1 − p) reaches a cut-off (``confidence``), or

@@ -3,6 +3,7 @@
 Source: Tarvainen, Valpola, "Mean teachers are better role models", NeurIPS 2017, arXiv 1703.01780; code read:
 github ytaek-oh/mlssl-simple at 027be6c (multi-label, VOC2007) and github microsoft/Semi-supervised-learning
 at 1ef4cbe (single-label).
+Golden test: `tests/methods/test_mean_teacher.py`, numbers of running the former, and by hand.
 
 What it does: with p̄ = σ(z̄) of the teacher, the moving average of the weights, on the weak view, and
 p = σ(z) of the student on the strong view,

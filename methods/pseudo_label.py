@@ -3,6 +3,7 @@
 Source: Lee, "Pseudo-Label: The Simple and Efficient Semi-Supervised Learning Method for Deep Neural
 Networks", ICML workshop 2013; code read: github microsoft/Semi-supervised-learning at 1ef4cbe
 (single-label), github ytaek-oh/mlssl-simple at 027be6c (multi-label, VOC2007).
+Golden test: `tests/methods/test_pseudo_label.py`, numbers of running both.
 
 What it does: one view, the weak one, is both labelled and trained on: ŷ = 1[p >= 0.5] with p = σ(z), used
 where max(p, 1 − p) >= 0.95 (or outside a pair of cut-offs), without gradients through ŷ. The weight of

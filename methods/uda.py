@@ -3,6 +3,8 @@
 Source: Xie, Dai, Hovy, Luong, Le, "Unsupervised Data Augmentation for Consistency Training", NeurIPS 2020,
 arXiv 1904.12848; code read: github google-research/uda at 960684e (the authors', TensorFlow 1) and github
 microsoft/Semi-supervised-learning at 1ef4cbe, both single-label.
+Golden test: `tests/methods/test_uda.py`, numbers of running the latter on binary problems; the annealing
+by hand.
 
 What it does: each class is a binary problem with p = σ(z) of the weak view. The target of the strong view is
 p sharpened at temperature T, p^(1/T) / (p^(1/T) + (1 − p)^(1/T)) = σ(z/T), used where max(p, 1 − p), before
