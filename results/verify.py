@@ -92,16 +92,14 @@ class Verifier:
         if labels is None:
             return Verdict((problem,) if problem else (), (), () if problem else (_NO_LABELS,))
         problems += [problem] if problem else []
-        check = _Check(result, labels, scores, raw, self._rows(run, problems))
-        check.all()
-        return Verdict((*problems, *check.problems), tuple(check.agreed), tuple(check.unknown))
-
-    def _rows(self, run: Path, problems: list[str]) -> dict[int, dict[str, Any]]:
+        rows, unknown = {}, []
         try:
-            return {row["epoch"]: row for row in self.store.epochs(run)}
+            rows = {row["epoch"]: row for row in self.store.epochs(run)}
         except StoreError as error:
-            problems.append(str(error))
-            return {}
+            unknown.append(str(error))
+        check = _Check(result, labels, scores, raw, rows)
+        check.all()
+        return Verdict((*problems, *check.problems), tuple(check.agreed), (*unknown, *check.unknown))
 
     def _labels_of(
         self, run: Path, result: Result, arrays: Mapping[str, npt.NDArray[Any]], images: int

@@ -134,4 +134,4 @@ def _show(text: str) -> None:
 
 
 def _code(view: Overview) -> int:
-    return 1 if view.of("failed", "unreadable") else 0
+    return 1 if view.hidden or view.of("failed", "unreadable") else 0

@@ -112,6 +112,7 @@ class Overview:
         runs: every run, in no particular order.
         stages: shared stages that are being computed.
         remarks: what is not known, one line each.
+        hidden: folders whose runs cannot be listed; the remarks name them.
         taken: the moment, seconds since the epoch.
     """
 
@@ -120,6 +121,7 @@ class Overview:
     runs: list[Run]
     stages: list[Run] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
+    hidden: int = 0
     taken: float = field(default_factory=time.time)
 
     def of(self, *kinds: str) -> list[Run]:
@@ -205,6 +207,7 @@ def overview(
         store = workspace.store
         wanted = _everything(store, launches, submitted)
         found.remarks += store.hidden.values()
+        found.hidden = len(store.hidden)
     cluster = cluster or QueueCache()
     live: dict[str, client.Queued] | None = {}
     remark = ""
