@@ -250,13 +250,17 @@ def _differences(
 ) -> list[str]:
     if ours["run_id"] != theirs["run_id"]:
         return [f"run {ours['run_id']} here, {theirs['run_id']} there"]
-    hashes = [
-        result.get("predictions_sha256") or _scores_hash(store.predictions(path))
-        for store, path, result in ((target, here, ours), (source, place, theirs))
-    ]
+    # Results of earlier versions name fewer arrays, or none.
+    both = [predictions.named(ours), predictions.named(theirs)]
+    if both[0].keys() != both[1].keys() or not both[0]:
+        both = [
+            predictions.digests(store.predictions(path)) for store, path in ((target, here), (source, place))
+        ]
     found = []
-    if hashes[0] != hashes[1]:
-        found.append(f"predictions {hashes[0][:12]}… here, {hashes[1][:12]}… there")
+    for name in sorted(both[0].keys() & both[1].keys()):
+        if both[0][name] != both[1][name]:
+            what = "predictions" if name == "scores" else name
+            found.append(f"{what} {both[0][name][:12]}… here, {both[1][name][:12]}… there")
     mine, other = flat(dict(ours["metrics"])), flat(dict(theirs["metrics"]))
     fields = [name for name in sorted({*mine, *other}) if mine.get(name) != other.get(name)]
     found += [f"{name} {mine.get(name)} here, {other.get(name)} there" for name in fields[:SHOWN]]
@@ -274,25 +278,19 @@ def _predictions(place: Path, theirs: Result) -> bytes:
     path = place / predictions.NAME
     try:
         data = read_bytes(path)
-        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            found = _scores_hash({"scores": arrays["scores"]})
+        with np.load(io.BytesIO(data), allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+            arrays["scores"]  # results of the first versions name no array
     except FileNotFoundError:
         raise StoreError(f"{path} is missing") from None
     except StoreError:
         raise
     except Exception as error:  # zipfile and NumPy raise many kinds on a damaged file
         raise StoreError(f"{path} is damaged ({error})") from None
-    said = theirs.get("predictions_sha256", found)  # results of earlier versions name none
-    if found != said:
-        raise StoreError(
-            f"{path} holds other predictions ({found[:12]}…) than its result says ({said[:12]}…)"
-        )
+    problems = predictions.strange(arrays, theirs)
+    if problems:
+        raise StoreError(f"{place}: {'; '.join(problems)}")
     return data
-
-
-def _scores_hash(arrays: Mapping[str, Any]) -> str:
-    """As `result.json` names it: SHA-256 of the test scores' bytes."""
-    return hashlib.sha256(arrays["scores"].tobytes()).hexdigest()
 
 
 def _spec(source: RunStore, place: Path, theirs: Result) -> dict[str, Any]:

@@ -120,6 +120,16 @@ LEDGER: tuple[Move, ...] = (
         "the default number of contexts is resolved for the dataset: 4 on VOC, else min(10, K); before, 10",
         ("csaa",),
     ),
+    *(
+        Move(
+            3,
+            "2026-11-28",
+            field,
+            lambda old, new: new == ABSENT,
+            "without a moving average there is nothing that this field could choose; the number is the same",
+        )
+        for field in ("recipe.ema_warmup", "recipe.warmup_weights")
+    ),
 )
 """All moves; see the module's text for how to add one."""
 GENERATION = max(move.generation for move in LEDGER)

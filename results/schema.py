@@ -145,11 +145,15 @@ class _ResultLater(TypedDict, total=False):
     identities: int
     split: Split
     predictions_sha256: str
+    arrays_sha256: dict[str, str]
     score_scale: Literal["logits", "probabilities", "ranking"]
 
 
 class Result(_ResultLater):
-    """One finished run. `identities` is the generation of its identity, see `results.moves`; 1 without it."""
+    """One finished run. `identities` is the generation of its identity, see `results.moves`; 1 without it.
+
+    For the hashes see `results.predictions`.
+    """
 
     run_id: str
     spec: Spec

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -82,6 +83,10 @@ def test_predictions_recompute_the_reported_number(smoke):
     def mean_ap(scores):
         return 100 * np.mean([average_precision_score(truth[:, k], scores[:, k]) for k in range(len(order))])
 
+    hashes = {name: hashlib.sha256(stored[name].tobytes()).hexdigest() for name in stored.files}
+    assert result["arrays_sha256"] == hashes
+    assert set(hashes) == {"scores", "raw_scores", "labels"}
+    assert result["predictions_sha256"] == hashes["scores"]
     average, raw = mean_ap(stored["scores"]), mean_ap(stored["raw_scores"])
     metrics = result["metrics"]
     assert metrics["last"]["mAP"] == pytest.approx(average, abs=1e-4)

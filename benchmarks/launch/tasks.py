@@ -5,7 +5,6 @@ A task is computed by one process or by a group of them; rank 0 alone writes to 
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from abc import ABC, abstractmethod
@@ -42,6 +41,7 @@ from benchmarks.training.trainer import Trainer
 from benchmarks.workspace import Workspace
 from results.files import atomic_write_json
 from results.lease import MemberLease
+from results.predictions import digests
 from results.store import Lease
 
 
@@ -222,6 +222,7 @@ class RunTask(Task):
         }
         if found.raw_scores is not None:
             arrays["raw_scores"] = np.ascontiguousarray(found.raw_scores.numpy(), dtype=np.float32)
+        hashes = digests(arrays)
         self.workspace.store.write_result(
             self.directory,
             cast(Lease, lease),  # rank 0's is a whole one
@@ -245,7 +246,8 @@ class RunTask(Task):
                     "sees_hidden_labels": sees_hidden_labels(job.split.rule, len(job.split.unlabelled)),
                 },
                 "score_scale": methods.get(job.spec.method).score_scale,
-                "predictions_sha256": hashlib.sha256(scores.tobytes()).hexdigest(),
+                "predictions_sha256": hashes["scores"],
+                "arrays_sha256": hashes,
                 "provenance": {
                     **provenance(self.device, self.group.world, self.strategy.name),
                     **({"method_code": job.code.record()} if job.code else {}),

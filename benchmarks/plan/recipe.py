@@ -159,7 +159,7 @@ class Recipe:
 
     def relevant(self, kind: Kind) -> dict[str, Any]:
         """Return the fields that can change the number of a method of this kind."""
-        values = identified(self)
+        values = self._deciding()
         del values["eval_batch"]  # batching of a forward pass without gradients
         if kind == "fit":
             return {name: values[name] for name in ("resolution", "precision", "val_share")}
@@ -190,8 +190,15 @@ class Recipe:
             "precision",
             "val_share",
         )
-        values = identified(self)
+        values = self._deciding()
         return {name: values[name] for name in (*names, *self.later) if name in values}
+
+    def _deciding(self) -> dict[str, Any]:
+        """Return the fields but for those that choose between averages where none is kept."""
+        values = identified(self)
+        if not self.ema_decay:  # the average is the weights themselves
+            del values["ema_warmup"], values["warmup_weights"]
+        return values
 
 
 def recipe_of(values: Mapping[str, Any], where: str) -> Recipe:

@@ -91,6 +91,22 @@ def test_a_recipe_contributes_only_what_its_kind_reads():
     assert Recipe().relevant("semi") == batching.relevant("semi")
 
 
+@pytest.mark.parametrize("kind", ["labelled", "semi"])
+def test_fields_of_an_average_that_is_not_kept_are_in_no_identity(kind):
+    kept, none = (dataclasses.replace(Recipe(), ema_decay=decay) for decay in (0.9, 0.0))
+    for change in ({"ema_warmup": False}, {"warmup_weights": "ema"}):
+        other = dataclasses.replace(none, **change)
+        assert (other.relevant(kind), other.warmup_part()) == (none.relevant(kind), none.warmup_part())
+    for part in (none.relevant(kind), none.warmup_part()):
+        assert not {"ema_warmup", "warmup_weights"} & part.keys()
+        assert part["ema_decay"] == 0.0
+    cold = dataclasses.replace(kept, ema_warmup=False)
+    assert cold.relevant(kind) != kept.relevant(kind)
+    assert cold.warmup_part() != kept.warmup_part()
+    averaged = dataclasses.replace(kept, warmup_weights="ema")
+    assert (averaged.relevant(kind) != kept.relevant(kind)) is (kind == "semi")
+
+
 @pytest.mark.parametrize(
     ("table", "message"),
     [

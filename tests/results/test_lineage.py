@@ -118,6 +118,19 @@ def test_settings_that_are_chosen_side_by_side_today_do_not_supersede_each_other
     assert [str(change) for change in changes(warm, higher, GENERATION) or ()] == ["version 1 → 3"]
 
 
+@pytest.mark.parametrize("gone", [{"recipe.ema_warmup": True}, {"recipe.warmup_weights": "ema"}], ids=str)
+def test_fields_of_an_average_that_is_not_kept_have_left_the_identity(gone):
+    new = moved(
+        OLD["spec"], **{"recipe.ema_decay": 0.0, "recipe.ema_warmup": ..., "recipe.warmup_weights": ...}
+    )
+    old = moved(new, **{"recipe.ema_warmup": ..., **gone})
+    (change,) = changes(old, new, 2) or ()
+    assert str(change).endswith("→ absent")
+    assert "the number is the same" in change.reason
+    assert changes(old, new, GENERATION) is None
+    assert changes(new, old, 2) is None
+
+
 def test_resolved_contexts_prefer_the_run_that_differs_least(store: RunStore):
     put(store, "a" * 64, OLD["spec"], 60.0)
     ten, four = moved(OLD["spec"]), moved(OLD["spec"], **{"hyper.num_contexts": 4})

@@ -103,6 +103,37 @@ def test_a_conflict_is_named_with_both_and_nothing_of_it_is_lost(here, there, ch
     assert (content(ours), content(theirs)) == before
 
 
+def averaged(store: Store, seed: int, raw: float, *, named: bool = True) -> Path:
+    """A finished run with scores of its raw weights, too; earlier versions did not name them."""
+    place, spec, run_id = store._place(seed)
+    arrays = {"scores": np.full((3, 2), 0.5, np.float32), "raw_scores": np.full((3, 2), raw, np.float32)}
+    hashes = {name: hashlib.sha256(array.tobytes()).hexdigest() for name, array in arrays.items()}
+    more = {"arrays_sha256": hashes} if named else {}
+    result = make_result(run_id, spec=spec, predictions_sha256=hashes["scores"], **more)
+    with store.claim(place, spec) as lease:
+        store.write_result(place, lease, result, arrays)
+    return place
+
+
+@pytest.mark.parametrize("named", [(True, True), (True, False), (False, True)])
+def test_the_scores_of_the_raw_weights_are_compared_too(here, there, named):
+    averaged(here, 1, 0.25, named=named[0])
+    averaged(there, 1, 0.25, named=named[1])
+    averaged(here, 2, 0.25, named=named[0])
+    averaged(there, 2, 0.75, named=named[1])
+    found = merge(here, there)
+    assert summary(found) == "1 equal, 1 conflict"
+    assert "raw_scores " in found.of("conflict")[0].detail
+
+
+def test_other_scores_of_the_raw_weights_than_the_result_names_are_not_taken(here, there):
+    place = averaged(there, 1, 0.25)
+    np.savez(place / "predictions.npz", scores=np.full((3, 2), 0.5, np.float32), raw_scores=np.ones((3, 2)))
+    found = merge(here, there)
+    assert summary(found) == "1 damaged"
+    assert "arrays_sha256.raw_scores differs" in found.of("damaged")[0].detail
+
+
 def test_an_equal_result_of_another_machine_is_no_conflict(here, there):
     here.put(1)
     theirs = there.put(1)

@@ -130,6 +130,35 @@ def test_a_record_that_lies_is_said(store: RunStore, change: dict[str, Any], sai
     assert any(said in line for line in found.problems), found
 
 
+def sha256(array: Any) -> str:
+    return hashlib.sha256(array.tobytes()).hexdigest()
+
+
+RAW, EMA = sha256(data(21)[0]), sha256(data(11)[0])  # of `put` with seed 1
+
+
+@pytest.mark.parametrize(
+    ("said", "problems"),
+    [
+        ({"scores": EMA, "raw_scores": RAW, "labels": sha256(data()[1])}, ()),
+        (
+            {"scores": EMA, "raw_scores": EMA, "labels": sha256(data()[1])},
+            ("raw_scores in predictions.npz are not those of the run: arrays_sha256.raw_scores differs",),
+        ),
+        (
+            {"scores": EMA, "labels": sha256(data()[1])},
+            ("predictions.npz holds raw_scores, which the run had not: arrays_sha256 does not name it",),
+        ),
+        (
+            {"scores": EMA, "raw_scores": RAW, "labels": sha256(data()[1]), "logits": RAW},
+            ("predictions.npz lacks logits, which the run had: arrays_sha256.logits names it",),
+        ),
+    ],
+)
+def test_every_array_is_the_one_that_the_result_names(store: RunStore, said: Any, problems: Any) -> None:
+    assert verdict(store, put(store, arrays_sha256=said)).problems == problems
+
+
 def test_earlier_results_take_the_labels_of_another_run_or_of_the_dataset(store: RunStore) -> None:
     old = put(store, 1, labels=False)
     (line,) = verdict(store, old).unknown
