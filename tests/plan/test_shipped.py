@@ -47,7 +47,7 @@ def test_full_has_cap_s_rules_for_single_datasets(cells, monkeypatch):
 
 def test_cap_rn50_is_the_published_protocol(cells):
     found = cells("cap-rn50")
-    assert {(cell.method, cell.seed) for cell in found} == {("supervised", 1), ("fixmatch", 1)}
+    assert {(cell.method, cell.seed) for cell in found} == {("supervised", 1), ("cap", 1), ("fixmatch", 1)}
     for cell in found:
         backbone, hyper, recipe = cell.backbone, cell.hyper, cell.recipe
         assert (backbone.name, tuple(backbone.mean), tuple(backbone.std)) == (
@@ -73,6 +73,41 @@ def test_cap_rn50_is_the_published_protocol(cells):
         assert (recipe.batch_labelled + recipe.batch_unlabelled) * halved == 64
         assert recipe.batch_warmup == 16 * share
         assert recipe.warmup_weights == ("ema" if cell.dataset.name == "nuswide" else "model")
+
+
+def test_cap_starts_from_the_warm_up_that_supervised_is_there(cells, monkeypatch):
+    monkeypatch.setattr(jobs, "weights_digest", lambda spec: "w" * 64)
+    monkeypatch.setattr(jobs, "split_of", golden.split_of)
+    loaded = grid.load("cap-rn50")
+    images = {
+        (spec, size): golden.prepared(spec, size) for spec, sizes in loaded.datasets.items() for size in sizes
+    }
+    found = jobs.jobs(loaded, images)
+    warm_ups = {}
+    for job in found:
+        if job.spec.method in ("cap", "fixmatch"):
+            (stage,) = job.stages
+            warm_ups.setdefault((job.spec.dataset, job.spec.ratio), set()).add(stage.stage_id)
+    assert len(warm_ups) == 12
+    assert all(len(stages) == 1 for stages in warm_ups.values())  # computed once
+    for cell in cells("cap-rn50"):
+        if cell.method == "cap":
+            assert (cell.hyper.eta_pos, cell.hyper.eta_neg, cell.hyper.unlabelled_weight) == (1.0, 0.998, 1.0)
+
+
+def test_papers_numbers_for_datasets_are_in_both_recipes(tmp_path, monkeypatch):
+    monkeypatch.setenv("SSMLL_RN50", "/data/resnet50.pth")
+    for recipe in ("cap", "cap-rn50"):
+        file = tmp_path / f"{recipe}.toml"
+        file.write_text(
+            'description = "own"\ndatasets = ["voc2007", "voc2012", "coco2014", "nuswide"]\nratios = [0.05]\n'
+            f'seeds = [1]\nmethods = ["top_k", "em", "cap"]\nrecipe = "{recipe}"\n'
+        )
+        found = {(cell.method, cell.dataset.name): cell.hyper for cell in grid.load(str(file)).cells}
+        ks = [found["top_k", name].k for name in ("voc2007", "voc2012", "coco2014", "nuswide")]
+        alphas = [found["em", name].alpha for name in ("voc2007", "voc2012", "coco2014", "nuswide")]
+        assert (ks, alphas) == ([2, 2, 3, 2], [0.2, 0.2, 0.1, 0.1])
+        assert len({hyper.lr_backbone for hyper in found.values()}) == 1
 
 
 def test_dualcoop_s_own_recipe_keeps_no_average(monkeypatch, tmp_path):
