@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from methods.backbones.hub_cache import cache_folder, cached, folder_name, is_settled, offline
+from methods.backbones.hub_cache import cache_folder, cached, folder_name, is_settled, offline, reach
 from methods.backbones.open_clip_models import model_config
 from methods.backbones.spec import BackboneSpec
 from methods.errors import UserError, first_line
@@ -137,6 +137,7 @@ class HubPart:
 
         loader = transformers.AutoTokenizer if self.what == "tokenizer" else transformers.AutoConfig
         try:
+            reach()
             loader.from_pretrained(self.repository)
         except Exception as error:  # requests, huggingface_hub, tokenizers and transformers have their own
             if not lack:  # it is the same damaged file

@@ -1,4 +1,4 @@
-"""What lies in the Hugging Face hub's cache here; nothing imports torch or asks the network."""
+"""What lies in the Hugging Face hub's cache here, and whether there is a way to the hub; no torch."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import importlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+REACH_SECONDS = 10.0
+"""For which a sign of life of the hub is waited; what its library waits for the head of a file."""
 
 
 def cached(repository: str, name: str) -> Path | None:
@@ -34,6 +37,20 @@ def cache_folder() -> Path:
 def folder_name(repository: str) -> str:
     """The name of a repository's folder in the cache."""
     return f"models--{repository.replace('/', '--')}"
+
+
+def reach() -> None:
+    """Ask the hub for a sign of life, once, before something is fetched from it.
+
+    Its library asks for every file six times, and those that use it for several files: on a machine without a
+    route minutes would pass before they say so.
+
+    Raises:
+        Exception: whatever the library's HTTP client raises where no answer comes, or HF_HUB_OFFLINE is set.
+    """
+    constants = importlib.import_module("huggingface_hub.constants")
+    session = importlib.import_module("huggingface_hub.utils").get_session()
+    session.head(constants.ENDPOINT, timeout=REACH_SECONDS)  # any answer is a sign of life
 
 
 @contextlib.contextmanager

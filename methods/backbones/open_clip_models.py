@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from methods.backbones.digests import file_digest
-from methods.backbones.hub_cache import cached
+from methods.backbones.hub_cache import cached, reach
 from methods.backbones.spec import BackboneSpec
 from methods.errors import UserError, first_line, nearest
 
@@ -171,6 +171,8 @@ def tag_file(spec: BackboneSpec) -> Path:
         return found
     entry = tag_entry(spec.model, tag_of(spec))
     try:
+        if entry.get("hf_hub"):
+            reach()
         return Path(_pretrained().download_pretrained(copy.deepcopy(entry)))
     except Exception as error:  # urllib, huggingface_hub and requests each have their own
         reason = first_line(error)

@@ -116,7 +116,7 @@ def test_a_plan_says_what_it_costs_and_where_from(slurm, tmp_path, small, calm):
     assert "are more than the 1e-06 allowed" in error
     out, _ = command.launch("--dry-run")
     assert "to submit" in out
-    assert re.search(r"^csaa .*1 done, 1 not started", out, re.MULTILINE)  # the matrix of a local plan
+    assert re.search(r"^csaa .*1 done, 1 dead", out, re.MULTILINE)  # the matrix of a local plan
     _, error = command.launch(code=2)  # no terminal, nobody to ask
     assert "--yes" in error
     assert not command.queue()

@@ -141,6 +141,28 @@ def test_a_damaged_file_is_named_before_anything_starts(cache, words_model, name
     assert "delete its folder models--words--bert there" in str(error.value)
 
 
+@pytest.mark.parametrize("offline", [False, True])
+def test_without_a_network_one_question_is_enough(tmp_path, monkeypatch, offline):
+    """The hub's library asks six times for each file, with growing pauses: a minute for a tokenizer."""
+    asked = []
+
+    def no_network(*args: object, **options: object) -> None:
+        asked.append(args[0])
+        raise OSError("no route to the hub")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
+    monkeypatch.setattr("socket.create_connection", no_network)
+    monkeypatch.setattr("socket.getaddrinfo", no_network)
+    with pytest.raises(
+        UserError, match=r"'timm/ViT-B-16-SigLIP' of .* is not here, and cannot be fetched \("
+    ):
+        bring(SIGLIP)
+    with pytest.raises(UserError, match=r"cannot fetch the weights 'openai' of RN101 \("):
+        bring(BackboneSpec("open_clip/RN101", "openai"))
+    assert len(asked) == (0 if offline else 2)
+
+
 # -- weights that a tag names by an address ----------------------------------------------------------
 
 
