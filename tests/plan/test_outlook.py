@@ -313,3 +313,21 @@ def test_a_plan_for_a_cluster_prints_the_same_matrix(tmp_path, monkeypatch, caps
             f"--save needs the identities of all runs, and {unknown} runs have none"
             in capsys.readouterr().err
         )
+
+
+def test_no_job_caches_images_for_weights_that_are_absent(tmp_path, monkeypatch, capsys, voc_root):
+    """A launch would fail after the job, on the login node, which fetches weights."""
+    site = Site(tmp_path / "bin")
+    site.use(monkeypatch)
+    file = tmp_path / "mine.toml"
+    backbone = 'backbone = { name = "open_clip/RN101", weights = "absent.safetensors" }\n'
+    file.write_text(backbone + grid_text(voc_root, '["zero_shot"]'))
+    (tmp_path / "profile.toml").write_text('gpus = 0\ncpus = 1\nminutes = 30\npartition = "gpu"\n')
+    places = ["--grid", str(file), "--data", str(tmp_path / "data"), "--runs", str(tmp_path / "runs")]
+    assert (
+        main(["run", *places, "--launcher", "slurm", "--profile", str(tmp_path / "profile.toml"), "--yes"])
+        == 2
+    )
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error == f"error: weights file {tmp_path / 'absent.safetensors'} does not exist"
+    assert not [call for call in site.calls("sbatch") if call != "--version"]
