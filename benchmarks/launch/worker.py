@@ -218,7 +218,7 @@ class Worker:
             return outcome != "busy"
         directory = job.directory(self.workspace)
         # First: in the end each of many processes has met every run, and most were done by others.
-        if (directory / "result.json").exists() or failed_in(directory, self.launch):
+        if os.path.lexists(directory / "result.json") or failed_in(directory, self.launch):
             return True
         for needed in job.stages:
             if not needed.is_done(self.workspace):
