@@ -64,6 +64,28 @@ class Launch:
             raise UserError(f"{self.folder} is no launch of this version; move the folder away")
         return plan
 
+    @cached_property
+    def elsewhere(self) -> Path | None:
+        """The folder of runs that its jobs work in, if this is a record that was copied with the folder.
+
+        None too where that folder is not here: this one may have been moved, or be seen from another machine.
+        """
+        try:
+            copied = bool(self._runs) and not os.path.samefile(self._runs, self.folder.parents[2])
+        except OSError:
+            return None
+        return Path(self._runs) if copied else None
+
+    @property
+    def moved(self) -> bool:
+        """Whether the folder of runs of its jobs is not here, so that jobs which start now do not find it."""
+        return bool(self._runs) and not os.path.exists(self._runs)
+
+    @property
+    def _runs(self) -> str:
+        said = self.plan.get("runs")
+        return said if isinstance(said, str) else ""
+
     @property
     def job_name(self) -> str:
         """The name that all its jobs have in the queue."""
@@ -270,6 +292,8 @@ def last_jobs(launches: Iterable[Launch]) -> dict[str, tuple[Launch, str]]:
     """
     found: dict[str, tuple[Launch, str]] = {}
     for launch in launches:
+        if launch.elsewhere:
+            continue
         run_ids = launch.run_ids
         for bundle, job in launch.jobs().items():
             if bundle < len(run_ids):
@@ -305,6 +329,8 @@ def _by_identity(
     found: dict[str, tuple[Launch, Queued]] = {}
     numbers = {job.partition("_")[0] for job in live}
     for launch in launches:
+        if launch.elsewhere:
+            continue
         ids = identities(launch)
         for bundle, job in launch.jobs().items():
             if job.partition("_")[0] in numbers and job in live and bundle < len(ids):
@@ -327,6 +353,8 @@ def withdraw(launches: Iterable[Launch], say: Callable[[str], None]) -> None:
     """
     open_marks: list[tuple[Launch, str, float]] = []
     for launch in launches:
+        if launch.elsewhere:  # whoever works there settles it
+            continue
         marks = launch.unsettled()
         quiet = launch.quiet() if marks else 0.0  # before anything is settled, which is recorded
         open_marks += [(launch, mark, quiet) for mark in marks]

@@ -277,6 +277,11 @@ def cancel(args: argparse.Namespace) -> int:
     found = _launches(workspace, args.name)
     withdraw(found, print)
     live = client.queue({launch.job_name for launch in found})
+    for place in sorted({str(launch.elsewhere) for launch in found if launch.elsewhere}):
+        print(
+            f"this folder is a copy: jobs that work in {place} are left, `cancel --runs` with it reaches them"
+        )
+    found = [launch for launch in found if not launch.elsewhere]
     jobs = [job for launch in found for job in launch.jobs().values() if job in live]
     if not jobs:
         print("no jobs to cancel")

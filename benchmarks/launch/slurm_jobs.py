@@ -209,7 +209,7 @@ def _live(workspace: Workspace, ids: set[str]) -> list[client.Queued] | None:
     return [
         live[job]
         for launch in launches
-        if ids & launch.titles.keys()
+        if ids & launch.titles.keys() and not launch.elsewhere
         for job in launch.jobs().values()
         if job in live
     ]

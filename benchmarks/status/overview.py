@@ -229,8 +229,9 @@ def overview(
             f"{workspace.store.root} cannot be written to, so the clock of its file system is not known: "
             "what runs and what is dead is told by this machine's clock"
         )
+    found.remarks += _displaced(launches, live or {})
     for launch in launches:
-        if launch.unsettled():
+        if launch.unsettled() and not launch.elsewhere:
             found.remarks.append(
                 f"launch {launch.folder.name} is submitting, or broke off: SLURM may have jobs that it "
                 "does not know; the next `run` or `cancel` settles it"
@@ -330,6 +331,23 @@ def _sound(launches: Launches, remarks: list[str]) -> list[Launch]:
     except UserError as error:  # their folder cannot be listed
         remarks.append(str(error))
     return found
+
+
+def _displaced(launches: Sequence[Launch], live: Mapping[str, client.Queued]) -> list[str]:
+    """Lines on jobs in the queue that belong to another place of this folder: it was copied, or moved."""
+    counts: dict[tuple[str, bool], int] = {}
+    for launch in launches:
+        if launch.elsewhere or launch.moved:
+            place = (str(launch.plan["runs"]), launch.moved)
+            counts[place] = counts.get(place, 0) + sum(job in live for job in launch.jobs().values())
+    return [
+        f"{count} jobs in the queue were submitted for {place}, which is not here: if this folder was moved, "
+        "they will not find it; `cancel`, and run again"
+        if moved
+        else f"{count} jobs in the queue work in {place}, of which this folder is a copy: none counts here"
+        for (place, moved), count in counts.items()
+        if count
+    ]
 
 
 def _everything(store: RunStore, launches: Sequence[Launch], submitted: Iterable[str]) -> Wanted:
