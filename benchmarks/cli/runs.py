@@ -146,7 +146,9 @@ def run(args: argparse.Namespace) -> int:
         each = f"{local.processes} processes of " if local.processes > 1 else ""
         progress.line(f"{len(missing)} runs on {local.workers} workers of {each}{local.threads} threads")
         started = time.monotonic()
+        workspace.runs.mkdir(parents=True, exist_ok=True)
         local.execute(grid, missing, workspace, progress.line)
+        _require_folder(workspace)
         progress.line(f"{grid.name}: {time.monotonic() - started:.0f} s")
     return _finish(args, summary, workspace)
 
@@ -228,6 +230,12 @@ def _local(args: argparse.Namespace) -> Local:
     )
 
 
+def _require_folder(workspace: Workspace) -> None:
+    from benchmarks.launch.execution import require_folder  # imports torch
+
+    require_folder(workspace)  # a table would make it anew
+
+
 def _run_in_group(args: argparse.Namespace, rank: int, world: int) -> int:
     """Work as one of the processes that torchrun, accelerate or srun has started."""
     from benchmarks.launch.failures import GroupBroken
@@ -247,6 +255,7 @@ def _run_in_group(args: argparse.Namespace, rank: int, world: int) -> int:
             "--processes N instead, or a part of it at a time with --methods"
         )
     # torchrun and the like have set the number of threads, or torch takes all cores.
+    workspace.runs.mkdir(parents=True, exist_ok=True)
     local = _local(args)
     threads = local.threads if os.environ.get("OMP_NUM_THREADS") else 0
     order = dataclasses.replace(local.order(grid, jobs, workspace), threads=threads)

@@ -15,6 +15,7 @@ import os
 import queue
 import threading
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
@@ -173,7 +174,7 @@ def announced(pixels: np.memmap, batches: Iterable[Tensor | Positions]) -> Itera
     """
     image, waiting, failure = pixels[:1].nbytes, None, None
     upcoming = iter(batches)
-    with open(str(pixels.filename), "rb") as file:
+    with _reading_ahead(str(pixels.filename)) as descriptor:
         while True:
             try:
                 positions = _checked(next(upcoming), len(pixels))
@@ -182,7 +183,8 @@ def announced(pixels: np.memmap, batches: Iterable[Tensor | Positions]) -> Itera
             except Exception as error:  # raised below, after the batch before it
                 failure = error
                 break
-            _will_need(file.fileno(), positions, image)
+            if descriptor is not None:
+                _will_need(descriptor, positions, image)
             if waiting is not None:
                 yield waiting
             waiting = positions
@@ -190,6 +192,23 @@ def announced(pixels: np.memmap, batches: Iterable[Tensor | Positions]) -> Itera
             yield waiting
         if failure is not None:
             raise failure
+
+
+@contextmanager
+def _reading_ahead(path: str) -> Iterator[int | None]:
+    """A descriptor of a file for `_will_need`; None where there is nothing to read ahead from.
+
+    The name may be gone: a cache that is removed while runs use it stays on the disk for who has mapped it.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        yield None
+        return
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def _checked(batch: Tensor | Positions, count: int) -> Positions:

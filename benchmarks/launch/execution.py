@@ -13,10 +13,24 @@ from benchmarks.training.group import lost_peer
 from benchmarks.training.strategy import Strategy
 from benchmarks.training.watch import START_SECONDS
 from benchmarks.workspace import Workspace
+from methods.errors import UserError
 from results.errors import LeaseLostError, StoreError
 from results.lease import MemberLease, seconds_to_live
 from results.store import Lease
 from slurm.protocol import EXIT_BROKEN, EXIT_LOST
+
+
+def require_folder(workspace: Workspace) -> None:
+    """Refuse to go on where the folder of runs was moved or removed meanwhile; whoever launches makes it.
+
+    Raises:
+        UserError: it is gone.
+    """
+    if not workspace.runs.is_dir():
+        raise UserError(
+            f"{workspace.runs}: the folder of runs was moved or removed while runs were executed; what is "
+            "finished is in it, and the same command with --runs and its present place goes on"
+        )
 
 
 class Execution:
@@ -72,7 +86,12 @@ class Execution:
         self._execute(task, MemberLease(task.directory, generation))
 
     def _claim(self, task: Task, number: int) -> str:
-        """Execute a task unless it is done or another process holds its lease."""
+        """Execute a task unless it is done or another process holds its lease.
+
+        Raises:
+            UserError: the folder of runs is gone.
+        """
+        require_folder(self.workspace)  # a claim would make it anew, at a place that was left
         if task.is_done():
             return "done"
         try:
@@ -109,7 +128,9 @@ class Execution:
     def _given_up(self, task: Task, in_group: bool) -> str:
         """Leave a task to the process that has taken it over, as this one has not moved for too long."""
         if self.group.is_main:
-            self.options.report(f"given up, another process took it over: {task.title}")
+            gone = not task.directory.is_dir()
+            why = "its folder was moved or removed" if gone else "another process took it over"
+            self.options.report(f"given up, {why}: {task.title}")
         if in_group:  # the ranks may be at different places
             raise GroupBroken(EXIT_LOST) from None
         return "busy"

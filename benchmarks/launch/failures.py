@@ -10,6 +10,8 @@ from typing import Any
 from benchmarks.plan.identity import RunSpec
 from benchmarks.provenance import now
 from benchmarks.workspace import Workspace
+from methods.errors import UserError
+from results.errors import StoreError
 from slurm.protocol import LOG
 
 
@@ -34,13 +36,17 @@ class StageFailed(RuntimeError):  # noqa: N818
 
 
 def failure(error: BaseException, launch: str, rank: str = "") -> dict[str, Any]:
-    """The record of an error: type, message (with the rank in front), traceback, log."""
+    """The record of an error: type, message (with the rank in front), traceback, log.
+
+    An error for users says what is wrong and what to do; where in the code it was raised would hide that.
+    """
     log = os.environ.get(LOG)
+    plain = isinstance(error, UserError | StoreError)
     return {
         "launch": launch,
         "type": type(error).__name__,
         "message": f"{rank}{error}",
-        "traceback": "".join(traceback.format_exception(error)),
+        "traceback": "" if plain else "".join(traceback.format_exception(error)),
         "time": now(),
         **({"log": log} if log else {}),
     }

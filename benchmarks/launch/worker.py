@@ -24,7 +24,7 @@ from types import FrameType
 import torch
 
 from benchmarks.launch.environment import launch_name, record_command
-from benchmarks.launch.execution import Execution, Options
+from benchmarks.launch.execution import Execution, Options, require_folder
 from benchmarks.launch.failures import GroupBroken, fail_dependent
 from benchmarks.launch.memory import keep_large_blocks
 from benchmarks.launch.work_order import WorkOrder
@@ -268,6 +268,7 @@ def work(
     """
     should_stop = StopRequest(launcher)
     should_stop.listen()
+    require_folder(order.workspace)
     keep_large_blocks()
     code_state()  # now: the working copy may change while the runs are executed
     if order.threads:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import gc
 import itertools
 import os
+import shutil
 import threading
 import time
 
@@ -13,6 +14,7 @@ import torch
 from benchmarks.data import loader
 from benchmarks.data.cache.prepared import prepare
 from benchmarks.data.loader import AHEAD, Loader, carried
+from methods.errors import UserError
 
 TRAIN, TEST = 40, 13
 
@@ -208,6 +210,17 @@ def test_the_kernel_gets_each_run_of_neighbours_once(prepared, monkeypatch):
 def test_nothing_is_read_ahead_where_the_system_cannot(prepared, monkeypatch):
     monkeypatch.delattr(os, "posix_fadvise", raising=False)
     assert len(list(Loader(prepared, "cpu").stream("test", random_batches(TEST)))) == len(RAGGED)
+
+
+@WAYS
+def test_a_cache_that_is_removed_serves_those_who_have_mapped_it(prepared, stream):
+    batches = [torch.arange(TRAIN), torch.tensor([3, 1])]
+    expected = [prepared.images("train", batch) for batch in batches]
+    shutil.rmtree(prepared.directory)
+    found = list(stream(prepared, "train", iter(batches)))
+    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+    with pytest.raises(UserError, match=r"test.u8 is gone: the cache of \w+ was removed .* run again"):
+        prepared.images("test", [0])
 
 
 def test_wrong_splits_are_refused_at_once(prepared):

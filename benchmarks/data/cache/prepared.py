@@ -161,7 +161,16 @@ class Prepared:
     def _map(self, split: str) -> np.memmap:
         count = len(getattr(self.dataset, split))
         shape = (count, 3, self.size, self.size)
-        return np.memmap(self.directory / f"{split}.u8", dtype=np.uint8, mode="r", shape=shape)
+        path = self.directory / f"{split}.u8"
+        try:
+            return np.memmap(path, dtype=np.uint8, mode="r", shape=shape)
+        except FileNotFoundError:  # removed since it was opened: runs that have mapped it go on
+            raise UserError(
+                f"{path} is gone: the cache of {self.dataset.name} was removed while runs needed it; run "
+                "again, which prepares it anew"
+            ) from None
+        except ValueError:  # it is shorter than it was
+            raise folders.damaged(self.directory, f"{split}.u8 is too short") from None
 
 
 def prepare(

@@ -1,0 +1,73 @@
+"""Folders that are moved or removed while runs are executed."""
+
+from __future__ import annotations
+
+import json
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from benchmarks.launch.execution import Execution
+from benchmarks.launch.failures import failure
+from benchmarks.launch.tasks import Options
+from benchmarks.training.group import Group
+from benchmarks.workspace import Workspace
+from methods.errors import UserError
+from results.errors import StoreError
+from results.store import RunStore
+from tests.conftest import CommandLine, grid_text
+from tests.slurm.on_cluster import predictions
+
+
+def test_a_claim_does_not_make_a_folder_of_runs_that_was_moved(tmp_path):
+    runs = tmp_path / "runs"
+    execution = Execution(
+        Workspace(tmp_path, runs),
+        SimpleNamespace(group=Group(), accelerator=SimpleNamespace(device="cpu")),
+        Options(),
+    )
+    task = SimpleNamespace(directory=runs / "store" / "a", title="a", is_done=lambda: False)
+    with pytest.raises(UserError, match="was moved or removed while runs were executed") as raised:
+        execution._claim(task, 0)
+    assert str(runs) in str(raised.value)
+    assert not runs.exists()
+
+
+@pytest.mark.parametrize("kind", [UserError, StoreError])
+def test_an_error_for_users_is_recorded_without_a_traceback(kind):
+    def recorded(error: Exception) -> dict:
+        with pytest.raises(type(error)) as raised:
+            raise error
+        return failure(raised.value, "x")
+
+    record = recorded(kind("the cache is gone; run again"))
+    assert (record["message"], record["traceback"]) == ("the cache is gone; run again", "")
+    assert "test_folders_gone" in recorded(ValueError("bad"))["traceback"]
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_where_its_folder_was_moved_to(tmp_path, voc_root):
+    grid = tmp_path / "grid.toml"
+    grid.write_text(grid_text(voc_root, '["supervised"]', labelled_epochs=20).replace("[1]", "[1, 2]"))
+    calm, command = CommandLine(tmp_path / "calm"), CommandLine(tmp_path)
+    calm.folder.mkdir()
+    words = ["--grid", str(grid), "--checkpoint-seconds", "0", "--no-plots", "--workers", "1"]
+    calm(*words)
+    process = command.start(*words)
+    while not list(command.runs.glob("store/*/*/*/checkpoints/*/COMPLETE.json")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    moved = tmp_path / "moved"
+    command.runs.rename(moved)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 2, out + err
+    assert "given up, its folder was moved or removed: supervised" in out + err
+    assert "Traceback" not in out + err
+    assert not command.runs.exists(), "nothing was made at the place that was left"
+    moved.rename(command.runs)
+    command(*words)
+    assert predictions(command.runs) == predictions(calm.runs)
+    for run in RunStore(command.runs / "store").scan():
+        rows = [json.loads(line)["epoch"] for line in (run / "epochs.jsonl").read_text().splitlines()]
+        assert rows == sorted(set(rows))
