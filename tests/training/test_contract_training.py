@@ -64,3 +64,19 @@ def test_a_run_goes_on_with_its_table_and_counts(tmp_path, grid, alone, first, t
         for one, two in zip(expected[3:], again[3:], strict=True):
             assert one.keys() == two.keys()
             assert all(torch.equal(value, two[name]) for name, value in one.items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["adsh", "mean_teacher"])
+def test_built_in_methods_with_scores_of_the_pool_and_a_teacher(tmp_path, grid, alone, method):
+    expected = alone(method)
+    assert_alike(expected, outcome(2, grid(method), tmp_path / "two", method))
+    folder = tmp_path / "stopped"
+    outcome(1, grid(method), folder, method, stop=SAVE_AT)
+    again = outcome(1, grid(method), folder, method)
+    assert torch.equal(expected[0], again[0])
+    for one, two in zip(expected[3:], again[3:], strict=True):
+        assert one.keys() == two.keys()
+        assert all(torch.equal(value, two[name]) for name, value in one.items())
+    if method == "adsh":
+        assert torch.isfinite(again[3]["thresholds"]).any()
