@@ -86,7 +86,7 @@ def declare(name: str, module: str) -> None:
     Raises:
         UserError: another module has the name.
     """
-    owner = _built_in().get(name, module)
+    owner = built_in().get(name, module)
     if owner != module:
         raise UserError(f"{module}: the method name {name!r} is taken by {owner}; choose another")
     _declared[name] = module
@@ -101,7 +101,7 @@ def forget(module: str) -> None:
 
 def available() -> list[str]:
     """Return the names of all methods, sorted; no method is imported for it."""
-    return sorted({*_built_in(), *_registered, *_entry_points()})
+    return sorted({*built_in(), *_registered, *_entry_points()})
 
 
 def get(name: str) -> type[AnyMethod]:
@@ -113,11 +113,11 @@ def get(name: str) -> type[AnyMethod]:
     """
     if name in _registered:
         return _registered[name]
-    built_in = _built_in()
-    if name in built_in:
-        importlib.import_module(built_in[name])
+    ours = built_in()
+    if name in ours:
+        importlib.import_module(ours[name])
         if name not in _registered:
-            raise UserError(f"method {name!r}: {built_in[name]} was imported and does not register it")
+            raise UserError(f"method {name!r}: {ours[name]} was imported and does not register it")
         return _registered[name]
     points = _entry_points()
     if name not in points:
@@ -191,8 +191,8 @@ def isolated() -> Iterator[None]:
         _entry_points.cache_clear()
 
 
-def _built_in() -> dict[str, str]:
-    """Names that belong to this repository, each with the module that registers it."""
+def built_in() -> dict[str, str]:
+    """Names of methods that belong to this repository, each with the module that registers it."""
     folder = Path(__file__).parent
     return {**scan(folder, "methods"), **declared_in(folder.parent, GROUP), **_declared}
 
@@ -207,7 +207,7 @@ def _place(cls: type) -> str:
 def _claim(name: str, cls: type, where: str) -> None:
     """Raise if ``name`` belongs to another class."""
     owner = _registered.get(name)
-    module = _built_in().get(name)
+    module = built_in().get(name)
     taken_by = None
     if owner is not None and owner is not cls:
         taken_by = _place(owner)
@@ -219,13 +219,13 @@ def _claim(name: str, cls: type, where: str) -> None:
 
 @functools.lru_cache(maxsize=1)
 def _entry_points() -> dict[str, EntryPoint]:
-    """Entry points of installed packages by name, without those of names known from `_built_in`."""
+    """Entry points of installed packages by name, without those of names known from `built_in`."""
     from importlib.metadata import entry_points  # reads the disk, and takes a while to import
 
-    built_in = _built_in()
+    ours = built_in()
     found: dict[str, EntryPoint] = {}
     for point in entry_points(group=GROUP):
-        taken_by = built_in.get(point.name)
+        taken_by = ours.get(point.name)
         if point.value.partition(":")[0] == taken_by:
             continue
         # One distribution can be seen twice (an editable install and its folder on sys.path).

@@ -15,6 +15,7 @@ from results.damage import to_stderr
 from results.errors import StoreError
 from results.schema import RULES, Rule, Spec
 from results.store import RunStore
+from results.versions import made_by
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,7 +40,8 @@ def collect(store: RunStore, wanted: Sequence[dict[str, Any]]) -> pd.DataFrame:
     Returns:
         A row per wanted run, in order: `COLUMNS`, state (see
         `RunState.kind`), detail, digest (SHA-256 of result.json, "" without one), seconds, peeking_rule (what
-        drew the labelled images, if it looked at all labels; else missing), and
+        drew the labelled images, if it looked at all labels; else missing), made_by (`versions.MadeBy`,
+        None without a result), and
         "<rule>/<metric>" for every rule of `RULES` and metric of `METRICS` (percent; NaN where
         there is none).
 
@@ -48,7 +50,7 @@ def collect(store: RunStore, wanted: Sequence[dict[str, Any]]) -> pd.DataFrame:
     """
     import pandas as pd
 
-    columns = [*COLUMNS, "state", "detail", "digest", "seconds", "peeking_rule"]
+    columns = [*COLUMNS, "state", "detail", "digest", "seconds", "peeking_rule", "made_by"]
     columns += [f"{rule}/{metric}" for rule in RULES for metric in METRICS]
     rows = []
     for item, directory in _located(store, wanted):
@@ -57,6 +59,7 @@ def collect(store: RunStore, wanted: Sequence[dict[str, Any]]) -> pd.DataFrame:
         if result is not None:
             row["digest"] = store.digest(directory)
             row["seconds"] = result["cost"]["seconds"]
+            row["made_by"] = made_by(result)
             split = result.get("split")
             if split is not None and split.get("sees_hidden_labels"):
                 row["peeking_rule"] = split.get("rule", "a rule")

@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from results import text
+from results import text, versions
 from results.columns import Column
 from results.drawn import Drawn, rendered
 from results.errors import StoreError, nearest
@@ -76,7 +76,7 @@ def write_plots(
         metric: what is drawn against the labelled share.
         formats: "png", "pdf" or both.
         failed: gets a line for each figure that cannot be drawn; the others are drawn all the same.
-        remark: gets a line for each figure with letters that the font lacks.
+        remark: gets a line for each figure with letters that the font lacks, and on means of different code.
 
     Returns:
         The files: <metric>-vs-ratio, and for each dataset and ratio with data
@@ -121,6 +121,7 @@ def write_plots(
             written.append(path)
 
     runs = collect(store, wanted)
+    versions.tell(runs, f"{rule}/{metric}", remark)
     if runs[f"{rule}/{metric}"].notna().any():
         draw = partial(ratio_figure, runs, rule, metric, style)
         columns = ["dataset", "ratio", "budget", "seed", "split_seed", "label", f"{rule}/{metric}"]

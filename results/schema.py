@@ -123,8 +123,28 @@ class Split(_SplitLater):
     unlabelled: int
 
 
+class Sources(TypedDict):
+    """Hash over some source files, and the first digits of each file's, by its path in the repository."""
+
+    sha256: str
+    files: dict[str, str]
+
+
+class FileHash(TypedDict):
+    """A file's name and SHA-256."""
+
+    file: str
+    sha256: str
+
+
 class Provenance(TypedDict, total=False):
-    """Code, packages and machine; `why` prints what is missing as not recorded."""
+    """Code, packages and machine; `why` prints what is missing as not recorded.
+
+    `sources` is the code of this repository that decides the number, `stages` the hashes of that which made
+    the stages (None where a stage does not say it), `continued_from` the hashes of other code that began the
+    training, which this one continued; `method_code` a user's method, `module_data` the data
+    files (name, SHA-256) that it reads from beside it. `results.versions` compares them.
+    """
 
     commit: str | None
     dirty: str | None
@@ -138,6 +158,12 @@ class Provenance(TypedDict, total=False):
     packages: dict[str, str]
     environment: dict[str, str]
     method_code: dict[str, Any]
+    sources: Sources
+    stages: dict[str, str | None]
+    continued_from: list[str]
+    grid: FileHash
+    recipe: FileHash
+    module_data: list[list[str]]
 
 
 class _ResultLater(TypedDict, total=False):

@@ -20,6 +20,7 @@ from results.lineage import SUPERSEDED
 from results.schema import RULES
 from results.statistics import Comparison, compare_with_best
 from results.store import STATES
+from results.versions import MARK, mixed, notes, partly_unknown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -56,6 +57,7 @@ class TableCell:
         wanted: seeds that the grid asks for.
         missing: why the others have none: state of the run ("failed", ...) -> how many.
         best: highest mean of its column among the cells in which nothing is missing.
+        differing: what is not the same in the code that made the results of the mean, see `results.versions`.
     """
 
     mean: float | None
@@ -64,6 +66,7 @@ class TableCell:
     wanted: int
     missing: Mapping[str, int]
     best: bool = False
+    differing: tuple[str, ...] = ()
 
     def number(self) -> str:
         """Mean and std for people, "–" without a value."""
@@ -72,11 +75,12 @@ class TableCell:
         return f"{self.mean:.1f}" if self.std is None else f"{self.mean:.1f} ± {self.std:.1f}"
 
     def remark(self) -> str:
-        """Why something is missing, such as "(2/3; 1 failed)"; "" when nothing is."""
-        if not self.missing:
-            return ""
-        states = ", ".join(f"{count} {kind}" for kind, count in self.missing.items())
-        return f"({self.n}/{self.wanted}; {states})"
+        """A mark where different code made the results, and why some are missing: "(2/3; 1 failed)"."""
+        found = [MARK] if self.differing else []
+        if self.missing:
+            states = ", ".join(f"{count} {kind}" for kind, count in self.missing.items())
+            found.append(f"({self.n}/{self.wanted}; {states})")
+        return " ".join(found)
 
 
 @dataclass(frozen=True)
@@ -139,9 +143,14 @@ class Table:
             )
         if len(self.cells) < len(self.labels) * len(self.columns):
             lines.append("n/a: not in this grid.")
+        lines += notes(self.mixed(), partly_unknown(self.runs, "value"))
         lines += self.remarks
         lines.append(f"Made of {used} runs, results hash sha256:{self.results_hash[:16]}.")
         return lines
+
+    def mixed(self) -> dict[tuple[str, Column], tuple[str, ...]]:
+        """The cells whose results different code made, with what differs."""
+        return {key: cell.differing for key, cell in self.cells.items() if cell.differing}
 
     def _varied(self) -> str:
         """What differs between the runs of a cell, for people."""
@@ -204,7 +213,7 @@ def table(frame: pd.DataFrame, rule: str, metric: str = "mAP", remarks: Sequence
         raise StoreError(f"unknown metric '{metric}'{nearest(metric, metrics)}")
     if frame.empty:
         raise StoreError("no run is wanted, so there is no table; check the grid and its filters")
-    runs = frame[[*COLUMNS, "state", "digest", "seconds", "peeking_rule"]].copy()
+    runs = frame[[*COLUMNS, "state", "digest", "seconds", "peeking_rule", "made_by"]].copy()
     runs.insert(len(COLUMNS) + 1, "value", frame[f"{rule}/{metric}"])
     labels = tuple(dict.fromkeys(runs["label"]))
     datasets = list(dict.fromkeys(runs["dataset"]))
@@ -214,6 +223,7 @@ def table(frame: pd.DataFrame, rule: str, metric: str = "mAP", remarks: Sequence
             key=lambda column: (datasets.index(column.dataset), column.ratio, column.budget),
         )
     )
+    parted = mixed(runs, "value")
     cells: dict[tuple[str, Column], TableCell] = {}
     blocks: dict[str, dict[tuple, float]] = {label: {} for label in labels}
     for label in labels:
@@ -221,7 +231,7 @@ def table(frame: pd.DataFrame, rule: str, metric: str = "mAP", remarks: Sequence
             selected = column.rows(runs[runs["label"] == label])
             if selected.empty:
                 continue
-            cells[label, column] = _cell(selected, rule)
+            cells[label, column] = _cell(selected, rule, parted.get((label, column), ()))
             for split, seed, value in zip(
                 selected["split_seed"], selected["seed"], selected["value"], strict=True
             ):
@@ -254,7 +264,7 @@ def table(frame: pd.DataFrame, rule: str, metric: str = "mAP", remarks: Sequence
     )
 
 
-def _cell(runs: pd.DataFrame, rule: str) -> TableCell:
+def _cell(runs: pd.DataFrame, rule: str, differing: Sequence[str]) -> TableCell:
     values = [float(value) for value in runs["value"] if value == value]
     counts = Counter(
         # A finished run may lack the rule: no epochs to choose from, or no held-out part.
@@ -269,6 +279,7 @@ def _cell(runs: pd.DataFrame, rule: str) -> TableCell:
         n=len(values),
         wanted=len(runs),
         missing={kind: counts[kind] for kind in order if counts[kind]},
+        differing=tuple(differing),
     )
 
 

@@ -18,6 +18,7 @@ from results.moves import SEEDED, flat
 from results.schema import RULES, Result, Rule
 from results.store import RunStore
 from results.text import one_line
+from results.versions import Differs, against_today, differences, made_by
 
 # Without these a number cannot be traced, so their absence is printed too.
 ESSENTIAL = ("command", "commit", "dirty", "host", "device")
@@ -32,7 +33,7 @@ Planned = Iterable[tuple[str, Mapping[str, Any]]]
 """Identities and specs of planned runs."""
 
 
-def why(store: RunStore, query: str, planned: Planned = ()) -> str:
+def why(store: RunStore, query: str, planned: Planned = (), differs: Differs = lambda files: []) -> str:
     """Explain a number.
 
     Args:
@@ -43,6 +44,7 @@ def why(store: RunStore, query: str, planned: Planned = ()) -> str:
             that rounds to it is listed; without any, the means over some of the seeds, which a table of
             a part of the grid prints.
         planned: runs of the remembered plans, which may supersede a result.
+        differs: compares the code that made a result with that of today.
 
     Returns:
         One run in full, or a list of the runs that match with their values, mean and standard
@@ -51,7 +53,7 @@ def why(store: RunStore, query: str, planned: Planned = ()) -> str:
     Raises:
         StoreError: nothing matches; the message names the nearest valid part.
     """
-    return "\n".join(map(one_line, _answer(store, query.strip(), list(planned))))
+    return "\n".join(map(one_line, _answer(store, query.strip(), list(planned), differs)))
 
 
 def is_number(query: str) -> bool:
@@ -59,7 +61,7 @@ def is_number(query: str) -> bool:
     return _NUMBER.match(query.strip()) is not None
 
 
-def _answer(store: RunStore, query: str, planned: Planned) -> list[str]:
+def _answer(store: RunStore, query: str, planned: Planned, differs: Differs) -> list[str]:
     number = _NUMBER.match(query)
     if number:
         return _by_number(store, query, number[1], number[2] or "", planned)
@@ -69,7 +71,8 @@ def _answer(store: RunStore, query: str, planned: Planned) -> list[str]:
             f"no run matches '{query}' in {store.root}; give the first characters of a run id, "
             f"method/dataset/ratio/seed, or a number as the table prints it{_hidden(store)}"
         )
-    lines = _one(store, found[0], planned) if len(found) == 1 else _several(store, found, planned)
+    one = len(found) == 1
+    lines = _one(store, found[0], planned, differs) if one else _several(store, found, planned)
     return lines + list(store.hidden.values())
 
 
@@ -90,7 +93,7 @@ def matching(store: RunStore, query: str) -> list[Path]:
     return found
 
 
-def _one(store: RunStore, run: Path, planned: Planned) -> list[str]:
+def _one(store: RunStore, run: Path, planned: Planned, differs: Differs) -> list[str]:
     state, result = store.read(run)
     lines = [f"run        {run.relative_to(store.root)}"]
     if state.kind == "unreadable":
@@ -122,8 +125,10 @@ def _one(store: RunStore, run: Path, planned: Planned) -> list[str]:
     known = {name: "not recorded" if value is None else value for name, value in known.items()}
     if known["commit"] != "not recorded" and known["dirty"] == "not recorded":
         known["dirty"] = "no uncommitted changes"
+    files = {k: provenance.pop(k) for k in list(provenance) if k.startswith("sources.files.")}
     packages = {k: provenance.pop(k) for k in list(provenance) if k.startswith("packages.")}
     lines += _section("provenance", {**known, **provenance})
+    lines.append(f"  {'code of the number':<{_WIDTH}} {against_today(files, differs)}")
     if packages:
         versions = " ".join(f"{k.split('.', 1)[1]}={v}" for k, v in packages.items())
         lines.append(f"  {'packages':<{_WIDTH}} {versions}")
@@ -178,7 +183,7 @@ def _several(store: RunStore, runs: list[Path], planned: Planned) -> list[str]:
         lines.append("  " + "  ".join(parts))
     for (cell, rule), members in groups.items():
         for variant in _variants(store, members):
-            lines.append(f"{cell}: {rule} mAP {_spread(variant, 2)}{_seeds_of(variant, members)}")
+            lines.append(f"{cell}: {rule} mAP {_spread(store, variant, 2)}{_seeds_of(variant, members)}")
     return lines
 
 
@@ -256,11 +261,13 @@ def _by_number(store: RunStore, query: str, mean: str, std: str, planned: Planne
         for variant in _variants(store, members)
     ]
     lines += [
-        f"{head}{_spread(variant, 4)}: {names(variant)}" for head, variant in variants if matches(variant)
+        f"{head}{_spread(store, variant, 4)}: {names(variant)}"
+        for head, variant in variants
+        if matches(variant)
     ]
     if not lines:
         lines = [
-            f"{head}{_spread(list(some), 4)} of {len(variant)}: {names(some)}"
+            f"{head}{_spread(store, list(some), 4)} of {len(variant)}: {names(some)}"
             for head, variant in variants
             if len(variant) <= SOME_SEEDS
             for size in range(len(variant) - 1, 1, -1)
@@ -343,10 +350,11 @@ def _seeds_of(variant: list[tuple[Path, float]], members: list[tuple[Path, float
     return "" if variant is members else f": {', '.join(run.name for run, _ in variant)}"
 
 
-def _spread(members: list[tuple[Path, float]], digits: int) -> str:
+def _spread(store: RunStore, members: list[tuple[Path, float]], digits: int) -> str:
     values = [value for _, value in members]
     mean, std = statistics.fmean(values), statistics.stdev(values)
-    return f"{mean:.{digits}f} ± {std:.{digits}f} over {len(values)} seeds (std, ddof = 1)"
+    parted = differences(made_by(store.load(run)) for run, _ in members)
+    return f"{mean:.{digits}f} ± {std:.{digits}f} over {len(values)} seeds (std, ddof = 1){parted}"
 
 
 def _label(store: RunStore, run: Path) -> str:

@@ -116,7 +116,11 @@ def to_latex(table: Table) -> str:
 
 
 def to_csv(table: Table) -> str:
-    """Tidy CSV, one row per cell, full precision; empty where there is no value."""
+    """Tidy CSV, one row per cell, full precision; empty where there is no value.
+
+    Where a mean is over results that different code made, there is a column ``differing_code``, see
+    `results.versions`.
+    """
     rows: list[list[Any]] = [
         [
             "dataset",
@@ -132,6 +136,7 @@ def to_csv(table: Table) -> str:
             "best",
             "p_adjusted",
             "budget",
+            *(["differing_code"] if table.mixed() else []),
         ]
     ]
     for column in table.columns:
@@ -143,7 +148,10 @@ def to_csv(table: Table) -> str:
 
 
 def to_runs_csv(table: Table) -> str:
-    """CSV with one row per run: identity, state, value and the digest of its result."""
+    """CSV with one row per run: identity, state, value and the digest of its result.
+
+    Where a mean is over results that different code made, a column ``code`` has a hash of each one's.
+    """
     head = [
         "dataset",
         "ratio",
@@ -160,9 +168,12 @@ def to_runs_csv(table: Table) -> str:
         "budget",
         "split_seed",
     ]
+    head += ["code"] if table.mixed() else []
     rows: list[list[Any]] = [head]
     for run in table.runs.to_dict("records"):
-        values = {**run, "metric": table.metric, "rule": table.rule}
+        made = run["made_by"] if run["state"] == "done" else None
+        code = made.digest if made else ""
+        values = {**run, "metric": table.metric, "rule": table.rule, "code": code}
         rows.append([_plain(values[name]) for name in head])
     return _csv(rows)
 
@@ -213,6 +224,7 @@ def _csv_row(table: Table, label: str, column: Column, cell: TableCell) -> list[
         int(cell.best),
         _plain(table.comparison.p_values.get(label)),
         column.budget,
+        *(["; ".join(cell.differing)] if table.mixed() else []),
     ]
 
 

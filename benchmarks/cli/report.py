@@ -129,12 +129,13 @@ def why(args: argparse.Namespace) -> int:
     Raises:
         StoreError: nothing matches.
     """
+    from benchmarks.plan.product_code import differing
     from results.why import is_number, matching
     from results.why import why as explain
 
     workspace = options.workspace(args)
     store = workspace.store
-    print(explain(store, args.run, planned_specs(workspace)))
+    print(explain(store, args.run, planned_specs(workspace), differing))
     found = [] if is_number(args.run) else matching(store, args.run.strip())
     lines, agrees = of_run(store, found[0]) if len(found) == 1 else ([], True)
     if lines:

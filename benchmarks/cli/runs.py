@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import os
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -240,6 +241,8 @@ def _run_in_group(args: argparse.Namespace, rank: int, world: int) -> int:
     """Work as one of the processes that torchrun, accelerate or srun has started."""
     from benchmarks.launch.failures import GroupBroken
     from benchmarks.launch.worker import work
+    from benchmarks.plan.copies import stop_using
+    from benchmarks.plan.copying import copy_grid
     from benchmarks.plan.jobs import process_kinds
 
     main = rank == 0
@@ -258,13 +261,15 @@ def _run_in_group(args: argparse.Namespace, rank: int, world: int) -> int:
     workspace.runs.mkdir(parents=True, exist_ok=True)
     local = _local(args)
     threads = local.threads if os.environ.get("OMP_NUM_THREADS") else 0
-    order = dataclasses.replace(local.order(grid, jobs, workspace), threads=threads)
-    try:
-        code = work(order, None, Progress().line)
-    except GroupBroken as broken:
-        sys.stdout.flush()
-        os._exit(broken.code)  # the group's communication may wait for ever at a normal end
-    if code:
+    with tempfile.TemporaryDirectory(prefix="ssmll-plan-") as folder:
+        copy = copy_grid(grid, jobs, Path(folder))  # each rank has its own, and all compare what they planned
+        order = dataclasses.replace(local.order(copy, jobs, workspace), threads=threads)
+        try:
+            code = work(order, None, Progress().line)
+        except GroupBroken as broken:
+            code = broken.code
+        stop_using()
+    if code:  # the group's communication may wait for ever at a normal end
         sys.stdout.flush()
         os._exit(code)
     return _finish(args, summary, workspace) if main else 0

@@ -229,7 +229,8 @@ def plan(
     from benchmarks.launch.cost_table import cost_table
     from benchmarks.launch.slurm import plan_record, propose
     from benchmarks.launch.slurm_jobs import measure
-    from benchmarks.launch.snapshot import snapshot
+    from benchmarks.launch.snapshot import COPIES, snapshot
+    from benchmarks.plan.copying import copy_grid
     from results.files import atomic_write_json
 
     grid, jobs = outlook.grid, list(outlook.jobs)
@@ -256,11 +257,12 @@ def plan(
     text = cost_table(proposal) + (f"\n{unknown}" if unknown else "")
     if save is None:
         return text
-    folder = workspace.runs.resolve() / "slurm" / "code"
-    importable(folder)  # before a plan is saved that no job can execute
-    code = snapshot(folder)
+    root = workspace.runs.resolve() / "slurm"
+    importable(root / "code")  # before a plan is saved that no job can execute
+    code = snapshot(root / "code")
     try:
-        atomic_write_json(save, plan_record(grid, proposal, workspace, code))
+        copy = copy_grid(grid, proposal.about, root / COPIES)
+        atomic_write_json(save, plan_record(grid, proposal, workspace, code, copy))
     except OSError as error:
         raise UserError(f"{save}: {error.strerror}") from None
     return (

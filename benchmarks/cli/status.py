@@ -10,11 +10,17 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from benchmarks.arguments import positive, seconds
 from benchmarks.cli import options
 from benchmarks.status.overview import Overview, QueueCache, overview
 from methods.errors import UserError
+
+if TYPE_CHECKING:
+    from benchmarks.plan.summary import PlanSummary
+    from benchmarks.workspace import Workspace
 
 
 def add(verbs: options.Verbs) -> None:
@@ -116,13 +122,61 @@ def _looker(args: argparse.Namespace) -> Callable[[], Overview]:
     wanted = [(run.run_id, run.title, run.directory(workspace)) for run in plan.runs]
     stages = [workspace.runs / path for path in plan.stages]
     old = plan.superseded(workspace)
+    remarks += _made_by_others(plan, workspace)
 
     def look() -> Overview:
         view = overview(args.runs, wanted, name=f"grid {plan.name}", stages=stages, cluster=cluster, old=old)
         view.remarks[:0] = remarks
+        view.remarks += _edited_since(view)
         return view
 
     return look
+
+
+def _made_by_others(plan: PlanSummary, workspace: Workspace) -> list[str]:
+    """A line on the results of a grid that other code made than that of today; none where there are none."""
+    from benchmarks.plan.product_code import differing
+    from results.versions import listed
+
+    counts: dict[tuple[str, ...], int] = {}
+    names: dict[str, tuple[str, ...]] = {}  # by hash: most results were made by the same code
+    for run in plan.runs:
+        try:
+            record = json.loads((run.directory(workspace) / "result.json").read_bytes())
+            sources = record["provenance"]["sources"]
+            if sources["sha256"] not in names:
+                names[sources["sha256"]] = tuple(differing(sources["files"]))
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            continue  # not done; from before it was recorded; or damaged, which its state says
+        found = names[sources["sha256"]]
+        if found:
+            counts[found] = counts.get(found, 0) + 1
+    return [
+        f"{count} runs were made by other code than that of today: it differs in {listed(found)}"
+        for found, count in counts.items()
+    ]
+
+
+def _edited_since(view: Overview) -> list[str]:
+    """Lines on launches in the queue whose grid, recipe or modules were edited since."""
+    from benchmarks.plan.copies import Copies
+    from results.versions import listed
+
+    found = []
+    waiting = view.of("queued", "preempted", "submitted")
+    for launch in {run.launch.folder: run.launch for run in waiting if run.launch is not None}.values():
+        try:
+            copies = Copies.beside(Path(str(launch.plan.get("grid"))))
+        except UserError as error:
+            found.append(f"launch {launch.folder.name}: {error}")
+            continue
+        edited = copies.edited() if copies is not None else []
+        if edited:
+            found.append(
+                f"launch {launch.folder.name} runs its own copies: {listed(edited)} "
+                f"{'were' if len(edited) > 1 else 'was'} edited since"
+            )
+    return found
 
 
 def _show(text: str) -> None:

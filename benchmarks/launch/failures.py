@@ -7,6 +7,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from benchmarks.plan.copies import used
 from benchmarks.plan.identity import RunSpec
 from benchmarks.provenance import now
 from benchmarks.workspace import Workspace
@@ -40,13 +41,14 @@ def failure(error: BaseException, launch: str, rank: str = "") -> dict[str, Any]
 
     An error for users says what is wrong and what to do; where in the code it was raised would hide that.
     """
-    log = os.environ.get(LOG)
+    log, copies = os.environ.get(LOG), used()
     plain = isinstance(error, UserError | StoreError)
+    text = "" if plain else "".join(traceback.format_exception(error))
     return {
         "launch": launch,
         "type": type(error).__name__,
         "message": f"{rank}{error}",
-        "traceback": "" if plain else "".join(traceback.format_exception(error)),
+        "traceback": copies.as_written(text) if copies is not None else text,
         "time": now(),
         **({"log": log} if log else {}),
     }

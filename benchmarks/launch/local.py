@@ -15,6 +15,7 @@ from pathlib import Path
 
 from benchmarks.launch import environment
 from benchmarks.launch.work_order import NAME, WorkOrder
+from benchmarks.plan.copying import copy_grid
 from benchmarks.plan.grid import Grid
 from benchmarks.plan.jobs import Job, process_kinds
 from benchmarks.provenance import cores
@@ -86,20 +87,20 @@ class Local:
         return cls(count, processes, threads, checkpoint_seconds, hang_seconds, strategy)
 
     def order(
-        self, grid: Grid, jobs: Sequence[Job], workspace: Workspace, launcher: int | None = None
+        self, grid: Path, jobs: Sequence[Job], workspace: Workspace, launcher: int | None = None
     ) -> WorkOrder:
         """What workers on this machine are asked to do.
 
         Args:
-            grid: the grid.
+            grid: the launch's copy of the grid's file.
             jobs: those of its runs that are executed.
             workspace: where data and runs lie.
             launcher: process id without which the workers stop; None for none.
         """
         return WorkOrder.make(
-            grid.path,
+            grid,
             workspace,
-            [job.spec.run_id for job in jobs],
+            jobs,
             module=WORKER,
             strategy=self.strategy,
             threads=self.threads,
@@ -116,33 +117,39 @@ class Local:
         Raises:
             KeyboardInterrupt: raised again after the workers have saved and ended.
             Stopped: SIGTERM or SIGUSR2 came; raised after the workers have saved and ended.
+            UserError: a file of the grid or of a user's method changed since the plan was made.
         """
-        with stopped_by(signal.SIGTERM, signal.SIGUSR2):
-            for kind in process_kinds(jobs):
+        with (
+            stopped_by(signal.SIGTERM, signal.SIGUSR2),
+            tempfile.TemporaryDirectory(prefix="ssmll-plan-") as folder,
+        ):
+            copy = copy_grid(grid, jobs, Path(folder) / "copies")
+            for number, kind in enumerate(process_kinds(jobs)):
                 group = [job for job in jobs if job.process_kind == kind]
-                self._execute(self.order(grid, group, workspace, os.getpid()), report)
+                place = Path(folder) / str(number)
+                place.mkdir()
+                self._execute(self.order(copy, group, workspace, os.getpid()), place, report)
 
-    def _execute(self, order: WorkOrder, report: Callable[[str], None]) -> None:
-        with tempfile.TemporaryDirectory(prefix="ssmll-plan-") as folder:
-            path = Path(folder) / NAME
-            order.write(path)
-            command = [sys.executable, *order.argv(path)]
-            count = min(self.workers, len(order.run_ids))
-            workers = [_Worker(number, command, Path(folder), self, report) for number in range(count)]
-            try:
-                while True:
-                    # Poll every worker: polling also restarts one that died.
-                    working = [worker.poll_and_restart() for worker in workers]
-                    if not any(working):
-                        break
-                    time.sleep(POLL_SECONDS)
-            except (KeyboardInterrupt, Stopped):
-                report("stopping: runs are saved at their next step")
-                for worker in workers:
-                    worker.ask_to_stop()
-                for worker in workers:
-                    worker.wait_or_kill()
-                raise
+    def _execute(self, order: WorkOrder, folder: Path, report: Callable[[str], None]) -> None:
+        path = folder / NAME
+        order.write(path)
+        command = [sys.executable, *order.argv(path)]
+        count = min(self.workers, len(order.run_ids))
+        workers = [_Worker(number, command, folder, self, report) for number in range(count)]
+        try:
+            while True:
+                # Poll every worker: polling also restarts one that died.
+                working = [worker.poll_and_restart() for worker in workers]
+                if not any(working):
+                    break
+                time.sleep(POLL_SECONDS)
+        except (KeyboardInterrupt, Stopped):
+            report("stopping: runs are saved at their next step")
+            for worker in workers:
+                worker.ask_to_stop()
+            for worker in workers:
+                worker.wait_or_kill()
+            raise
 
 
 class _Worker:

@@ -13,7 +13,7 @@ from benchmarks.launch.work_order import WorkOrder
 from benchmarks.plan.grid import Grid
 from benchmarks.plan.jobs import Job, Stage
 from benchmarks.training import accelerate_variables
-from benchmarks.workspace import REPOSITORY, Workspace
+from benchmarks.workspace import Workspace
 from methods.errors import UserError
 from slurm import client
 from slurm.launches import Launches, assigned, assigned_stages, job_name
@@ -87,6 +87,12 @@ class Proposal:
         """The runs in the bundles."""
         wanted = {run_id for bundle in self.bundles for run_id in bundle.run_ids}
         return [job for job in self.jobs if job.spec.run_id in wanted]
+
+    @property
+    def about(self) -> list[Job]:
+        """The runs that the jobs have to know: those submitted, and one for each stage that is made."""
+        found = {job.spec.run_id: job for job in (*self.submitted, *(job for _, job in self.stages))}
+        return [found[run_id] for run_id in sorted(found)]
 
     def hours(self) -> tuple[float, int]:
         """Estimated device-hours, and the number of runs and stages that were never measured."""
@@ -216,7 +222,9 @@ def confirmed(question: str) -> bool:
     return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
 
 
-def plan_record(grid: Grid, proposal: Proposal, workspace: Workspace, code: Path) -> dict[str, Any]:
+def plan_record(
+    grid: Grid, proposal: Proposal, workspace: Workspace, code: Path, copy: Path
+) -> dict[str, Any]:
     """The plan file of a launch: the work order of its jobs, and what is shown of them later.
 
     Args:
@@ -224,18 +232,16 @@ def plan_record(grid: Grid, proposal: Proposal, workspace: Workspace, code: Path
         proposal: what is submitted.
         workspace: where data and runs lie.
         code: the copy of the code that the jobs execute.
+        copy: the launch's copy of the grid's file, from `benchmarks.plan.copying`.
 
     Returns:
         JSON values; `slurm.launches` reads those that are not of the `WorkOrder`.
     """
     options, submitted = proposal.options, proposal.submitted
-    # A bundle of stages needs the identity of a run that each stage is for.
-    about = {job.spec.run_id for job in submitted}
-    about |= {job.spec.run_id for _, job in proposal.stages}
     order = WorkOrder.make(
-        _grid_path(grid, code),
+        copy,
         workspace,
-        sorted(about),
+        proposal.about,
         module=WORKER,
         strategy=options.strategy,
         checkpoint_seconds=options.checkpoint_seconds,
@@ -251,10 +257,3 @@ def plan_record(grid: Grid, proposal: Proposal, workspace: Workspace, code: Path
         "processes": options.processes,
         "nodes": options.nodes,
     }
-
-
-def _grid_path(grid: Grid, code: Path) -> Path:
-    """The grid's file in the copy of the code, where the file is part of the code."""
-    path = grid.path.resolve()
-    inside = path.is_relative_to(REPOSITORY)
-    return code / path.relative_to(REPOSITORY) if inside else path

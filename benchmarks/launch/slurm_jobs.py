@@ -12,8 +12,9 @@ from pathlib import Path
 
 from benchmarks.launch.estimate import Estimates
 from benchmarks.launch.slurm import Proposal, SlurmOptions
-from benchmarks.launch.snapshot import snapshot
+from benchmarks.launch.snapshot import COPIES, snapshot
 from benchmarks.launch.work_order import WorkOrder
+from benchmarks.plan.copying import copy_grid
 from benchmarks.plan.grid import Grid
 from benchmarks.plan.jobs import Job, process_kinds, states, uncached
 from benchmarks.signals import stopped_by
@@ -104,12 +105,14 @@ def prepare(
     Raises:
         UserError: the job ended without having prepared everything.
     """
+    # Methods are not run, but the grid's modules are imported: those of now, whenever the job starts.
+    copy = copy_grid(grid, (), workspace.runs.resolve() / "slurm" / COPIES)
     command = [
         "-m",
         "benchmarks.run",
         "prepare",
         "--grid",
-        str(grid.path.resolve()),
+        str(copy),
         "--data",
         str(workspace.data.resolve()),
         "--runs",
@@ -143,9 +146,9 @@ def measure(grid: Grid, proposal: Proposal, workspace: Workspace, report: Callab
     for kind in process_kinds(unknown):
         jobs = [job for job in unknown if job.process_kind == kind]
         order = WorkOrder.make(
-            grid.path,
+            copy_grid(grid, jobs, workspace.runs.resolve() / "slurm" / COPIES),
             workspace,
-            [job.spec.run_id for job in jobs],
+            jobs,
             strategy=options.strategy,
             checkpoint_seconds=options.checkpoint_seconds,
             hang_seconds=options.hang_seconds,

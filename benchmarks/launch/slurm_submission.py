@@ -13,9 +13,11 @@ from typing import Any
 
 from benchmarks.launch.bundles import Bundle
 from benchmarks.launch.slurm import Proposal, SlurmOptions, plan_record
-from benchmarks.launch.snapshot import snapshot
+from benchmarks.launch.snapshot import COPIES, snapshot
 from benchmarks.launch.work_order import NAME, WorkOrder
+from benchmarks.plan.copying import copy_grid
 from benchmarks.plan.grid import Grid
+from benchmarks.plan.jobs import Job
 from benchmarks.workspace import Workspace
 from methods.errors import UserError
 from results.lease import acquire
@@ -54,6 +56,7 @@ def launch(
     *,
     scheduler: Scheduler | None = None,
     copy_code: Callable[[Path], Path] = snapshot,
+    copy_files: Callable[[Grid, Sequence[Job], Path], Path] = copy_grid,
 ) -> Launch | None:
     """Submit a proposal.
 
@@ -64,13 +67,14 @@ def launch(
         report: called with one line of progress.
         scheduler: what takes the jobs; None for the SLURM that is here.
         copy_code: copies the code for the jobs into a folder, see `snapshot`.
+        copy_files: copies the grid's file, its recipe and the users' modules, see `benchmarks.plan.copying`.
 
     Returns:
         The launch; None when others have submitted all of it.
 
     Raises:
         SlurmError: SLURM refused; what was submitted before goes on.
-        UserError: the disk is full, or another launch holds the folder.
+        UserError: the disk is full, another launch holds the folder, or a file changed since the plan.
     """
     scheduler = scheduler or Scheduler()
     root = workspace.runs / "slurm"
@@ -82,7 +86,8 @@ def launch(
                 return None
             size = scheduler.largest_array(proposal.options.profile)
             code = copy_code(root / "code")
-            record = plan_record(grid, again, workspace, code)
+            copy = copy_files(grid, again.about, root.resolve() / COPIES)
+            record = plan_record(grid, again, workspace, code, copy)
             made = Launches(workspace.runs).create(grid.name, record)
             try:
                 _submit(made, again, code, size, scheduler, report)

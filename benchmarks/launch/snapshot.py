@@ -13,6 +13,9 @@ from benchmarks.workspace import REPOSITORY
 from methods.errors import UserError
 from results.files import atomic_write_json
 
+COPIES = "grids"
+"""Folder beside those of the code: what launches copy of grids, recipes and users' modules."""
+
 
 def snapshot(folder: Path) -> Path:
     """Copy this working copy, uncommitted changes and new files included.

@@ -5,10 +5,11 @@ A task is computed by one process or by a group of them; rank 0 alone writes to 
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -19,7 +20,10 @@ from torch import Tensor
 
 import methods
 from benchmarks.data.splits.rules import sees_hidden_labels
+from benchmarks.plan.copies import used
+from benchmarks.plan.identity import digest
 from benchmarks.plan.jobs import STAGE_RECORD, Job, Stage
+from benchmarks.plan.product_code import loaded, of_method
 from benchmarks.provenance import device_name, now, provenance
 from benchmarks.status.progress_file import ProgressFile
 from benchmarks.training import stage_files
@@ -111,6 +115,13 @@ class Task(ABC):
             lease: the right to write it, which only rank 0 has.
         """
 
+    def _code(self, stage: Stage | None) -> str:
+        """A hash of the code that computes a stage, or the run: see `results.versions`."""
+        method = self.job.spec.method if stage is None else stage.key.get("method")
+        sources, copies = of_method(method, loaded())["sha256"], used()
+        data = [] if copies is None else copies.provenance().get("module_data", [])
+        return digest([sources, data]) if data else sources
+
     def _trainer(
         self,
         lease: Lease | MemberLease,
@@ -121,7 +132,10 @@ class Task(ABC):
         epochs = schedule_of(self.job, stage).epochs
         progress = ProgressFile(self.directory, self.title, epochs, lease.generation, lease.held)
         stop = self.options.should_stop
-        main = TrainingHost(on_epoch, on_step=progress, should_stop=stop, is_lost=lambda: not lease.held())
+        code = self._code(stage)
+        main = TrainingHost(
+            on_epoch, on_step=progress, should_stop=stop, is_lost=lambda: not lease.held(), code=code
+        )
         trainer = build_trainer(
             self.job,
             stage,
@@ -133,7 +147,7 @@ class Task(ABC):
                 lease.require,
             ),
             workspace=self.workspace,
-            host=main if self.group.is_main else TrainingHost(should_stop=stop),
+            host=main if self.group.is_main else TrainingHost(should_stop=stop, code=code),
         )
         trainer.resume()
         return trainer, progress
@@ -164,7 +178,7 @@ class RunTask(Task):
             self.workspace.store.truncate_epochs(self.directory, trainer.epoch + 1)
         outcome = trainer.fit()
         if self.group.is_main:
-            self._write(lease, self._trained(trainer, outcome), memory)
+            self._write(lease, self._trained(trainer, outcome), memory, trainer.code[:-1])
             self.workspace.store.settle_epochs(self.directory)
             trainer.checkpoints.clear()
             progress.clear()
@@ -213,7 +227,9 @@ class RunTask(Task):
             + (f" pseudo-label OF1 {quality['OF1']:.1f}" if quality and quality["OF1"] else "")
         )
 
-    def _write(self, lease: Lease | MemberLease, found: _Result, memory: PeakMemory) -> None:
+    def _write(
+        self, lease: Lease | MemberLease, found: _Result, memory: PeakMemory, earlier: Sequence[str] = ()
+    ) -> None:
         job, scores = self.job, np.ascontiguousarray(found.scores.numpy(), dtype=np.float32)
         labels = job.prepared.dataset.test.labels  # with them every metric can be computed again
         arrays: dict[str, np.ndarray] = {
@@ -251,12 +267,28 @@ class RunTask(Task):
                 "provenance": {
                     **provenance(self.device, self.group.world, self.strategy.name),
                     **({"method_code": job.code.record()} if job.code else {}),
+                    **self._versions(earlier),
                 },
                 "finished": now(),
             },
             arrays,
         )
         self.options.report(f"done: {self.title} mAP {found.metrics['last']['mAP']:.2f}")
+
+    def _versions(self, earlier: Sequence[str]) -> dict[str, Any]:
+        """Hashes of what the run was made by, besides its method's own code: see `results.versions`.
+
+        Args:
+            earlier: of the code of processes that began the training, the oldest first.
+        """
+        stages = {stage.kind: _sources_of(stage.directory(self.workspace)) for stage in self.job.stages}
+        copies = used()
+        return {
+            "sources": of_method(self.job.spec.method, loaded()),
+            **({"continued_from": list(earlier)} if earlier else {}),
+            **({"stages": stages} if stages else {}),
+            **(copies.provenance() if copies is not None else {}),
+        }
 
 
 class StageTask(Task):
@@ -278,12 +310,14 @@ class StageTask(Task):
     def compute(self, lease: Lease | MemberLease) -> None:
         """Compute features or a warm-up; rank 0 writes them."""
         started = time.monotonic()
+        code = self._code(self.stage)
         if self.group.is_main:
             self._put_aside(lease)
         if self.stage.kind == "features":
             self._compute_features(lease)
         else:
-            self._train_warmup(lease)
+            earlier = self._train_warmup(lease)
+            code = digest([code, *earlier]) if earlier else code
         if self.group.is_main:
             lease.require()
             atomic_write_json(
@@ -294,6 +328,7 @@ class StageTask(Task):
                     "key": self.stage.key,
                     "seconds": time.monotonic() - started,
                     "device": device_name(self.device),
+                    "sources": code,
                 },
             )
             self.options.report(f"done: {self.title}")
@@ -319,11 +354,12 @@ class StageTask(Task):
                 name = f"{split}.npy"
                 self.sums[name] = stage_files.write_array(self.directory / name, found.float().numpy())
 
-    def _train_warmup(self, lease: Lease | MemberLease) -> None:
+    def _train_warmup(self, lease: Lease | MemberLease) -> tuple[str, ...]:
+        """Train and write it; returns hashes of the other code that began it, on rank 0."""
         trainer, progress = self._trainer(lease, self.stage)
         trainer.fit()
         if not self.group.is_main:
-            return
+            return ()
         for weights, module in (("model", trainer.method), ("ema", trainer.ema.module)):
             state = {name: value.contiguous().cpu() for name, value in module.training_state().items()}
             lease.require()
@@ -331,6 +367,7 @@ class StageTask(Task):
             self.sums[name] = stage_files.write_tensors(self.directory / name, state)
         trainer.checkpoints.clear()
         progress.clear()
+        return trainer.code[:-1]
 
 
 @dataclass(frozen=True)
@@ -352,6 +389,14 @@ class _Result:
     seconds: float
     trainable: int
     images: int
+
+
+def _sources_of(stage: Path) -> str | None:
+    """The hash of the code that made a stage; None for a stage that does not say it, as earlier ones."""
+    try:
+        return json.loads((stage / STAGE_RECORD).read_text(encoding="utf-8")).get("sources")
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 def _from_one(chosen: dict[str, Any] | None) -> dict[str, Any] | None:

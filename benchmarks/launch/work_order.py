@@ -14,13 +14,15 @@ import shlex
 import sys
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from benchmarks.launch.bundles import Bundle
 from benchmarks.plan.grid import load, with_strategy
 from benchmarks.plan.jobs import Job, Stage, resolve
+from benchmarks.plan.product_code import check as check_code
+from benchmarks.plan.product_code import hashes
 from benchmarks.progress import silent
 from benchmarks.workspace import Workspace
 from methods.errors import UserError
@@ -45,8 +47,12 @@ _TYPES: dict[str, Any] = {
     "code": str,
     "format": int,
     "module": str,
+    "sources": dict,
+    "planned": dict,
 }
 """JSON types of the fields."""
+_LATER = ("bundles", "code", "sources", "planned")
+"""Fields that earlier files do not have."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,7 @@ class WorkOrder:
     """What processes are asked to do, and how.
 
     Attributes:
-        grid: path of the grid's file.
+        grid: path of the grid's file: of the launch's own copy, see `benchmarks.plan.copies`.
         data: folder of the datasets.
         runs: folder of the run store.
         run_ids: identities of the runs that the order is about.
@@ -69,6 +75,9 @@ class WorkOrder:
         code: folder of the code that the order was made with; "" for the code that reads it.
         format: see `FORMAT`; 0 in files without one.
         module: the Python module that serves the order; "" in files of format 0.
+        sources: SHA-256 of each source file that may decide a number (`benchmarks.plan.product_code`), by its
+            path; empty in earlier files.
+        planned: the hashes in the identities of the runs, by field; empty in earlier files.
     """
 
     grid: str
@@ -86,13 +95,15 @@ class WorkOrder:
     code: str = ""
     format: int = FORMAT
     module: str = ""
+    sources: Mapping[str, str] = field(default_factory=dict)
+    planned: Mapping[str, list[str]] = field(default_factory=dict)
 
     @classmethod
     def make(
         cls,
         grid: Path,
         workspace: Workspace,
-        run_ids: Sequence[str],
+        jobs: Sequence[Job],
         *,
         module: str,
         strategy: str | None,
@@ -103,12 +114,26 @@ class WorkOrder:
         bundles: Sequence[Bundle] = (),
         code: Path | None = None,
     ) -> WorkOrder:
-        """An order of a new launch by this command; for the arguments see the class."""
+        """An order of a new launch by this command.
+
+        Args:
+            grid: the copy of the grid's file, from `benchmarks.plan.copying`.
+            workspace: where data and runs lie.
+            jobs: the runs.
+            module: for this and the others see the class.
+            strategy: see the class.
+            checkpoint_seconds: see the class.
+            hang_seconds: see the class.
+            threads: see the class.
+            launcher: see the class.
+            bundles: see the class.
+            code: see the class.
+        """
         return cls(
             grid=str(grid.resolve()),
             data=str(workspace.data.resolve()),
             runs=str(workspace.runs.resolve()),
-            run_ids=tuple(run_ids),
+            run_ids=tuple(job.spec.run_id for job in jobs),
             strategy=strategy,
             threads=threads,
             checkpoint_seconds=checkpoint_seconds,
@@ -119,6 +144,8 @@ class WorkOrder:
             bundles=tuple(bundles),
             code="" if code is None else str(code),
             module=module,
+            sources=hashes(),
+            planned=_hashes(jobs),
         )
 
     @classmethod
@@ -141,8 +168,7 @@ class WorkOrder:
                 f"to {FORMAT}); update the code or save the plan again"
             )
         for name, kind in _TYPES.items():
-            optional = name in ("bundles", "code")
-            if name not in values and not optional:
+            if name not in values and name not in _LATER:
                 raise UserError(f"{where} lacks {name!r}: save the plan again with this version")
             if name in values and not isinstance(values[name], kind):
                 raise UserError(f"{where}: {name} = {values[name]!r} is not what a plan holds there")
@@ -197,22 +223,35 @@ class WorkOrder:
         return Workspace(Path(self.data), Path(self.runs))
 
     def resolve(self) -> list[Job]:
-        """The order's runs, resolved again from the grid: a grid that has changed is noticed.
+        """The order's runs, resolved again from the launch's copy of the grid; what has changed is noticed.
 
         Raises:
-            UserError: a run is no longer in the grid.
+            UserError: a run is no longer what was planned, or the code is not that of the launch.
         """
+        check_code(self.sources)
         wanted = set(self.run_ids)
         grid = with_strategy(load(self.grid), self.strategy)
-        jobs = resolve(grid, self.workspace, progress=silent, workers=1)
-        jobs = [job for job in jobs if job.spec.run_id in wanted]
+        every = resolve(grid, self.workspace, progress=silent, workers=1)
+        jobs = [job for job in every if job.spec.run_id in wanted]
         missing = wanted - {job.spec.run_id for job in jobs}
         if missing:
             raise UserError(
-                f"the grid {self.grid} or what it reads (recipe, modules, data, weights) has changed since "
-                f"it was started: {len(missing)} of {len(wanted)} runs are no longer in it; start it again"
+                f"{len(missing)} of the {len(wanted)} runs of grid {grid.name} are not what was planned any "
+                f"more: {self._changed(every)}; nothing was run: start it again"
             )
+        check_code(self.sources)  # again: what was imported meanwhile is what was compared
         return jobs
+
+    def _changed(self, jobs: Sequence[Job]) -> str:
+        """What differs between the plan and the runs of now."""
+        if not self.planned:
+            return f"{self.grid} or what it reads (recipe, modules, data, weights) has changed"
+        now = _hashes(jobs)
+        fields = [name for name, values in self.planned.items() if not set(values) <= set(now.get(name, ()))]
+        words = [_WORDS[name] for name in _WORDS if name in fields]
+        if words:
+            return f"{', '.join(words)} changed since"
+        return "a version or a setting of the code changed since"
 
     def tasks(self, jobs: Sequence[Job], bundle: int | None) -> list[tuple[Stage | None, Job]]:
         """What one worker does, in the order in which it tries it.
@@ -241,6 +280,26 @@ class WorkOrder:
                 if stage.stage_id in stage_ids:
                     stages.setdefault(stage.stage_id, (stage, job))
         return [*stages.values(), *order([job for job in jobs if job.spec.run_id in run_ids])]
+
+
+_WORDS = {
+    "code": "the code of a user's method",
+    "dataset_digest": "the data",
+    "split_digest": "the labelled images",
+    "weights_sha256": "the weights of a backbone",
+}
+
+
+def _hashes(jobs: Sequence[Job]) -> dict[str, list[str]]:
+    """The hashes in the identities of runs, by field, sorted."""
+    found: dict[str, set[str]] = {name: set() for name in _WORDS}
+    for job in jobs:
+        spec = job.spec
+        values = (spec.code, spec.dataset_digest, spec.split_digest, spec.backbone["weights_sha256"])
+        for name, value in zip(_WORDS, values, strict=True):
+            if value:
+                found[name].add(value)
+    return {name: sorted(values) for name, values in found.items() if values}
 
 
 def order(jobs: Sequence[Job]) -> list[tuple[Stage | None, Job]]:

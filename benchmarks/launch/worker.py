@@ -29,6 +29,7 @@ from benchmarks.launch.failures import GroupBroken, fail_dependent
 from benchmarks.launch.memory import keep_large_blocks
 from benchmarks.launch.work_order import WorkOrder
 from benchmarks.plan.jobs import Job, Stage, process_kinds
+from benchmarks.plan.product_code import loaded
 from benchmarks.provenance import code_state
 from benchmarks.signals import STOP_SIGNALS
 from benchmarks.training.group import Group, lost_peer
@@ -270,15 +271,16 @@ def work(
     should_stop.listen()
     require_folder(order.workspace)
     keep_large_blocks()
-    code_state()  # now: the working copy may change while the runs are executed
     if order.threads:
         torch.set_num_threads(order.threads)
     record_command(order.command)
     tasks = order.tasks(order.resolve(), bundle)
+    code_state(), loaded()  # now: the working copy may change while the runs are executed
     try:
         group = Group.join(should_stop, report)
     except KeyboardInterrupt:
         return EXIT_STOPPED
+    _agree(order, group)
     options = Options(
         checkpoint_seconds=order.checkpoint_seconds,
         launch=launch_name(order.launch),
@@ -296,6 +298,21 @@ def work(
         return EXIT_STOPPED
     group.leave()
     return 0
+
+
+def _agree(order: WorkOrder, group: Group) -> None:
+    """Compare what the processes of a group were asked to do: under torchrun each has planned by itself.
+
+    Raises:
+        UserError: in all of them, where one has another plan or other code than rank 0.
+    """
+    asked = group.all_gather_object((order.run_ids, dict(order.planned), dict(order.sources)))
+    others = [rank for rank, each in enumerate(asked) if each != asked[0]]
+    if others:
+        raise UserError(
+            f"rank {others[0]} has planned other runs, or with other code, than rank 0: the grid, what it "
+            "reads or the code changed while the processes started; nothing was run: start them again"
+        )
 
 
 def main() -> int:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,37 +19,14 @@ from typing import Any
 
 import methods
 from benchmarks.data.registry import DatasetSpec
-from benchmarks.data.registry import available as available_datasets
 from benchmarks.data.splits.budget import Budget
-from benchmarks.plan import paths
+from benchmarks.plan import grid_file, paths
+from benchmarks.plan.grid_file import HERE
+from benchmarks.plan.grid_file import available as available
 from benchmarks.plan.recipe import Kind, Recipe, check_strategy, recipe_of
-from benchmarks.plan.user_code import import_methods
-from benchmarks.workspace import REPOSITORY
 from methods.backbones.spec import BackboneSpec
 from methods.errors import UserError, nearest
 from methods.fields import Wording, build
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
-HERE = REPOSITORY / "benchmarks"
-GRID_KEYS = (
-    "description",
-    "datasets",
-    "ratios",
-    "seeds",
-    "split_seeds",
-    "methods",
-    "recipe",
-    "backbone",
-    "override",
-    "hyper",
-    "dataset",
-    "modules",
-)
-RECIPE_KEYS = ("description", "backbone", "recipe", "hyper", "dataset")
 
 
 @dataclass(frozen=True)
@@ -106,13 +82,20 @@ class Grid:
         name: the file's stem.
         description: one line for `list`.
         cells: the runs, in the order of datasets, ratios, seeds, methods.
-        path: the grid file.
+        path: the grid file; for a launch's copy the file that it was copied from.
+        files: the grid file and its recipe, each with the bytes that were read.
+        modules: what it names under `modules`: names in `sys.modules`, each with its file, or None for an
+            installed module.
+        methods: the methods of all rows of the file, of `cells` or not.
     """
 
     name: str
     description: str
     cells: tuple[Cell, ...]
     path: Path
+    files: tuple[tuple[Path, bytes], ...] = field(default=(), compare=False, repr=False)
+    modules: tuple[tuple[str, Path | None], ...] = field(default=(), compare=False, repr=False)
+    methods: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def argument(self) -> str:
@@ -182,11 +165,6 @@ def with_strategy(grid: Grid, strategy: str | None) -> Grid:
     return dataclasses.replace(grid, cells=tuple(cells))
 
 
-def available(folder: str = "grids") -> list[str]:
-    """Return the names of the grids (or of the recipes) in this repository."""
-    return sorted(path.stem for path in (HERE / folder).glob("*.toml"))
-
-
 @dataclass(frozen=True)
 class _Row:
     """An entry of a grid's list of methods.
@@ -207,18 +185,17 @@ class _Row:
 
 
 def load(name: str) -> Grid:
-    """Read a grid by name or by path.
+    """Read a grid by name or by path; with a launch's copy its recipe and modules are copies too.
+
+    See `benchmarks.plan.copies`.
 
     Raises:
         UserError: the file, a key, a dataset, method, field or value is wrong; the message names
             the file, the key and the nearest valid name.
     """
-    path, table = _read(name, "grids", GRID_KEYS)
+    read = grid_file.read(name)
+    path, table, recipe_path, recipe = read.path, read.table, read.recipe_path, read.recipe
     where = path.name
-    recipe_name = table.get("recipe")
-    if not isinstance(recipe_name, str):
-        raise UserError(f"{where}: 'recipe' must name one of {', '.join(available('recipes'))}")
-    recipe_path, recipe = _read(paths.of_recipe(recipe_name, path.parent), "recipes", RECIPE_KEYS)
     rows = [_row(entry, where) for entry in _list(table, "methods", where)]
     _check_labels(rows, where)
     usual = (table["backbone"], path) if "backbone" in table else (recipe.get("backbone"), recipe_path)
@@ -250,7 +227,15 @@ def load(name: str) -> Grid:
                             split_seed,
                         )
                     )
-    return Grid(path.stem, str(table.get("description", "")), tuple(cells), path)
+    return Grid(
+        path.stem,
+        str(table.get("description", "")),
+        tuple(cells),
+        path,
+        read.files,
+        read.modules,
+        tuple(dict.fromkeys(row.name for row in rows)),
+    )
 
 
 def _layers(
@@ -275,41 +260,6 @@ def _hyper(name: str, values: dict[str, Any], where: str) -> Any:
         return methods.hyper(name, **values)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
-
-
-def _read(name: str, folder: str, keys: tuple[str, ...]) -> tuple[Path, dict[str, Any]]:
-    path = Path(name) if name.endswith(".toml") else HERE / folder / f"{name}.toml"
-    if not path.is_file():
-        kind = folder[:-1]
-        raise UserError(f"no {kind} {name!r}{nearest(name, available(folder))}")
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid TOML: {error}") from error
-    for key in table:
-        if key not in keys:
-            raise UserError(f"{path.name}: no key {key!r}{nearest(key, list(keys))}")
-    for module in table.get("modules", []):
-        import_methods(module, path.parent, f"{path.name}: modules")
-    _check_section(table, "hyper", methods.available(), path.name)
-    _check_section(table, "dataset", available_datasets(), path.name)
-    for dataset, part in table.get("dataset", {}).items():
-        _check_section(part, "hyper", methods.available(), path.name, f"dataset.{dataset}.")
-    return path, table
-
-
-def _check_section(
-    table: dict[str, Any], section: str, names: Sequence[str], where: str, above: str = ""
-) -> None:
-    """Check that ``[above section.NAME]`` is a table for every NAME, and that the names exist."""
-    content = table.get(section, {})
-    if not isinstance(content, dict):
-        raise UserError(f"{where}: {above}{section} is {content!r}; write [{above}{section}.NAME]")
-    for name, values in content.items():
-        if name not in names:
-            raise UserError(f"{where}: [{above}{section}.{name}]: unknown{nearest(name, names)}")
-        if not isinstance(values, dict):
-            raise UserError(f"{where}: {above}{section}.{name} is {values!r}; it must be a table")
 
 
 def _list(table: dict[str, Any], key: str, where: str, kinds: tuple[type, ...] = (str, dict)) -> list[Any]:

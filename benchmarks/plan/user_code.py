@@ -9,6 +9,8 @@ To it belong the files that it imports, directly or through each other, from out
 the standard library and the folders of installed packages; such as a helper beside a user's file. They
 are found by reading the import statements with `ast`, those inside functions too, so the hash does not
 depend on what has been executed.
+
+A launch copies these files (`benchmarks.plan.copies`), and its processes import the copies.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import site
 import sys
 import sysconfig
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -29,6 +32,7 @@ from types import ModuleType
 from typing import Any
 
 import methods
+from benchmarks.plan import copies
 from benchmarks.plan.identity import digest
 from methods.errors import UserError
 from methods.registry import GROUP, USER_FILE, forget
@@ -58,26 +62,74 @@ class UserCode:
         return {**found, "distribution": self.distribution} if self.distribution else found
 
 
-def import_methods(module: str, folder: Path, where: str) -> None:
+@dataclass(frozen=True)
+class SourceFile:
+    """A file of a user's code, as it was read.
+
+    Attributes:
+        path: where it was read.
+        home: the folder that it is imported from.
+        short: its name, by which it is hashed.
+        content: its bytes.
+    """
+
+    path: Path
+    home: Path
+    short: str
+    content: bytes
+
+    @property
+    def place(self) -> str:
+        """Its path below the folder that it is imported from."""
+        return self.path.relative_to(self.home).as_posix()
+
+    @property
+    def sha256(self) -> str:
+        """Of its bytes."""
+        return hashlib.sha256(self.content).hexdigest()
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The files that make up a user's module.
+
+    Attributes:
+        files: sorted by name.
+        tops: the folder of each importable top-level name among them.
+    """
+
+    files: tuple[SourceFile, ...]
+    tops: dict[str, Path]
+
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 of each file by its name."""
+        return {file.short: file.sha256 for file in self.files}
+
+
+def import_methods(module: str, folder: Path, where: str) -> tuple[str, Path | None]:
     """Import a user's methods.
 
     A file is known by its resolved path and its content: two files of one name do not collide, and a
     file that has changed is read again in the place of the old one. Modules beside it can be imported;
-    what is installed comes before them.
+    what is installed comes before them. In a process of a launch its copy is read.
 
     Args:
         module: a file (``*.py``), relative to ``folder``, or an installed module.
         folder: of the grid file.
         where: what names the module, for messages.
 
+    Returns:
+        The module's name in `sys.modules`; and the file that is named, None for an installed module.
+
     Raises:
         UserError: it cannot be imported.
     """
     try:
         if module.endswith(".py"):
-            _import_file((folder / module).resolve())
-        else:
-            importlib.import_module(module)
+            path = (folder / module).resolve()
+            return _import_file(path), path
+        importlib.import_module(module)
+        return module, None
     except UserError:
         raise
     # The user's own code: whatever is wrong in it, say where. A script that exits is no module either.
@@ -85,13 +137,14 @@ def import_methods(module: str, folder: Path, where: str) -> None:
         raise UserError(f"{where}: cannot import {module!r}: {type(error).__name__}: {error}") from error
 
 
-def _import_file(path: Path) -> None:
+def _import_file(original: Path) -> str:
+    path = copies.place(original)
     source = path.read_bytes()
-    place = hashlib.sha256(bytes(path)).hexdigest()[:12]
+    place = hashlib.sha256(bytes(original)).hexdigest()[:12]
     start = f"{USER_FILE}{path.stem}_{place}_"
     name = start + hashlib.sha256(source).hexdigest()[:12]
     if name in sys.modules:
-        return
+        return name
     for old in [loaded for loaded in sys.modules if loaded.startswith(start)]:
         forget(old)
         del sys.modules[old]
@@ -109,22 +162,45 @@ def _import_file(path: Path) -> None:
         forget(name)
         del sys.modules[name]
         raise
+    with suppress(UserError):  # what is wrong with it is said where its hash is needed
+        _imported_with[name] = sources(loaded, name).hashes()
+    return name
+
+
+def imported_with(name: str) -> dict[str, str] | None:
+    """SHA-256 of a user's file and the files that it imports, as they were when it was imported, by name.
+
+    Args:
+        name: of its module; None is returned for a module that is not of a file which a grid names.
+    """
+    return _imported_with.get(name)
+
+
+_imported_with: dict[str, dict[str, str]] = {}
+
+
+def is_users(module: ModuleType) -> bool:
+    """Whether a module belongs neither to this repository nor to what is installed."""
+    if module.__name__.startswith(USER_FILE):
+        return True
+    file = getattr(module, "__file__", None)
+    if module.__name__.partition(".")[0] in OWN or not str(file).endswith(".py"):
+        return False
+    path = Path(str(file)).resolve()
+    return not _holds_installed((_package(path) or path).parent)
 
 
 def code_of(name: str) -> UserCode | None:
     """The source of a method; None for methods of this repository.
 
     Raises:
-        UserError: its source cannot be read, or it imports a module whose name stands for two files.
+        UserError: its source cannot be read, it is not what was imported any more, or it imports a module
+            whose name stands for two files.
     """
-    cls = methods.get(name)
-    module = sys.modules.get(cls.__module__)
-    if cls.__module__.partition(".")[0] in OWN:
+    module = module_of(name)
+    if module is None:
         return None
-    path = getattr(module, "__file__", None)
-    if module is None or not path or not path.endswith(".py"):
-        raise UserError(f"method {name!r}: there is no source file of {cls.__module__!r} to be identified by")
-    files = _sources(name, module, Path(path).resolve())
+    files = sources(module, f"method {name!r}").hashes()
     if len(files) == 1:
         (whole,) = files.values()
     else:
@@ -132,44 +208,82 @@ def code_of(name: str) -> UserCode | None:
     return UserCode(whole, files, _distribution(name))
 
 
-def _sources(name: str, module: ModuleType, path: Path) -> dict[str, str]:
-    """SHA-256 of the files that make up a module, by name.
+def module_of(name: str) -> ModuleType | None:
+    """The module that defines a method; None for methods of this repository.
 
     Raises:
-        UserError: a file cannot be read, two have one name, or a name stands for two files.
+        UserError: it has no source file.
     """
-    root = _package(path)
+    cls = methods.get(name)
+    if cls.__module__.partition(".")[0] in OWN:
+        return None
+    module = sys.modules.get(cls.__module__)
+    if module is None or not str(getattr(module, "__file__", None)).endswith(".py"):
+        raise UserError(f"method {name!r}: there is no source file of {cls.__module__!r} to be identified by")
+    return module
+
+
+def sources(module: ModuleType, who: str) -> Sources:
+    """The files that make up an imported module.
+
+    Args:
+        module: the module; it has a file.
+        who: names it in messages.
+
+    Raises:
+        UserError: a file cannot be read, two have one name, a name stands for two files, or the module's file
+            is not what was imported any more.
+    """
+    assert module.__file__ is not None
+    path = Path(module.__file__).resolve()
     # A file that a grid names is a module of its own, even in a package's folder.
-    if root is None or module.__name__.startswith(USER_FILE):
-        left = {path: path.parent}
-    else:
+    is_file = module.__name__.startswith(USER_FILE)
+    if is_file:  # it may have been imported before there was a copy
+        path = copies.place(path)
+    root = _package(path)
+    tops: dict[str, Path] = {}
+    left = {path: path.parent}
+    if root is not None and not is_file:
         left = dict.fromkeys(_python_files(root), root.parent)
+    own = left[path]
+    if not is_file:
+        if root is None:  # it may lie in folders without __init__.py, which its name says
+            own = path.parents[module.__name__.count(".")]
+        tops[module.__name__.partition(".")[0]] = own
+    found: dict[str, SourceFile] = {}
     seen: set[Path] = set()
-    found: dict[str, str] = {}
     while left:
         file, home = left.popitem()
         seen.add(file)
         try:
-            content = file.read_bytes()
+            short = file.relative_to(home).as_posix()
+            read = SourceFile(file, own if file == path else home, short, file.read_bytes())
         except OSError as error:
-            raise UserError(f"method {name!r}: {file}: {error.strerror}") from None
-        short = file.relative_to(home).as_posix()
-        if short in found:
-            raise UserError(f"method {name!r}: its code has two files called {short}: rename one")
-        found[short] = hashlib.sha256(content).hexdigest()
-        for dotted in _imported(content, file, name):
-            for more, place in _local(dotted, file, name).items():
+            raise UserError(f"{who}: {file}: {error.strerror}") from None
+        if file == path and is_file and not module.__name__.endswith(read.sha256[:12]):
+            raise UserError(f"{who}: {path} changed while the plan was made; start it again")
+        if read.short in found:
+            raise UserError(f"{who}: its code has two files called {read.short}: rename one")
+        found[read.short] = read
+        for dotted in _imported(read.content, file, who):
+            for more, place in _local(dotted, file, who).items():
+                tops[dotted.partition(".")[0]] = place
                 if more not in seen:
                     left[more] = place
-    return dict(sorted(found.items()))
+    return Sources(tuple(found[short] for short in sorted(found)), tops)
 
 
-def _imported(content: bytes, file: Path, name: str) -> list[str]:
+def _imported(content: bytes, file: Path, who: str) -> list[str]:
     """Dotted names that a source imports; relative imports stay in its package."""
     try:
         tree = ast.parse(content)
     except SyntaxError as error:
-        raise UserError(f"method {name!r}: {file}, line {error.lineno}: {error.msg}") from None
+        raise UserError(f"{who}: {file}, line {error.lineno}: {error.msg}") from None
+    return imported_names(tree)
+
+
+def imported_names(tree: ast.AST) -> list[str]:
+    """Dotted names that a source imports, sorted; relative imports are left out."""
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -179,7 +293,7 @@ def _imported(content: bytes, file: Path, name: str) -> list[str]:
     return sorted(found)
 
 
-def _local(dotted: str, file: Path, name: str) -> dict[Path, Path]:
+def _local(dotted: str, file: Path, who: str) -> dict[Path, Path]:
     """The files of an imported module, each with the folder that its name is relative to.
 
     Empty for what is installed or belongs to this repository.
@@ -188,7 +302,7 @@ def _local(dotted: str, file: Path, name: str) -> dict[Path, Path]:
     if top in OWN or top in sys.builtin_module_names or top in sys.stdlib_module_names:
         return {}
     try:
-        spec = importlib.util.find_spec(top)
+        spec = copies.spec_of(top) or importlib.util.find_spec(top)
     except ValueError:  # a module without a spec, such as __main__
         return {}
     if spec is None:
@@ -205,7 +319,7 @@ def _local(dotted: str, file: Path, name: str) -> dict[Path, Path]:
     beside = (file.with_name(f"{top}.py"), file.parent / top / "__init__.py")
     if any(place.is_file() and place.resolve() != origin for place in beside):
         raise UserError(
-            f"method {name!r}: {file.name} imports {top!r}, and that is {origin}, not the file beside it: "
+            f"{who}: {file.name} imports {top!r}, and that is {origin}, not the file beside it: "
             "rename one of the two"
         )
     return dict.fromkeys(_python_files(origin.parent) if is_package else [origin], home)

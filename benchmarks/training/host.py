@@ -18,9 +18,11 @@ class TrainingHost:
         should_stop: asked after every step; True makes the loop save and raise `Interrupted`.
         is_lost: asked after every step on the main process; True means that another process has taken the
             training over: the loop saves nothing and raises `LeaseLostError`.
+        code: a hash of the code of this process, for checkpoints: who continues them learns what began them.
     """
 
     on_epoch: Callable[[dict[str, Any]], None] = lambda row: None
     on_step: Callable[[int, int, int, float], None] = lambda epoch, step, steps, seconds: None
     should_stop: Callable[[], bool] = lambda: False
     is_lost: Callable[[], bool] = lambda: False
+    code: str = ""

@@ -71,6 +71,7 @@ class Trainer:
         self.accelerator = strategy.accelerator
         self.checkpoints, self.selection, self.hidden_labels = checkpoints, selection, hidden_labels
         self.host = host or TrainingHost()
+        self.code: tuple[str, ...] = (self.host.code,)  # and before it, of processes that it continues
         method.to(self.accelerator.device, strategy.dtype)
         self.batches = Batches(data, schedule, recipe.views, seed, strategy)
         optimizer, self.scheduler = build_optimizer(method, schedule, self.steps_per_epoch)
@@ -116,6 +117,7 @@ class Trainer:
                 "images_seen": self.images_seen,
                 "seconds": self.seconds,
                 "losses": self.losses.total(),
+                "code": list(self.code),
                 **self.selection.state(),
             },
         }
@@ -148,6 +150,8 @@ class Trainer:
         self.epoch, self.step = progress["epoch"], progress["step"]
         self.ema.steps = self.epoch * self.steps_per_epoch + self.step
         self.images_seen, self.seconds = progress["images_seen"], progress["seconds"]
+        before = progress.get("code", ["not recorded"])  # those of earlier versions do not say it
+        self.code = (*(code for code in before if code != self.host.code), self.host.code)
         self.selection.load(progress)
         self.losses.load(progress["losses"], self.group.is_main)
         if self.group.is_main and self.hidden_labels:

@@ -37,7 +37,15 @@ class Stage:
 
 def job(name: str, kind: str = "semi", dataset: str = "voc", stages=(), precision: str = "fp32"):
     return SimpleNamespace(
-        spec=SimpleNamespace(run_id=name, dataset=dataset, title=f"title of {name}"),
+        spec=SimpleNamespace(
+            run_id=name,
+            dataset=dataset,
+            title=f"title of {name}",
+            code="",
+            dataset_digest="d" * 64,
+            split_digest="s" * 64,
+            backbone={"weights_sha256": "w" * 64},
+        ),
         stages=tuple(stages),
         cell=SimpleNamespace(kind=kind),
         process_kind=(precision, "ddp"),
@@ -132,6 +140,7 @@ def ready(tmp_path):
         options=SlurmOptions(Profile()),
         jobs=[],
         submitted=[job("a")],
+        about=[job("a")],
         bundles=bundles,
         stages=[],
         queued_stages={},
@@ -158,6 +167,7 @@ def ready(tmp_path):
             lambda line: None,
             scheduler=scheduler,
             copy_code=lambda folder: tmp_path / "code",
+            copy_files=lambda grid, jobs, folder: folder / "copy" / grid.path.name,
         )
 
     return SimpleNamespace(
@@ -239,6 +249,7 @@ def test_each_job_executes_its_bundle_of_the_work_order(ready):
     order = WorkOrder.read(plan)
     assert [bundle.run_ids for bundle in order.bundles] == [(), ("a",)]
     assert (order.run_ids, order.code, order.launcher) == (("a",), str(ready.code), None)
+    assert order.grid == str(ready.launches.parent / "grids" / "copy" / "x.toml")
     assert (made.run_ids, made.titles) == ([[], ["a"]], {"a": "title of a"})
     assert made.estimates == {"a": 1.0}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import stat
@@ -75,7 +76,7 @@ def test_an_order_is_read_as_it_was_written(tmp_path):
     made = WorkOrder.make(
         tmp_path / "grid.toml",
         Workspace(tmp_path / "data", tmp_path / "runs"),
-        ["a", "b"],
+        [],
         strategy="zero1",
         checkpoint_seconds=1.5,
         hang_seconds=60,
@@ -168,12 +169,32 @@ def test_a_bundle_that_an_old_plan_describes_is_executed(tmp_path, tiny):
     assert result["provenance"]["command"] == old_plan()["command"]
 
 
-def test_a_grid_that_changed_is_noticed(tiny):
+def test_what_changed_since_the_plan_is_noticed_and_named(tiny):
     grid, jobs, workspace = tiny
     settings = {"module": WORKER, "strategy": None, "checkpoint_seconds": 1.0, "hang_seconds": 1.0}
-    made = WorkOrder.make(grid, workspace, ["0" * 64, jobs["csaa"].spec.run_id], **settings)
-    with pytest.raises(UserError, match="has changed since it was started: 1 of 2 runs are no longer in it"):
-        made.resolve()
+    made = WorkOrder.make(grid, workspace, [jobs["csaa"], jobs["fixmatch"]], **settings)
+    assert {job.spec.run_id for job in made.resolve()} == set(made.run_ids)
+    for field, words in (
+        ("split_digest", "the labelled images changed since"),
+        ("weights_sha256", "the weights of a backbone changed since"),
+        ("", "a version or a setting of the code changed since"),
+    ):
+        planned = {**made.planned, **({field: ["0" * 64]} if field else {})}
+        ids = ("0" * 64, made.run_ids[0])
+        with pytest.raises(UserError, match=f"1 of the 2 runs of grid tiny are not .* more: {words}"):
+            dataclasses.replace(made, run_ids=ids, planned=planned).resolve()
+    # A file of an earlier version has no hashes to compare.
+    with pytest.raises(UserError, match=r"tiny.toml or what it reads \(recipe, modules"):
+        dataclasses.replace(made, run_ids=ids, planned={}, sources={}).resolve()
+
+
+def test_code_that_changed_since_the_plan_is_named_and_nothing_is_run(tiny):
+    grid, jobs, workspace = tiny
+    settings = {"module": WORKER, "strategy": None, "checkpoint_seconds": 1.0, "hang_seconds": 1.0}
+    made = WorkOrder.make(grid, workspace, [jobs["csaa"]], **settings)
+    sources = {**made.sources, "methods/losses.py": "0" * 64}
+    with pytest.raises(UserError, match=r"changed since the launch \(methods/losses.py\): nothing was run"):
+        dataclasses.replace(made, sources=sources).resolve()
 
 
 def test_tasks_are_stages_first_and_the_longest_runs_before_the_others(tiny):
@@ -193,13 +214,12 @@ def test_tasks_are_stages_first_and_the_longest_runs_before_the_others(tiny):
 def test_a_bundle_of_runs_makes_their_missing_stages_too(tiny):
     grid, jobs, workspace = tiny
     (stage,) = jobs["fixmatch"].stages
-    ids = [job.spec.run_id for job in jobs.values()]
     bundles = [
         Bundle("stages", "fp32", "ddp", "tiny", 1, stage_ids=(stage.stage_id,)),
         Bundle("runs", "fp32", "ddp", "tiny", 1, run_ids=(jobs["fixmatch"].spec.run_id,)),
     ]
     settings = {"module": WORKER, "strategy": None, "checkpoint_seconds": 1.0, "hang_seconds": 1.0}
-    made = WorkOrder.make(grid, workspace, ids, bundles=bundles, **settings)
+    made = WorkOrder.make(grid, workspace, list(jobs.values()), bundles=bundles, **settings)
     found = list(jobs.values())
     assert [each and each.stage_id for each, _ in made.tasks(found, 0)] == [stage.stage_id]
     assert [each and each.stage_id for each, _ in made.tasks(found, 1)] == [stage.stage_id, None]
