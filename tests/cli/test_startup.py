@@ -46,7 +46,7 @@ def watched(command: CommandLine, *argv: str) -> tuple[str, set[str]]:
 
 
 VERBS = {
-    "list": (["list"], "methods: csaa"),
+    "list": (["list"], "csaa, "),
     "status": (["status"], "2 done"),
     "status of a grid": (["status", "--grid", "GRID"], "2 runs (2 done)"),
     "logs": (["logs", "linear_probe/tiny/0.5/1"], ""),
