@@ -4,6 +4,7 @@ Source: Zhou, Chen, Wang, Chen, Heng, "Acknowledging the Unknown for Multi-Label
 Labels", ECCV 2022, arXiv 2203.16219, whose loss VLPL builds on: Xing, Xiong, Stylianou, Sastry, Gong, Jacobs,
 "Vision-Language Pseudo-Labels for Single-Positive Multi-Label Learning", CVPR Workshops 2024, arXiv
 2310.15985; code read: github mvrl/VLPL at ed09b59 (``loss_EM``).
+Golden test: `tests/methods/test_noisy_losses.py`, numbers of running it, but for what it adds in logarithms.
 
 What it does: entropy maximisation, on strong views. Entries of labelled images have binary cross-entropy;
 entries of unlabelled images -α·H(p) with H the binary entropy of p = σ(z). Its slope in z is α·z·p(1 - p):

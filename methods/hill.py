@@ -2,6 +2,7 @@
 
 Source: Zhang, Cheng, Huang, Wen, Feng, Li, Guo, "Simple and Robust Loss Design for Multi-Label Learning with
 Missing Labels", arXiv 2112.07368 (2021); code read: github xinyu1205/robust-loss-mlml at dcfa4d5.
+Golden test: `tests/methods/test_noisy_losses.py`, numbers of running it: losses and gradients.
 
 What it does: on strong views, a positive costs -(1 - q)^γ log q with q = σ(z - m), a negative (λ - p)·p² with
 p = σ(z). With λ = 1.5 the slope of the latter in z is 3p²(1 - p)²: it falls again where p is large, so that a

@@ -3,6 +3,7 @@
 Source: "instance-adaptive thresholding", a baseline of Xie et al., "Class-Distribution-Aware Pseudo-Labeling
 for Semi-Supervised Multi-Label Learning" (CAP), NeurIPS 2023, arXiv 2305.02795. Code: not published (github
 xiemk/SSMLL-CAP at b7dd807 was read and has none).
+Golden test: none, there is no code to run; `tests/methods/test_pool_thresholds.py` has the rule in loops.
 
 What it does: before each epoch the moving average scores the weak views of all unlabelled images. The
 positives of an image are its n most probable classes, n = Σ_k p_k rounded, at least 1 (with a single class at

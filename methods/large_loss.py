@@ -3,6 +3,8 @@
 Source: Kim, Kim, Akata, Lee, "Large Loss Matters in Weakly Supervised Multi-Label Classification", CVPR 2022,
 arXiv 2206.03740; code read: github snucml/LargeLossMatters at 5025d16, and its copy in github xiemk/SSMLL-CAP
 at b7dd807.
+Golden test: `tests/methods/test_noisy_methods.py` and `test_noisy_losses.py`, numbers of running the former:
+losses, gradients, flips.
 
 What it does: binary cross-entropy on strong views. Labelled images are observed. All entries of unlabelled
 images are unobserved and assumed negative; a network learns clean labels first, so the entries whose loss is
@@ -12,9 +14,9 @@ positive in this step. "Cp" does so with k = ceil(Δ·N) in every step, and entr
 the k-th largest are positive for good, which is a table of all unlabelled images.
 
 What differs from the official code: (1) there each image has some observed labels, here an image has all or
-none. Their setting of partial labels is another task, and k is a share of the unobserved entries as in the
-paper; the code counts observed ones too. (2) Losses are summed, not averaged: the same direction of a step.
-(3) "Cp" does what the paper says. The code compares the scheme with `is`, which a text from the command line
+none. Their setting of partial labels is another task, and k is a share of the unobserved entries; the code
+counts observed ones too. (2) Losses are summed, not averaged: the same direction of a step. (3) "Cp" does
+what its branch of the code is for. The code compares the scheme with `is`, which a text from the command line
 never passes: its Cp is a second Ct. (4) The warm-up on labelled images stands for its first epoch, in which
 nothing changes. (5) Observed entries never change; there they do once k exceeds the number of others. (6)
 ceil is exact. The k largest are those of the global batch, on any number of processes. Optimiser, views and

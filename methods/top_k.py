@@ -4,6 +4,7 @@ Source: a baseline of Xie et al., "Class-Distribution-Aware Pseudo-Labeling for 
 Learning" (CAP), NeurIPS 2023, arXiv 2305.02795; with k = 1, its Top-1. Code: not published; github
 xiemk/SSMLL-CAP at b7dd807 has a table of k that nothing reads: 2 for VOC, 3 for COCO, 2 for NUS-WIDE, which
 is the mean number of labels of an image, rounded.
+Golden test: none, there is no code to run; `tests/methods/test_pool_thresholds.py` has the rule in loops.
 
 What it does: before each epoch the moving average scores the weak views of all unlabelled images. Each image
 has exactly k pseudo-positives, and every entry is used. The loss is CAP's: ASL on strong views, summed over

@@ -16,11 +16,11 @@ class NoisyLabelHyper(PseudoLabelHyper):
     """As `PseudoLabelHyper`; the method's own loss is that of all its images.
 
     Attributes:
-        loss: of the warm-up alone: "asl" or "bce". gamma_pos: of the warm-up's asymmetric loss (CAP: 0).
-        gamma_neg: of the warm-up's asymmetric loss (CAP: 4). clip: of the warm-up's asymmetric loss (CAP:
-        0.05). unlabelled_weight: factor λ_u of the unlabelled loss; 1 is the one sum over all entries of the
-        official
-            code.
+        loss: of the warm-up alone: "asl" or "bce".
+        gamma_pos: of the warm-up's asymmetric loss (CAP: 0).
+        gamma_neg: of the warm-up's asymmetric loss (CAP: 4).
+        clip: of the warm-up's asymmetric loss (CAP: 0.05).
+        unlabelled_weight: factor λ_u of the unlabelled loss; 1 is the official sum over all entries alike.
     """
 
 
