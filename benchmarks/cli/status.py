@@ -114,7 +114,13 @@ def _looker(args: argparse.Namespace) -> Callable[[], Overview]:
     cluster = QueueCache()
     if args.grid is None:
         options.without_grid(args)
-        return lambda: overview(args.runs, cluster=cluster)
+
+        def everything() -> Overview:
+            view = overview(args.runs, cluster=cluster)
+            view.remarks += _edited_since(view)
+            return view
+
+        return everything
     from benchmarks.cli.planning import known
 
     remarks: list[str] = []

@@ -51,6 +51,7 @@ class Project:
     def __init__(self, folder: Path, voc_root: Path, data: Path) -> None:
         self.folder, self.workspace = folder, Workspace(data, folder / "runs")
         self.grid = folder / "own.toml"
+        self.workspace.runs.mkdir(parents=True)
         self.write("mine.py", MINE)
         self.write("sign_of_mine.py", "SIGN = 1.0\n")
         self.write("late_of_mine.py", "FACTOR = 1.0\n")
