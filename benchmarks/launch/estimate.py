@@ -330,7 +330,7 @@ def _sound(read: Callable[[Path], dict[str, Any]], paths: list[Path]) -> list[di
     for path in paths:
         try:
             found.append(read(path))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             continue
     return found
 

@@ -20,6 +20,8 @@ from slurm.launches import Launches, assigned, assigned_stages, job_name
 from slurm.profile import Profile
 
 WORKER = "benchmarks.launch.worker"
+_LEFT_ALONE = ("done", "running", "unreadable")
+"""States of runs that are not submitted."""
 
 
 @dataclass(frozen=True)
@@ -147,11 +149,11 @@ def propose(
     names = {launch.job_name for launch in launches}
     live = client.queue(names) if client.available() else {}
     queued, at_work = set(assigned(launches, live)), assigned_stages(launches, live)
-    exhausted = {run_id for run_id in exhausted if kinds[run_id] not in ("done", "running")}
+    exhausted = {run_id for run_id in exhausted if kinds[run_id] not in _LEFT_ALONE}
     wanted = [
         job
         for job in jobs
-        if kinds[job.spec.run_id] not in ("done", "running")
+        if kinds[job.spec.run_id] not in _LEFT_ALONE
         and job.spec.run_id not in queued | exhausted
         and (only is None or job.spec.run_id in only)
     ]

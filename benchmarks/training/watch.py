@@ -205,5 +205,5 @@ def _read(directory: Path, generation: int, rank: int, now: float) -> Beat | Non
             age = max(0.0, now - os.fstat(file.fileno()).st_mtime)
             beat = json.loads(file.read())
         return Beat(beat["position"], beat["place"], beat["idle"], age, beat["who"])
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None

@@ -126,6 +126,8 @@ class Prepared:
                 done += len(part)
                 if progress is not None:
                     progress(done, total)
+        if done != total:
+            raise folders.damaged(self.directory, f"meta.json has hashes of {done:,} of {total:,} images")
 
     def verify_sources(self, workers: int | None = None, progress: Progress | None = None) -> None:
         """Hash every picture again, whatever its size and times, and compare with those of the cache.

@@ -89,6 +89,12 @@ def test_verify_finds_a_changed_byte(tmp_path, dataset):
         (lambda d: (d / "test.u8").unlink(), r"test.u8 has 0 bytes"),
         (lambda d: (d / "meta.json").write_text("{"), r"meta.json"),
         (lambda d: (d / "meta.json").write_text('{"format": 0}'), r"format 0 instead of 2"),
+        (lambda d: (d / "meta.json").write_text(""), r"meta.json"),
+        (lambda d: (d / "meta.json").write_text("[]"), r"meta.json holds no table"),
+        (lambda d: (d / "meta.json").write_text("[" * 99_999), r"meta.json"),
+        (lambda d: (d / "meta.json").write_bytes(b'{"dataset": "\xe9"}'), r"meta.json"),
+        (lambda d: (d / "meta.json").write_text('{"format": 99}'), r"format 99 instead of 2"),
+        (lambda d: (d / "meta.json").write_text('{"format": 2}'), r"'dataset' is missing"),
     ],
 )
 def test_a_damaged_cache_is_named(tmp_path, dataset, damage, message):
@@ -96,6 +102,28 @@ def test_a_damaged_cache_is_named(tmp_path, dataset, damage, message):
     with pytest.raises(UserError, match=message) as caught:
         prepare(dataset, 16, tmp_path / "cache")
     assert "remove the folder and prepare again" in str(caught.value)
+
+
+def test_damage_of_other_caches_of_a_dataset_stops_nobody(tmp_path, dataset):
+    """Their pixels would be taken over where the pictures are equal."""
+    for k, text in enumerate(["", "[]", '{"format": 2}', '{"format": 2, "dataset": 3}', "[" * 99_999]):
+        other = tmp_path / "cache" / f"{dataset.name}-{k:012d}-16"
+        other.mkdir(parents=True)
+        (other / "meta.json").write_text(text)
+    first = prepare(dataset, 16, tmp_path / "cache", workers=1)
+    for k, content in enumerate((b"", b"PK\x03\x04", b"\x93NUMPY", b"random")):
+        (first.directory / "sources.npy").write_bytes(content)
+        smaller = dataset.without([dataset.train.ids[k]], split="train")
+        assert len(prepare(smaller, 16, tmp_path / "cache", workers=1).train) == 19
+
+
+def test_hashes_that_are_missing_from_the_record_are_no_agreement(tmp_path, dataset):
+    ready = prepare(dataset, 16, tmp_path / "cache", workers=1)
+    meta = json.loads((ready.directory / "meta.json").read_text())
+    meta["chunks"]["test"].pop()
+    (ready.directory / "meta.json").write_text(json.dumps(meta))
+    with pytest.raises(UserError, match=r"meta.json has hashes of 28 of 29 images; remove the folder"):
+        prepare(dataset, 16, tmp_path / "cache").verify()
 
 
 def test_a_pickled_cache_carries_no_pixels(tmp_path, dataset):
