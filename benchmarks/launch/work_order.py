@@ -22,7 +22,7 @@ from benchmarks.launch.bundles import Bundle
 from benchmarks.plan.grid import load, with_strategy
 from benchmarks.plan.jobs import Job, Stage, resolve
 from benchmarks.plan.product_code import check as check_code
-from benchmarks.plan.product_code import hashes
+from benchmarks.plan.product_code import hashes, needed
 from benchmarks.progress import silent
 from benchmarks.workspace import Workspace
 from methods.errors import UserError
@@ -75,8 +75,8 @@ class WorkOrder:
         code: folder of the code that the order was made with; "" for the code that reads it.
         format: see `FORMAT`; 0 in files without one.
         module: the Python module that serves the order; "" in files of format 0.
-        sources: SHA-256 of each source file that may decide a number (`benchmarks.plan.product_code`), by its
-            path; empty in earlier files.
+        sources: SHA-256 of each source file that decides a number of these runs, by its path, see
+            `benchmarks.plan.product_code`; empty in earlier files.
         planned: the hashes in the identities of the runs, by field; empty in earlier files.
     """
 
@@ -144,7 +144,7 @@ class WorkOrder:
             bundles=tuple(bundles),
             code="" if code is None else str(code),
             module=module,
-            sources=hashes(),
+            sources=needed(_methods(jobs), hashes()),
             planned=_hashes(jobs),
         )
 
@@ -288,6 +288,12 @@ _WORDS = {
     "split_digest": "the labelled images",
     "weights_sha256": "the weights of a backbone",
 }
+
+
+def _methods(jobs: Sequence[Job]) -> set[str | None]:
+    """The methods of runs and of their stages; None for a stage that is computed without one."""
+    stages = {stage.key.get("method") for job in jobs for stage in job.stages}
+    return stages | {job.spec.method for job in jobs}
 
 
 def _hashes(jobs: Sequence[Job]) -> dict[str, list[str]]:

@@ -2,8 +2,8 @@
 
 A commit says too much: the next one may differ in a document only. So a result names the files of `ROOMS`,
 where data become batches, batches become weights and weights become scores, each with a hash that comments,
-docstrings and blank lines do not change. Of the files that define methods only those count that the run's
-own method lies in or imports.
+docstrings and blank lines do not change: of those that executing its method may import, so that another
+method is free to change. Imports are read, not executed.
 
 What plans a run is not among them: what it decides is in the run's identity.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import re
 from collections.abc import Iterable, Mapping
 from functools import cache, lru_cache
 from typing import Any
@@ -25,6 +26,9 @@ from methods.registry import built_in
 
 ROOMS = ("benchmarks/data", "benchmarks/training", "csaa", "methods")
 SINGLE = ("benchmarks/launch/tasks.py",)
+"""What executes a run or stage: all that decides its number is imported from here, or by its method."""
+_ROOMS = tuple(f"{room}/" for room in ROOMS)
+_MODULE = re.compile(r"(benchmarks|csaa|methods)(\.\w+)+")
 IDENTIFIED = tuple(f"benchmarks/data/{room}/" for room in ("archives", "glyphscenes", "readers", "splits"))
 """Left out: what they give is in a run's identity by its hash."""
 DIGITS = 12
@@ -52,7 +56,7 @@ def check(planned: Mapping[str, str]) -> None:
     """Compare the code with that of a plan.
 
     Args:
-        planned: what `hashes` gave when the plan was made; nothing is compared with an empty one.
+        planned: hashes when the plan was made, from `needed`; nothing is compared with an empty one.
 
     Raises:
         UserError: names the files that differ.
@@ -60,7 +64,7 @@ def check(planned: Mapping[str, str]) -> None:
     if not planned:
         return
     now = hashes()
-    changed = sorted({name for name, _ in now.items() ^ planned.items()})
+    changed = sorted(name for name, sha in planned.items() if now.get(name) != sha)
     if changed:
         raise UserError(
             f"the code in {REPOSITORY} has changed since the launch ({_some(changed)}): nothing was run; "
@@ -68,71 +72,73 @@ def check(planned: Mapping[str, str]) -> None:
         )
 
 
+def needed(names: Iterable[str | None], every: Mapping[str, str]) -> dict[str, str]:
+    """The hashes of the files that decide the numbers of some methods, by path.
+
+    Args:
+        names: of the methods; None for what is computed without one, such as features.
+        every: from `hashes`.
+    """
+    files = set().union(*(_reached(name) for name in names))
+    return {file: sha for file, sha in every.items() if file in files}
+
+
 def of_method(name: str | None, every: Mapping[str, str]) -> dict[str, Any]:
     """What a result says of the code that made it, as JSON values: a hash over all files, and each file's.
 
     Args:
-        name: of the method; None for what is computed without one, such as features.
+        name: as for `needed`.
         every: from `hashes`.
     """
-    owners = _method_files()
-    wanted = {file for file in every if not _is_methods(file, owners)} | _reached(name)
-    files = {file: sha[:DIGITS] for file, sha in every.items() if file in wanted}
-    return {"sha256": digest({file: every[file] for file in files}), "files": files}
+    files = needed([name], every)
+    return {"sha256": digest(files), "files": {file: sha[:DIGITS] for file, sha in files.items()}}
 
 
-def _is_methods(file: str, owners: Iterable[str]) -> bool:
-    """Whether a file belongs to a method, and not to all of them."""
-    return file in owners or file.startswith("csaa/")
+def _reached(name: str | None) -> frozenset[str]:
+    """The files that executing a method may import, directly or through each other."""
+    start = set(SINGLE)
+    if name is not None:
+        ours = built_in().get(name)
+        if ours is not None:
+            start |= _files_of(ours)
+        else:
+            own = module_of(name)
+            for source in sources(own, f"method {name!r}").files if own else ():
+                start |= _imports(source.content)
+    return _closure(frozenset(start))
 
 
-def _method_files() -> set[str]:
-    return {_file_of(module) for module in built_in().values()}
-
-
-def _file_of(module: str) -> str:
-    """Path of a module of this repository."""
-    path = module.replace(".", "/")
-    return f"{path}/__init__.py" if (REPOSITORY / path).is_dir() else f"{path}.py"
-
-
-def _reached(name: str | None) -> set[str]:
-    """The files of methods that a method lies in or imports, directly or through each other."""
-    if name is None:
-        return set()
-    module = built_in().get(name)
-    if module is not None:
-        left = _files_of(module)
-    else:
-        own = module_of(name)
-        contents = [file.content for file in sources(own, f"method {name!r}").files] if own else []
-        left = {file for content in contents for file in _imports(content)}
-    owners, found = _method_files(), set[str]()
+@cache
+def _closure(start: frozenset[str]) -> frozenset[str]:
+    left, found = set(start), set[str]()
     while left:
         file = left.pop()
-        if file not in found and _is_methods(file, owners):
-            found.add(file)
-            left |= _imports((REPOSITORY / file).read_bytes())
-    return found
+        found.add(file)
+        left |= _imports((REPOSITORY / file).read_bytes()) - found
+    return frozenset(found)
 
 
-def _files_of(module: str) -> set[str]:
-    """The files of a method's module: of a package all."""
-    if module.partition(".")[0] == "csaa":
-        return {file for file in files_below(["csaa"]) if file.endswith(".py")}
-    return {_file_of(module)}
+@lru_cache(maxsize=1024)
+def _imports(content: bytes) -> frozenset[str]:
+    """The files of `ROOMS` that a source may import; a module's name in a string counts, for lazy imports."""
+    tree = ast.parse(content)
+    names = set(imported_names(tree))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and _MODULE.fullmatch(node.value):
+            names.add(node.value)
+    return frozenset().union(*(_files_of(name) for name in names))
 
 
-def _imports(content: bytes) -> set[str]:
-    """The files of methods that a source may import."""
-    found = set()
-    for dotted in imported_names(ast.parse(content)):
-        top, *parts = dotted.split(".")
-        if top == "csaa":
-            found |= _files_of("csaa")
-        elif top == "methods" and parts and (REPOSITORY / "methods" / f"{parts[0]}.py").is_file():
-            found.add(f"methods/{parts[0]}.py")
-    return found
+@cache
+def _files_of(dotted: str) -> frozenset[str]:
+    """The files that importing a name executes: of the module, and of the packages that it lies in."""
+    found, path = set(), ""
+    for part in dotted.split("."):
+        path = f"{path}/{part}" if path else part
+        for file in (f"{path}/__init__.py", f"{path}.py"):
+            if file in SINGLE or (file.startswith(_ROOMS) and (REPOSITORY / file).is_file()):
+                found.add(file)
+    return frozenset(found)
 
 
 def _some(names: list[str]) -> str:

@@ -41,6 +41,7 @@ def job(name: str, kind: str = "semi", dataset: str = "voc", stages=(), precisio
             run_id=name,
             dataset=dataset,
             title=f"title of {name}",
+            method="fixmatch",
             code="",
             dataset_digest="d" * 64,
             split_digest="s" * 64,
