@@ -136,7 +136,8 @@ def collect_epochs(
 def finished_specs(store: RunStore, wanted: Sequence[dict[str, Any]]) -> list[Spec]:
     """What the finished ones of the wanted runs were asked for, in order; ``wanted`` as for `collect`."""
     directories = [directory for _, directory in _located(store, wanted)]
-    return [store.load(run)["spec"] for run in directories if store.state(run).kind == "done"]
+    results = (store.read(run)[1] for run in directories)
+    return [result["spec"] for result in results if result is not None]
 
 
 def _located(store: RunStore, wanted: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], Path]]:

@@ -173,9 +173,11 @@ def _others(store: RunStore, runs: set[Path]) -> Iterator[Path]:
 
 
 def _run(target: RunStore, source: RunStore, place: Path, dry_run: bool) -> Met:
-    if not (place / "result.json").exists():
-        state = _state(source, place)
-        return Met("unfinished", place, state)
+    state = source.state(place)
+    if state.kind == "unreadable":
+        return Met("damaged", place, state.detail)
+    if state.kind != "done":
+        return Met("unfinished", place, f"{state.kind}: {state.detail}" if state.detail else state.kind)
     try:
         theirs = source.load(place)
     except StoreError as error:
@@ -183,7 +185,7 @@ def _run(target: RunStore, source: RunStore, place: Path, dry_run: bool) -> Met:
     expected = target.directory(theirs["run_id"], dict(theirs["spec"]))
     if expected.relative_to(target.root) != place.relative_to(source.root):
         return Met("foreign", place, f"its result is that of {expected.relative_to(target.root)}")
-    if (expected / "result.json").exists():
+    if os.path.lexists(expected / "result.json"):
         return _compared(target, expected, source, place, theirs)
     try:
         scores = _predictions(place, theirs)

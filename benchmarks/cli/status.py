@@ -152,7 +152,7 @@ def _made_by_others(plan: PlanSummary, workspace: Workspace) -> list[str]:
             sources = record["provenance"]["sources"]
             if sources["sha256"] not in names:
                 names[sources["sha256"]] = tuple(differing(sources["files"]))
-        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
             continue  # not done; from before it was recorded; or damaged, which its state says
         found = names[sources["sha256"]]
         if found:

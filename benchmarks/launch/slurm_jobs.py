@@ -280,7 +280,7 @@ def spent(options: SlurmOptions, jobs: Sequence[Job], workspace: Workspace) -> s
             result = workspace.store.load(job.directory(workspace))
         except StoreError:
             continue
-        hours = result["provenance"]["processes"] * each / 3600
+        hours = result["provenance"].get("processes", 1) * each / 3600
         used += result["cost"]["seconds"] * hours
         estimated += estimates[job.spec.run_id] * hours
         count += 1

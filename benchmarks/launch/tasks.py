@@ -395,7 +395,7 @@ def _sources_of(stage: Path) -> str | None:
     """The hash of the code that made a stage; None for a stage that does not say it, as earlier ones."""
     try:
         return json.loads((stage / STAGE_RECORD).read_text(encoding="utf-8")).get("sources")
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return None
 
 

@@ -190,7 +190,7 @@ class WorkOrder:
             record = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise UserError(f"{path}: {error.strerror}") from None
-        except ValueError:
+        except (ValueError, RecursionError):
             raise UserError(f"{path} is no plan of runs: it is not JSON") from None
         return cls.from_record(record, str(path))
 

@@ -75,7 +75,7 @@ class Copies:
             values = json.loads(file.read_bytes())
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"{file} is damaged ({error}); launch the grid again") from None
         known = values.get("format") if isinstance(values, dict) else None
         if isinstance(known, int) and known > FORMAT:
