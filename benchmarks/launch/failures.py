@@ -12,6 +12,7 @@ from benchmarks.plan.identity import RunSpec
 from benchmarks.provenance import now
 from benchmarks.workspace import Workspace
 from methods.errors import UserError
+from results import failure as records
 from results.errors import StoreError
 from slurm.protocol import LOG
 
@@ -52,6 +53,17 @@ def failure(error: BaseException, launch: str, rank: str = "") -> dict[str, Any]
         "time": now(),
         **({"log": log} if log else {}),
     }
+
+
+def failed_in(directory: Path, launch: str) -> str | None:
+    """The error recorded in a directory during this launch, or None; earlier errors are retried."""
+    try:
+        record = records.read(directory)
+    except OSError:
+        return None
+    if record is None or record.get("launch") != launch:
+        return None
+    return f"{record['type']}: {record['message']}"
 
 
 def fail_dependent(workspace: Workspace, spec: RunSpec, directory: Path, why: str, launch: str) -> None:

@@ -222,8 +222,11 @@ class WorkOrder:
         """Where data and runs lie."""
         return Workspace(Path(self.data), Path(self.runs))
 
-    def resolve(self) -> list[Job]:
+    def resolve(self, dataset: str | None = None) -> list[Job]:
         """The order's runs, resolved again from the launch's copy of the grid; what has changed is noticed.
+
+        Args:
+            dataset: the name of the only dataset to open; None for all of the grid.
 
         Raises:
             UserError: a run is no longer what was planned, or the code is not that of the launch.
@@ -231,6 +234,9 @@ class WorkOrder:
         check_code(self.sources)
         wanted = set(self.run_ids)
         grid = with_strategy(load(self.grid), self.strategy)
+        if dataset is not None:
+            cells = tuple(cell for cell in grid.cells if cell.dataset.alias == dataset)
+            grid = dataclasses.replace(grid, cells=cells)
         every = resolve(grid, self.workspace, progress=silent, workers=1)
         jobs = [job for job in every if job.spec.run_id in wanted]
         missing = wanted - {job.spec.run_id for job in jobs}

@@ -25,8 +25,9 @@ import torch
 
 from benchmarks.launch.environment import launch_name, record_command
 from benchmarks.launch.execution import Execution, Options, require_folder
-from benchmarks.launch.failures import GroupBroken, fail_dependent
+from benchmarks.launch.failures import GroupBroken, fail_dependent, failed_in
 from benchmarks.launch.memory import keep_large_blocks
+from benchmarks.launch.unresolved import resolved
 from benchmarks.launch.work_order import WorkOrder
 from benchmarks.plan.jobs import Job, Stage, process_kinds
 from benchmarks.plan.product_code import loaded
@@ -37,7 +38,6 @@ from benchmarks.training.strategy import make
 from benchmarks.training.trainer import Interrupted
 from benchmarks.workspace import Workspace
 from methods.errors import UserError
-from results import failure
 from results.errors import StoreError
 from results.lease import DEFAULT_TTL
 from results.text import replace_signs
@@ -99,17 +99,6 @@ def _report(line: str) -> None:
         print(line, flush=True)
     except BrokenPipeError:  # the launcher is gone; `StopRequest` notices it at the next step
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - until the end
-
-
-def failed_in(directory: Path, launch: str) -> str | None:
-    """The error recorded in a directory during this launch, or None; earlier errors are retried."""
-    try:
-        record = failure.read(directory)
-    except OSError:
-        return None
-    if record is None or record.get("launch") != launch:
-        return None
-    return f"{record['type']}: {record['message']}"
 
 
 class Worker:
@@ -274,7 +263,7 @@ def work(
     if order.threads:
         torch.set_num_threads(order.threads)
     record_command(order.command)
-    tasks = order.tasks(order.resolve(), bundle)
+    tasks = order.tasks(resolved(order, bundle, report), bundle)
     code_state(), loaded()  # now: the working copy may change while the runs are executed
     try:
         group = Group.join(should_stop, report)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import time
 from types import SimpleNamespace
 
@@ -10,7 +12,9 @@ import pytest
 
 from benchmarks.launch.execution import Execution
 from benchmarks.launch.failures import failure
+from benchmarks.launch.local import Local
 from benchmarks.launch.tasks import Options
+from benchmarks.run import main
 from benchmarks.training.group import Group
 from benchmarks.workspace import Workspace
 from methods.errors import UserError
@@ -71,3 +75,41 @@ def test_a_run_goes_on_where_its_folder_was_moved_to(tmp_path, voc_root):
     for run in RunStore(command.runs / "store").scan():
         rows = [json.loads(line)["epoch"] for line in (run / "epochs.jsonl").read_text().splitlines()]
         assert rows == sorted(set(rows))
+
+
+@pytest.mark.slow
+def test_runs_whose_data_is_gone_when_a_worker_starts_fail_by_name_and_others_go_on(
+    tmp_path, voc_root, monkeypatch, capfd
+):
+    other = tmp_path / "other"
+    shutil.copytree(voc_root, other)
+    text = grid_text(voc_root, '["zero_shot"]')
+    line = next(line for line in text.splitlines() if line.startswith("datasets"))
+    (first,) = re.findall(r"\{.*\}", line)
+    second = first.replace(str(voc_root), str(other)).replace('"tiny"', '"gone"')
+    grid = tmp_path / "grid.toml"
+    grid.write_text(text.replace(line, f"datasets = [{first}, {second}]"))
+    execute = Local.execute
+
+    def removed(self, *rest):
+        shutil.rmtree(other)
+        execute(self, *rest)
+
+    monkeypatch.setattr(Local, "execute", removed)
+    runs = tmp_path / "runs"
+    words = ["--grid", str(grid), "--data", str(tmp_path / "data"), "--runs", str(runs), "--no-plots"]
+    assert main([*words, "--workers", "2"]) == 1
+    told = capfd.readouterr()
+    assert "Traceback" not in told.out + told.err
+    store = RunStore(runs / "store")
+    states = {run.parent.parent.name: store.state(run) for run in store.scan()}
+    assert {name: state.kind for name, state in states.items()} == {"tiny": "done", "gone": "failed"}
+    assert str(other) in states["gone"].detail
+    failed = [line for line in told.err.splitlines() if line.startswith("failed: zero_shot · gone")]
+    assert failed
+    assert main(["status", "--runs", str(runs)]) == 1
+    assert "1 done, 1 failed" in capfd.readouterr().out
+    # It is tried again, and done, when the data is back.
+    shutil.copytree(voc_root, other)
+    monkeypatch.undo()
+    assert main(words) == 0
