@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 
 from benchmarks.launch.failures import GroupBroken, Hung, failure
 from benchmarks.launch.tasks import Options, RunTask, StageTask, Task, TaskContext
@@ -21,7 +21,7 @@ from slurm.protocol import EXIT_BROKEN, EXIT_LOST
 
 
 def require_folder(workspace: Workspace) -> None:
-    """Refuse to go on where the folder of runs was moved or removed meanwhile; whoever launches makes it.
+    """Refuse to go on where the folder of runs was moved or removed meanwhile.
 
     Raises:
         UserError: it is gone.
@@ -49,6 +49,9 @@ class Execution:
     def __init__(self, workspace: Workspace, strategy: Strategy, options: Options) -> None:
         self.workspace, self.strategy, self.options = workspace, strategy, options
         self.group, self.accelerator = strategy.group, strategy.accelerator
+        with suppress(OSError):  # it may not be written to: each run says so
+            workspace.runs.mkdir(parents=True, exist_ok=True)
+        self._has_folder = workspace.runs.is_dir()
         self._context = TaskContext(workspace, strategy, options)
 
     def run(self, job: Job, number: int = 0) -> str:
@@ -91,7 +94,8 @@ class Execution:
         Raises:
             UserError: the folder of runs is gone.
         """
-        require_folder(self.workspace)  # a claim would make it anew, at a place that was left
+        if self._has_folder:  # a claim would make it anew, at a place that was left
+            require_folder(self.workspace)
         if task.is_done():
             return "done"
         try:

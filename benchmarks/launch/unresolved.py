@@ -56,9 +56,9 @@ def resolved(order: WorkOrder, bundle: int | None, report: Callable[[str], None]
     mine = set(order.run_ids)
     if bundle is not None:
         mine = {run_id for part in order.bundles[bundle : bundle + 1] for run_id in part.run_ids}
-    for run_id, error in lost.items() if rank == 0 else ():
+    for run_id, why in lost.items() if rank == 0 else ():
         if run_id in mine:
-            _record(order, planned[run_id], error, report)
+            _record(order, planned[run_id], why, report)
     if not jobs:
         raise whole
     return jobs

@@ -24,7 +24,7 @@ from types import FrameType
 import torch
 
 from benchmarks.launch.environment import launch_name, record_command
-from benchmarks.launch.execution import Execution, Options, require_folder
+from benchmarks.launch.execution import Execution, Options
 from benchmarks.launch.failures import GroupBroken, fail_dependent, failed_in
 from benchmarks.launch.memory import keep_large_blocks
 from benchmarks.launch.unresolved import resolved
@@ -258,7 +258,6 @@ def work(
     """
     should_stop = StopRequest(launcher)
     should_stop.listen()
-    require_folder(order.workspace)
     keep_large_blocks()
     if order.threads:
         torch.set_num_threads(order.threads)

@@ -31,6 +31,7 @@ def test_a_claim_does_not_make_a_folder_of_runs_that_was_moved(tmp_path):
         SimpleNamespace(group=Group(), accelerator=SimpleNamespace(device="cpu")),
         Options(),
     )
+    runs.rename(tmp_path / "moved")
     task = SimpleNamespace(directory=runs / "store" / "a", title="a", is_done=lambda: False)
     with pytest.raises(UserError, match="was moved or removed while runs were executed") as raised:
         execution._claim(task, 0)
