@@ -22,6 +22,11 @@ nothing changes. (5) Observed entries never change; there they do once k exceeds
 ceil is exact. The k largest are those of the global batch, on any number of processes. Optimiser, views and
 backbone are the recipe's (theirs: ResNet-50 at 448 px, Adam 1e-5, head × 10, batch 16, 10 epochs).
 
+Where it stands: an image of the papers keeps some of its positives, an unlabelled image none. Summed over
+many of them, "all is absent" outweighs what the labelled images say: at ``unlabelled_weight`` = 1 a small
+grid ends 6 to 7 points below `supervised` with every scheme and any Δ from 0 to 10, and at 0.1 beside it
+(docs/log.md). The weight is what to search, before Δ.
+
 Expected score: none known under this protocol; LL-R with one positive per image on COCO at 448 px: 71.0 mAP
 (VLPL's README), another task. Cost: one forward and backward pass per unlabelled image and epoch.
 """

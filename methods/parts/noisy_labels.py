@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -20,8 +20,11 @@ class NoisyLabelHyper(PseudoLabelHyper):
         gamma_pos: of the warm-up's asymmetric loss (CAP: 0).
         gamma_neg: of the warm-up's asymmetric loss (CAP: 4).
         clip: of the warm-up's asymmetric loss (CAP: 0.05).
-        unlabelled_weight: factor λ_u of the unlabelled loss; 1 is the official sum over all entries alike.
+        unlabelled_weight: factor λ_u of the unlabelled loss; 1 is the official sum over all entries alike, in
+            which images without any positive can outweigh the labelled ones.
     """
+
+    unlabelled_weight: float = field(default=1.0, metadata={"low": 0.01, "high": 1.0, "scale": "log"})
 
 
 class NoisyLabelMethod(PseudoLabelMethod):
