@@ -4,6 +4,8 @@ Source: Berthelot, Roelofs, Sohn, Carlini, Kurakin, "AdaMatch: A Unified Approac
 Learning and Domain Adaptation", ICLR 2022, arXiv 2106.04732; code read: github
 microsoft/Semi-supervised-learning at 1ef4cbe (single-label; no multi-label version is known, this one is
 ours).
+Golden test: `tests/methods/test_adaptive_thresholds.py`, numbers of running it with the two classes
+absent and present, which is one class here.
 
 What it does: each class is a binary problem. The weak views' probabilities of the unlabelled images are
 aligned (p̃, see `methods.parts.alignment`) to the running mean of the predictions on weak views of

@@ -4,6 +4,8 @@ Source: Zhang, Wang, Hou, Wu, Wang, Okumura, Shinozaki, "FlexMatch: Boosting Sem
 Curriculum Pseudo Labeling", NeurIPS 2021, arXiv 2110.08263; code read: github
 microsoft/Semi-supervised-learning at 1ef4cbe (single-label; no multi-label version is known, this one is
 ours).
+Golden test: `tests/methods/test_adaptive_thresholds.py`, numbers of running it on soft-max rows, where
+both have the same memory.
 
 What it does: a memory S ∈ {0, 1}^(n_u × K) says which classes an unlabelled image was last confidently
 given: an entry becomes 1 when the weak view has p ≥ τ, 0 when 1 − p ≥ τ, and else stays. With n_k the

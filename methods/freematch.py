@@ -4,6 +4,7 @@ Source: Wang, Chen, Heng, Hou, Fan, Wu, Wang, Savvides, Shinozaki, Raj, Schiele,
 Self-adaptive Thresholding for Semi-supervised Learning", ICLR 2023, arXiv 2205.07246; its code in github
 microsoft/Semi-supervised-learning at 1ef4cbe (read). The binary form per class is that of github
 mxbh/spatiotemporal-ssl at 47e6299 (read), used by the authors of arXiv 2404.18583 (ECAI 2024).
+Golden test: `tests/methods/test_adaptive_thresholds.py`, numbers of running the latter.
 
 What it does: with p the weak view's probabilities, c = max(p, 1 − p) and ŷ = 1[p ≥ .5], three running
 means per class start at ½: τ of c, p̃ of p, h of ŷ. They are updated with the unlabelled images of the
@@ -17,11 +18,11 @@ What differs from the code: the term is the mean over the classes with at least 
 step, where the code adds up all classes and gets NaN from one without (0/0). The loss is ASL by default
 (``loss = "bce"`` is theirs), summed over entries, where theirs is a mean over all entries, masked ones
 included: their weight λ = 1 is ``unlabelled_weight`` = B_l/B_u for B_l labelled and B_u unlabelled images
-in a step; so the fairness term is multiplied by B_u·K, and its weight relative to the unlabelled loss is
-that of a mean. Both parts of a pair are computed by themselves, and not as b and 1 − b, whose rounding
-the logarithm's slope of 10¹² makes large where b = 1. Its first 2,000 to 5,000 labelled-only steps are
-the warm-up that all pseudo-labelling methods share. Not here: a quantile instead of the mean confidence,
-the clip of τ at .95.
+in a step; the fairness term is multiplied by ``unlabelled_weight``·B_u·K, so that its weight relative to
+the unlabelled loss is theirs. Both parts of a pair are computed by themselves, and not as b and 1 − b,
+whose rounding the logarithm's slope of 10¹² makes large where b = 1. Its first 2,000 to 5,000
+labelled-only steps are the warm-up that all pseudo-labelling methods share. Not here: a quantile instead
+of the mean confidence, the clip of τ at .95.
 
 Expected score: none known under this protocol. Cost: one forward pass without gradients and one forward
 and backward pass per unlabelled image and epoch; one sum of 3K + 1 numbers over processes before a step
@@ -112,7 +113,7 @@ class FreeMatch(PseudoLabelMethod):
         term = fairness(self.probability, self.histogram, probability / images, positive / images)
         some = (used > 0).to(term)
         mean = (some * term).sum() / some.sum().clamp(min=1)
-        entries = batch.global_unlabelled * self.task.num_classes
+        entries = self.unlabelled_factor(batch) * batch.global_unlabelled * self.task.num_classes
         return {"fairness": batch.share * self.hyper.fairness_weight * entries * mean}
 
 

@@ -5,6 +5,7 @@ Quantity-Quality Trade-off in Semi-supervised Learning", ICLR 2023, arXiv 2301.1
 microsoft/Semi-supervised-learning at 1ef4cbe (read). The binary form per class is that of github
 mxbh/spatiotemporal-ssl at 47e6299 (read; its default, `per_class=False`), used by the authors of arXiv
 2404.18583 (ECAI 2024).
+Golden test: `tests/methods/test_adaptive_thresholds.py`, numbers of running the latter.
 
 What it does: the weak view's probabilities p are aligned to the labelled frequencies (p̃, see
 `methods.parts.alignment`). With c = max(p̃, 1 − p̃), a running mean μ (start ½) and variance σ² (start 1)

@@ -33,7 +33,7 @@ ROOMS: dict[str, set[str]] = {
     "perf": {"launch", "training", "plan", "data"},
     "launch": {"training", "plan", "status", "data"},
     "training": {"plan", "data"},
-    "checks": {"plan", "data"},
+    "checks": {"launch", "training", "plan", "data"},  # whole trainings of the contract
     "plan": {"data"},
     "status": set(),
     "data": set(),

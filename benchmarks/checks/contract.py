@@ -1,4 +1,4 @@
-"""The contract suite, for any registered method: tests of `contract_suite` on a tiny task.
+"""The contract, for any registered method: the tests of `contract_suite` and `training_suite` on tiny tasks.
 
     from benchmarks.checks import contract
     contract.run(["my_method"])        # 0 if every test passes
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import os
 import sys
 import threading
@@ -59,15 +60,23 @@ def run(
         import pytest
     except ImportError:
         raise UserError("the contract suite needs pytest: pip install pytest") from None
-    suite = Path(__file__).with_name("contract_suite.py")
+    suites = [str(Path(__file__).with_name(name)) for name in ("contract_suite.py", "training_suite.py")]
     # The caller's own pytest settings and conftest files are not for this suite.
-    settings = ["-c", os.devnull, "--rootdir", str(suite.parent), "--noconftest", "-p", "no:cacheprovider"]
+    settings = [
+        "-c",
+        os.devnull,
+        "--rootdir",
+        str(Path(__file__).parent),
+        "--noconftest",
+        "-p",
+        "no:cacheprovider",
+    ]
     settings += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # of plugins, in a process that has them
     selection = Selection(tuple(names), {**OVERRIDES, **(overrides or {})})
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # tiny models: several threads in each of several threads stall each other
     try:
-        return int(pytest.main(["-q", *settings, *arguments, str(suite)], plugins=[selection]))
+        return int(pytest.main(["-q", *settings, *arguments, *suites], plugins=[selection]))
     finally:
         torch.set_num_threads(threads)
 
@@ -109,6 +118,13 @@ def selection_of(config: Any) -> Selection:
 
 def tiny_backbone() -> VisionLanguageModel:
     """A random CLIP with a ResNet of four blocks, always the same, in evaluation mode."""
+    made, tokenizer = _tiny_backbone()
+    return copy.deepcopy(made, {id(tokenizer): tokenizer})
+
+
+@functools.cache
+def _tiny_backbone() -> tuple[VisionLanguageModel, Any]:
+    """What `tiny_backbone` copies, and its tokenizer: reading that takes longer than a test."""
     import open_clip
 
     with torch.random.fork_rng(devices=[]):
@@ -129,7 +145,8 @@ def tiny_backbone() -> VisionLanguageModel:
             assert module.running_mean is not None
             module.running_mean.copy_(0.1 * torch.randn(module.num_features, generator=generator))
     mean, std = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
-    return VisionLanguageModel(model, tokenizer, SIZE, "the contract's tiny CLIP", mean=mean, std=std).eval()
+    made = VisionLanguageModel(model, tokenizer, SIZE, "the contract's tiny CLIP", mean=mean, std=std)
+    return made.eval(), tokenizer
 
 
 def tiny_task() -> Task:

@@ -1,4 +1,4 @@
-"""Whole trainings of methods with statistics, a table of all images, and a teacher."""
+"""Whole trainings of methods with statistics, a memory of all images, a teacher, and scores of the pool."""
 
 from __future__ import annotations
 
@@ -10,6 +10,14 @@ from tests.training.test_two_processes import assert_alike, outcome
 
 MODULE = ROOT / "benchmarks" / "checks" / "sample_methods.py"
 SAVE_AT = 3  # an epoch has four steps
+STATES = {
+    "agreeing_teacher": "agreement",
+    "flexmatch": "selected",
+    "freematch": "confidence",
+    "softmatch": "alignment_mean",
+    "adamatch": "alignment_target",
+}
+"""A state of each method that has to have moved."""
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +28,13 @@ def grid(tmp_path_factory, voc_root):
     def write(method: str):
         path = folder / f"{method}.toml"
         sizes = {"batch_labelled": 5, "batch_unlabelled": 13, "clip_norm": 20.0, "precision": '"fp64"'}
-        path.write_text(f'modules = ["{MODULE}"]' + grid_text(voc_root, f'["{method}"]', **sizes))
+        text = f'modules = ["{MODULE}"]' + grid_text(voc_root, f'["{method}"]', **sizes)
+        # Few steps: a memory that fills, means that move.
+        text += "[hyper.flexmatch]\nthreshold = 0.7\n"
+        text += "".join(
+            f"[hyper.{name}]\nmomentum = 0.8\n" for name in ("freematch", "softmatch", "adamatch")
+        )
+        path.write_text(text)
         return path
 
     return write
@@ -41,21 +55,24 @@ def alone(tmp_path_factory, grid):
 
 @pytest.mark.parametrize(
     "method",
-    ["meanteacher_style", "flexmatch_style", pytest.param("freematch_style", marks=pytest.mark.slow)],
+    [
+        "agreeing_teacher",
+        "flexmatch",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("freematch", "softmatch", "adamatch")),
+    ],
 )
 def test_two_processes_end_where_one_does(tmp_path, grid, alone, method):
     one = alone(method)
     assert_alike(one, outcome(2, grid(method), tmp_path, method))
-    names = {"meanteacher_style": "agreement", "flexmatch_style": "selected", "freematch_style": "confidence"}
-    state = one[3][names[method]]
-    assert 0 < state.double().mean() < 1  # it has moved
-    assert names[method] not in one[4]  # saved once, with the method
+    state = one[3][STATES[method]]
+    assert 0 < state.double().mean() < 1
+    assert STATES[method] not in one[4]  # saved once, with the method
 
 
 # Two processes that are asked at a step stop after the next.
 @pytest.mark.parametrize(("first", "then"), [(1, 1), (2, 1)])
 def test_a_run_goes_on_with_its_table_and_counts(tmp_path, grid, alone, first, then):
-    method = "flexmatch_style"
+    method = "flexmatch"
     outcome(first, grid(method), tmp_path, method, stop=SAVE_AT - (first > 1))
     expected, again = alone(method), outcome(then, grid(method), tmp_path, method)
     assert_alike(expected, again)
