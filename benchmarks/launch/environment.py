@@ -19,8 +19,8 @@ OMP_NUM_THREADS
 CUDA_VISIBLE_DEVICES
     The GPUs of a process group. Set by the user or `of_worker`, read by torch.
 PYTHONPATH, PYTHONSAFEPATH
-    The code that is to run. Extended by `of_worker`, `slurm.submit` and `slurm/array.sbatch`; the last
-    two also keep the working directory, which may hold other code, off the path (Python 3.11 and later).
+    The code that is to run. Extended by `of_worker`, `slurm.submit` and `slurm/array.sbatch`, which also
+    keep the working directory, which may hold other code, off the path (Python 3.11 and later).
 SSMLL_COMMAND
     The user's command line, which results name instead of the worker's. Set by `record_command` in the
     worker itself, read by `benchmarks.provenance`.
@@ -84,7 +84,7 @@ def of_worker(
     """
     path = filter(None, (importable(REPOSITORY), os.environ.get("PYTHONPATH")))
     found = {name: value for name, value in os.environ.items() if name not in (*GROUP, *MPI, RENDEZVOUS)}
-    found |= {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": os.pathsep.join(path)}
+    found |= {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": os.pathsep.join(path), "PYTHONSAFEPATH": "1"}
     if gpus and "CUDA_VISIBLE_DEVICES" not in os.environ:
         first = number * processes
         found["CUDA_VISIBLE_DEVICES"] = ",".join(str((first + k) % gpus) for k in range(processes))
