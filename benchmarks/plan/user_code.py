@@ -134,7 +134,12 @@ def import_methods(module: str, folder: Path, where: str) -> tuple[str, Path | N
         raise
     # The user's own code: whatever is wrong in it, say where. A script that exits is no module either.
     except (Exception, SystemExit) as error:
-        raise UserError(f"{where}: cannot import {module!r}: {type(error).__name__}: {error}") from error
+        hint = ""
+        if isinstance(error, ModuleNotFoundError) and copies.used() is not None:
+            hint = "; a launch copies, and imports, what an import statement names"
+        raise UserError(
+            f"{where}: cannot import {module!r}: {type(error).__name__}: {error}{hint}"
+        ) from error
 
 
 def _import_file(original: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 import methods
+from benchmarks.launch import worker
 from benchmarks.launch.local import WORKER
 from benchmarks.launch.work_order import WorkOrder
 from benchmarks.plan import copies
@@ -229,6 +231,26 @@ def test_copies_are_files_that_an_edit_by_mistake_does_not_reach(project):
     assert json.loads((copy.parent / copies.NAME).read_text())["modules"] == {
         str(project.folder / "mine.py"): "0/mine.py"
     }
+
+
+def test_ranks_that_planned_other_runs_or_code_are_refused(project):
+    """Under torchrun each process plans by itself, and a file may change in between."""
+    order = WorkOrder.read(project.order())
+    other = dataclasses.replace(order, sources={**order.sources, "methods/zero_shot.py": "0" * 64})
+
+    class Three:
+        def __init__(self, *others: WorkOrder) -> None:
+            self.others = others
+
+        def all_gather_object(self, mine):
+            return [mine, *((each.run_ids, dict(each.planned), dict(each.sources)) for each in self.others)]
+
+    worker._agree(order, Three(order, order))
+    for odd in (other, dataclasses.replace(order, run_ids=("0" * 64,))):
+        with pytest.raises(
+            UserError, match=r"^rank 2 has planned other runs, or with other code, than rank 0"
+        ):
+            worker._agree(order, Three(order, odd))
 
 
 def test_a_training_that_other_code_continues_says_so(tmp_path, voc_root):
