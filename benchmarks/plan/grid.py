@@ -21,7 +21,7 @@ import methods
 from benchmarks.data.registry import DatasetSpec
 from benchmarks.data.splits.budget import Budget
 from benchmarks.plan import grid_file, paths
-from benchmarks.plan.grid_file import HERE
+from benchmarks.plan.grid_file import CLASSIFIERS, HERE
 from benchmarks.plan.grid_file import available as available
 from benchmarks.plan.recipe import Kind, Recipe, check_strategy, recipe_of
 from methods.backbones.spec import BackboneSpec
@@ -243,16 +243,27 @@ def _layers(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Tables of recipe fields, and of hyper-parameters, for one row on one dataset; later ones win.
 
-    For both: the recipe file, its part for the dataset, the grid, its part for the dataset, the row.
+    For both: the recipe file, its part for the dataset, the grid, its part for the dataset, the row. In each,
+    the section of the method counts more than that of all classifiers.
     """
     parts = [file.get("dataset", {}).get(dataset, {}) for file in (recipe, grid)]
-    own = [part.get("hyper", {}).get(row.name, {}) for part in parts]
     fields = [{name: value for name, value in part.items() if name != "hyper"} for part in parts]
-    usual = [file.get("hyper", {}).get(row.name, {}) for file in (recipe, grid)]
+    sections = (CLASSIFIERS, row.name) if _is_classifier(row.name) else (row.name,)
+    hyper = [
+        table.get("hyper", {}).get(section, {})
+        for table in (recipe, parts[0], grid, parts[1])
+        for section in sections
+    ]
     return (
         [recipe.get("recipe", {}), fields[0], grid.get("override", {}), fields[1], row.recipe],
-        [usual[0], own[0], usual[1], own[1], row.hyper],
+        [*hyper, row.hyper],
     )
+
+
+def _is_classifier(name: str) -> bool:
+    from methods.parts.linear import LinearMethod
+
+    return issubclass(methods.get(name), LinearMethod)
 
 
 def _hyper(name: str, values: dict[str, Any], where: str) -> Any:

@@ -42,6 +42,8 @@ GRID_KEYS = (
     "modules",
 )
 RECIPE_KEYS = ("description", "backbone", "recipe", "hyper", "dataset")
+CLASSIFIERS = "LinearMethod"
+"""Section of hyper-parameters for every method that derives from `methods.parts.linear.LinearMethod`."""
 
 
 def available(folder: str = "grids") -> list[str]:
@@ -140,10 +142,11 @@ def _modules(table: dict[str, Any], where: str) -> list[str]:
 
 def _check_names(table: dict[str, Any], where: str) -> None:
     """Check that the methods and datasets of the sections exist; modules are imported before."""
-    _check_section(table, "hyper", methods.available(), where)
+    sections = [*methods.available(), CLASSIFIERS]
+    _check_section(table, "hyper", sections, where)
     _check_section(table, "dataset", available_datasets(), where)
     for dataset, part in table.get("dataset", {}).items():
-        _check_section(part, "hyper", methods.available(), where, f"dataset.{dataset}.")
+        _check_section(part, "hyper", sections, where, f"dataset.{dataset}.")
 
 
 def _check_section(

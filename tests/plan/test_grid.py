@@ -43,11 +43,11 @@ def rates(found: grid.Grid) -> dict[tuple[str, float], float]:
     return {(cell.dataset.name, cell.ratio): cell.hyper.lr_head for cell in found.cells}
 
 
-LEVELS = (
-    ("recipe", "[hyper.fixmatch]"),
-    ("recipe", "[dataset.coco2014.hyper.fixmatch]"),
-    ("grid", "[hyper.fixmatch]"),
-    ("grid", "[dataset.coco2014.hyper.fixmatch]"),
+LEVELS = tuple(
+    (file, f"[{above}hyper.{section}]")
+    for file in ("recipe", "grid")
+    for above in ("", "dataset.coco2014.")
+    for section in ("LinearMethod", "fixmatch")
 )
 
 
@@ -57,9 +57,27 @@ def test_hyper_parameters_by_dataset_have_the_precedence_of_recipe_fields(load, 
     for k, (file, section) in enumerate(LEVELS[: last + 1]):
         texts[file] += f"{section}\nlr_head = 0.{k + 1}\n"
     found = rates(load(texts["grid"], texts["recipe"]))
-    general = 0.1 if last < 2 else 0.3
+    general = {0: 0.1, 1: 0.2, 2: 0.2, 3: 0.2, 4: 0.5}.get(last, 0.6)
     assert {found["voc2007", ratio] for ratio in (0.05, 0.1)} == {general}
     assert {found["coco2014", ratio] for ratio in (0.05, 0.1)} == {(last + 1) / 10}
+
+
+def test_a_section_of_all_classifiers_reaches_those_and_no_other(load):
+    rest = "[hyper.LinearMethod]\nlr_backbone = 0.25"
+    found = load(rest, methods='["supervised", "cap", "em", "csaa", "dualcoop", "linear_probe"]')
+    by_method = {cell.method: getattr(cell.hyper, "lr_backbone", None) for cell in found.cells}
+    assert by_method == {
+        "supervised": 0.25,
+        "cap": 0.25,
+        "em": 0.25,
+        "csaa": 1e-5,
+        "dualcoop": None,
+        "linear_probe": None,
+    }
+    with pytest.raises(UserError, match=r"mine.toml, supervised: .*'lr_backbones'"):
+        load("[hyper.LinearMethod]\nlr_backbones = 1", methods='["supervised"]')
+    with pytest.raises(UserError, match=r"\[hyper.LinearMethods\]: unknown; did you mean 'LinearMethod'"):
+        load("[hyper.LinearMethods]\nlr_backbone = 1.0")
 
 
 def test_the_row_counts_more_than_everything(load):
