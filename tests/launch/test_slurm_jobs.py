@@ -106,12 +106,16 @@ def test_a_job_that_prepares_is_waited_for_though_squeue_fails(waiting, monkeypa
 
 
 def test_the_command_of_the_job_that_prepares_does_prepare(tmp_path, voc_root, monkeypatch):
-    """The job's command is executed here; where it leaves images uncached, `prepare` raises."""
+    """The job's command is executed here; where it leaves images uncached, `prepare` raises.
+
+    The grid is broken while the job waits: it reads the launch's copy.
+    """
     path = tmp_path / "grid.toml"
     path.write_text(grid_text(voc_root, '["zero_shot"]'))
     workspace = Workspace(tmp_path / "data", tmp_path / "runs")
 
     def run_job(options, place, name, command, report):
+        grid.path.write_text("broken [\n")
         subprocess.run([sys.executable, *command], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
         return tmp_path / "log"
 
