@@ -18,11 +18,11 @@ labelled mean confidence is that of the step on all processes, where the code ha
 running mean of the labelled predictions starts at their smoothed frequencies and not at one half, which
 would call half of the images positive. A step without a labelled image keeps the last thresholds. The
 confidence on labelled images is that of their weak views, one more forward pass here, because the
-labelled loss is on strong views. The loss is ASL by default (``loss = "bce"`` is theirs), summed over
-entries, where theirs is a mean over all entries, masked ones included: their weight λ = 1 is
-``unlabelled_weight`` = B_l/B_u for B_l labelled and B_u unlabelled images in a step. As in the code and
-unlike the paper, logits of labelled images are not interpolated between two forward passes. It starts
-from the warm-up that all such methods share.
+labelled loss is on strong views. The binary cross-entropy is summed over entries, where theirs is a mean
+over all entries, masked ones included: their weight λ = 1 is ``unlabelled_weight`` = B_l/B_u for B_l
+labelled and B_u unlabelled images in a step. As in the code and unlike the paper, logits of labelled
+images are not interpolated between two forward passes. It starts from the warm-up that all
+pseudo-labelling methods with this loss share.
 
 Expected score: none known under this protocol. Cost: one forward pass without gradients per image and
 epoch, and one forward and backward pass; one sum of 3K + 2 numbers over processes before a step.

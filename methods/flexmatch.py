@@ -18,11 +18,11 @@ one class; negatives, which nearly all entries are, keep the fixed threshold, an
 takes the class from the image, where the code forgets a class when another one is confidently given. The
 code has a memory of its own in each process, so that thresholds depend on the process and their number;
 here it is one. It recounts the whole memory after each step; here counts change with the rows that
-changed. The loss is ASL by default (``loss = "bce"`` is theirs), summed over entries, where theirs is a
-mean over all entries, masked ones included: their weight λ = 1 is ``unlabelled_weight`` = B_l/B_u for B_l
-labelled and B_u unlabelled images in a step. It starts from the warm-up that all pseudo-labelling methods
-share. A consequence of the rule for long-tailed labels: a rare class never has many images, so its
-positives are used from .5 for good.
+changed. The binary cross-entropy is summed over entries, where theirs is a mean over all entries, masked
+ones included: their weight λ = 1 is ``unlabelled_weight`` = B_l/B_u for B_l labelled and B_u unlabelled
+images in a step. It starts from the warm-up that all pseudo-labelling methods with this loss share. A
+consequence of the rule for long-tailed labels: a rare class never has many images, so its positives are
+used from .5 for good.
 
 Expected score: none known under this protocol. Cost: one forward pass without gradients and one forward
 and backward pass per unlabelled image and epoch; n_u·K bytes of memory, in checkpoints too; the rows of a
@@ -32,6 +32,7 @@ batch are gathered over processes, and K + 1 counts added up, once per step.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -48,11 +49,14 @@ class FlexMatchHyper(PseudoLabelHyper):
     """Hyper-parameters of FlexMatch: `PseudoLabelHyper` and the threshold.
 
     Attributes:
+        loss: "bce" by default, as in the official code: a label at .5 needs probabilities that mean shares of
+            images. The p of "asl" is .5 where 3.6 % of the images show the class.
         threshold: τ in [.5, 1], of confident predictions (paper and code: .95).
         threshold_warmup: whether the number of images without any class bounds the counts (code: true);
             then thresholds rise from .5 while most images have none.
     """
 
+    loss: Literal["asl", "bce"] = "bce"
     threshold: float = field(default=0.95, metadata={"low": 0.7, "high": 0.99, "scale": "linear"})
     threshold_warmup: bool = True
 

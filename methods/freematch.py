@@ -15,14 +15,14 @@ predicted positives over the used entries, each divided by its sum, the term of 
 which is minimised, as in the paper and the code (1/0 counts as 0).
 
 What differs from the code: the term is the mean over the classes with at least one used entry in the
-step, where the code adds up all classes and gets NaN from one without (0/0). The loss is ASL by default
-(``loss = "bce"`` is theirs), summed over entries, where theirs is a mean over all entries, masked ones
-included: their weight λ = 1 is ``unlabelled_weight`` = B_l/B_u for B_l labelled and B_u unlabelled images
-in a step; the fairness term is multiplied by ``unlabelled_weight``·B_u·K, so that its weight relative to
-the unlabelled loss is theirs. Both parts of a pair are computed by themselves, and not as b and 1 − b,
-whose rounding the logarithm's slope of 10¹² makes large where b = 1. Its first 2,000 to 5,000
-labelled-only steps are the warm-up that all pseudo-labelling methods share. Not here: a quantile instead
-of the mean confidence, the clip of τ at .95.
+step, where the code adds up all classes and gets NaN from one without (0/0). The binary cross-entropy is
+summed over entries, where theirs is a mean over all entries, masked ones included: their weight λ = 1 is
+``unlabelled_weight`` = B_l/B_u for B_l labelled and B_u unlabelled images in a step; the fairness term is
+multiplied by ``unlabelled_weight``·B_u·K, so that its weight relative to the unlabelled loss is theirs.
+Both parts of a pair are computed by themselves, and not as b and 1 − b, whose rounding the logarithm's
+slope of 10¹² makes large where b = 1. Its first 2,000 to 5,000 labelled-only steps are the warm-up that
+all pseudo-labelling methods with this loss share. Not here: a quantile instead of the mean confidence,
+the clip of τ at .95.
 
 Expected score: none known under this protocol. Cost: one forward pass without gradients and one forward
 and backward pass per unlabelled image and epoch; one sum of 3K + 1 numbers over processes before a step

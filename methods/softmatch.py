@@ -16,12 +16,11 @@ the code: alignment decides how much a label counts, not what it is.
 What differs from the code: μ and the unbiased σ² of a step are those of the images of all processes, from
 sums (the code gathers by a function that its class lacks, and stops with more than one process); a step
 with one unlabelled image leaves σ² alone (its variance is NaN there). The target of the alignment is the
-labelled frequency smoothed by one image each way. The loss is ASL by default (``loss = "bce"`` is
-theirs), summed over entries, where theirs is a mean over all entries, masked ones included: their weight
-λ = 1 is ``unlabelled_weight`` = B_l/B_u for B_l labelled and B_u unlabelled images in a step. Not here:
-`per_class=True`, one Gaussian for each state of a class, whose mean goes to 0 for a state that batches
-lack, so that all of its entries get weight 1. It starts from the warm-up that all pseudo-labelling
-methods share.
+labelled frequency smoothed by one image each way. The binary cross-entropy is summed over entries, where
+theirs is a mean over all entries, masked ones included: their weight λ = 1 is ``unlabelled_weight`` =
+B_l/B_u for B_l labelled and B_u unlabelled images in a step. Not here: `per_class=True`, one Gaussian for
+each state of a class, whose mean goes to 0 for a state that batches lack, so that all of its entries get
+weight 1. It starts from the warm-up that all pseudo-labelling methods with this loss share.
 
 Expected score: none known under this protocol. Cost: one forward pass without gradients and one forward
 and backward pass per unlabelled image and epoch; two sums of K + 1 and 3K + 1 numbers over processes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -13,13 +14,16 @@ from methods.parts.pseudo_labelling import PseudoLabelHyper
 
 @dataclass(frozen=True)
 class RunningHyper(PseudoLabelHyper):
-    """As `PseudoLabelHyper`, with the momentum of running means.
+    """As `PseudoLabelHyper`, with the momentum of running means, and another default of the loss.
 
     Attributes:
+        loss: "bce" by default, as in the official code: labels at .5 and confidences need probabilities that
+            mean shares of images. The p of "asl" is .5 where 3.6 % of the images show the class.
         momentum: μ of the running means (papers and code: .999, over 10⁵ steps and more). Their start weighs
             μ^t after t steps: a training of a few hundred steps needs a smaller one to forget it.
     """
 
+    loss: Literal["asl", "bce"] = "bce"
     momentum: float = field(default=0.999, metadata={"low": 0.9, "high": 0.9999, "scale": "linear"})
 
     def __post_init__(self) -> None:

@@ -155,6 +155,19 @@ def test_unusual_data_is_defined(name, labels, pool, size, dtype):
         assert torch.isfinite(torch.stack(list(step(method, empty).losses.values()))).all()
 
 
+@pytest.mark.parametrize(("loss", "share"), [("bce", 0.5), ("asl", 0.0359)])
+def test_at_which_share_of_positives_a_loss_rests_at_one_half(loss, share):
+    """A label at .5 means "more often than not" with the default loss, with ASL "in 3.6 % of the images"."""
+    assert all(methods.hyper(name).loss == "bce" for name in NAMES)
+    method = methods.create(
+        "supervised", backbone=contract.tiny_backbone(), task=contract.tiny_task(), loss=loss
+    )
+    logit = torch.zeros(2, 1, dtype=torch.float64, requires_grad=True)
+    method.loss(logit, double([[1], [0]])).sum().backward()
+    up, down = logit.grad[:, 0].tolist()
+    assert share * up + (1 - share) * down == pytest.approx(0, abs=1e-4)
+
+
 def test_wrong_hyper_parameters_are_refused():
     for name, field, value in (
         ("flexmatch", "threshold", 0.3),
