@@ -45,6 +45,7 @@ class Place:
 
     def __init__(self, tiny, method, runs):
         self.job, self.workspace = tiny[0][method], Workspace(tiny[1], runs)
+        runs.mkdir()  # as a launcher does
         (self.stage,) = self.job.stages
         self.folder = self.stage.directory(self.workspace)
         self.run = self.job.directory(self.workspace)
