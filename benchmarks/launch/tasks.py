@@ -305,7 +305,14 @@ class StageTask(Task):
 
     def is_done(self) -> bool:
         """Whether its result is there, and what was written."""
-        return self.stage.is_done(self.workspace) and not stage_files.damage(self.directory, self.stage.kind)
+        if not self.stage.is_done(self.workspace) or stage_files.damage(self.directory, self.stage.kind):
+            return False
+        if not stage_files.has_checksums(self.directory):
+            self.options.report(
+                f"{self.title}: made by an earlier version, without checksums; used as it is: "
+                f"{self.directory}"
+            )
+        return True
 
     def compute(self, lease: Lease | MemberLease) -> None:
         """Compute features or a warm-up; rank 0 writes them."""
