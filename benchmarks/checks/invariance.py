@@ -39,6 +39,7 @@ from benchmarks.checks.small_grid import command, write_grid, write_scenes
 from benchmarks.plan.user_code import import_methods
 from methods.base import StepMethod
 from methods.errors import UserError, nearest
+from results.errors import StoreError
 from results.store import RunStore
 
 SAME = 1e-6
@@ -83,6 +84,7 @@ def examine(
 
     Raises:
         UserError: a run failed.
+        StoreError: a run of one store is not in the other; the code was edited meanwhile.
     """
     scenes = write_scenes(folder)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -151,7 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with tempfile.TemporaryDirectory(prefix="ssmll-invariance-") as folder:
             places = [str(Path(m).resolve()) if m.endswith(".py") else m for m in args.modules]
             rows = examine(Path(folder), names, args.seeds, args.processes, places)
-    except UserError as error:
+    except (UserError, StoreError) as error:
         print(error, file=sys.stderr)
         return 2
     broken = [r for r in rows if r["precision"] == "fp64" and (r["worst"] > SAME or r["pseudo"])]

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from benchmarks.checks.invariance import main
+from results.errors import StoreError
 from tests.conftest import ROOT
 
 # Methods as a user writes them. A threshold is taken from the images of one process.
@@ -82,6 +83,17 @@ def test_a_method_that_depends_on_its_process_is_found(theirs):
     assert (sound["pseudo"], faulty["pseudo"]) == (0, 1)
     assert (sound["parted"], faulty["parted"]) == (0, 1)
     assert "local_threshold depends on the number of processes" in done.stderr
+
+
+def test_runs_that_one_store_lacks_are_one_line(capsys, monkeypatch):
+    """The code was edited between the two executions, so that the same grid has other runs."""
+
+    def edited(*arguments):
+        raise StoreError("fp64-2/store/fixmatch: no result.json, the run is not started")
+
+    monkeypatch.setattr("benchmarks.checks.invariance.examine", edited)
+    assert main(["--methods", "fixmatch"]) == 2
+    assert capsys.readouterr().err == "fp64-2/store/fixmatch: no result.json, the run is not started\n"
 
 
 @pytest.mark.parametrize(
