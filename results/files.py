@@ -11,6 +11,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import socket
 import time
 from collections.abc import Iterator
@@ -39,6 +40,33 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except OSError:  # a link that leads in a circle
         return False
+
+
+@contextmanager
+def whole_folder(place: Path, sign: str) -> Iterator[Path]:
+    """Fill a folder that others see whole or not at all.
+
+    Args:
+        place: the folder; it is left alone if another process makes it meanwhile.
+        sign: a file in it that says that it is whole.
+
+    Yields:
+        A folder beside it, to be filled; ``sign`` too.
+
+    Raises:
+        OSError: it cannot be put in place.
+    """
+    place.parent.mkdir(parents=True, exist_ok=True)
+    temporary = place.parent / f".{place.name}.{os.getpid()}-{secrets.token_hex(4)}"
+    try:
+        yield temporary
+        try:
+            os.rename(temporary, place)
+        except OSError:  # another process was faster
+            if not (place / sign).is_file():
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def fsync_directory(directory: Path) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import secrets
 import shutil
 import subprocess
 from pathlib import Path
@@ -11,7 +9,7 @@ from pathlib import Path
 from benchmarks.provenance import CODE_FILE, code_state
 from benchmarks.workspace import REPOSITORY
 from methods.errors import UserError
-from results.files import atomic_write_json
+from results.files import atomic_write_json, whole_folder
 
 COPIES = "grids"
 """Folder beside those of the code: what launches copy of grids, recipes and users' modules."""
@@ -39,9 +37,7 @@ def snapshot(folder: Path) -> Path:
     place = folder / name
     if (place / CODE_FILE).is_file():
         return place
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{name}.{os.getpid()}-{secrets.token_hex(4)}"
-    try:
+    with whole_folder(place, CODE_FILE) as temporary:
         for file in _files():
             target = temporary / file
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -50,13 +46,6 @@ def snapshot(folder: Path) -> Path:
         if code_state() != state:
             raise UserError("the code changed while it was copied for the jobs; try again")
         atomic_write_json(temporary / CODE_FILE, state)
-        try:
-            os.rename(temporary, place)
-        except OSError:  # another launch was faster
-            if not (place / CODE_FILE).is_file():
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return place
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import ast
 import hashlib
 import os
-import secrets
-import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -20,7 +18,7 @@ from benchmarks.plan.identity import digest
 from benchmarks.plan.jobs import Job
 from benchmarks.plan.user_code import SourceFile, Sources, imported_with, is_users, module_of, sources
 from methods.errors import UserError
-from results.files import atomic_write_json
+from results.files import atomic_write_json, whole_folder
 
 
 def copy_grid(grid: Grid, jobs: Sequence[Job], folder: Path) -> Path:
@@ -47,18 +45,9 @@ def copy_grid(grid: Grid, jobs: Sequence[Job], folder: Path) -> Path:
     values = made.values()
     home = folder / digest(values)[:16]
     if not (home / NAME).is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / f".{home.name}.{os.getpid()}-{secrets.token_hex(4)}"
-        try:
+        with whole_folder(home, NAME) as temporary:
             made.write(temporary)
             atomic_write_json(temporary / NAME, values)
-            try:
-                os.rename(temporary, home)
-            except OSError:  # another launch was faster
-                if not (home / NAME).is_file():
-                    raise
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
     return home / values["grid"]["file"]
 
 
