@@ -34,14 +34,14 @@ def guarded(work: Callable[[], int]) -> int:
         finally:
             if sys.stdout is not None:
                 sys.stdout.flush()  # here and not at the interpreter's end, which would print a traceback
-    except BrokenPipeError:
-        gone = [stream for stream in (sys.stdout, sys.stderr) if _reader_gone(stream)]
-        if not gone:
-            raise  # the pipe to a process of ours
+    except OSError as error:
+        # The pipe may also be one to a process of ours, which has died: that is an error like others.
+        is_pipe = isinstance(error, BrokenPipeError)
+        gone = [stream for stream in (sys.stdout, sys.stderr) if is_pipe and _reader_gone(stream)]
         for stream in gone:
             _discard(stream)
-        return READER_GONE
-    except OSError as error:
+        if gone:
+            return READER_GONE
         _discard_unwritten(sys.stdout)
         _say(f"error: {refusal(error)}")
         return 1
