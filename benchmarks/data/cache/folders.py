@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import secrets
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -53,22 +55,40 @@ def read_meta(directory: Path) -> dict[str, Any]:
     try:
         found = json.loads((directory / "meta.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise damaged(directory, f"meta.json: {error}") from None
+        raise DamagedCacheError(directory, f"meta.json: {error}") from None
     if not isinstance(found, dict):
-        raise damaged(directory, "meta.json holds no table of fields")
+        raise DamagedCacheError(directory, "meta.json holds no table of fields")
     if found.get("format") == FORMAT:  # of other formats only the number is read
         for name, kind in _FIELDS.items():
             if not isinstance(found.get(name), kind) or isinstance(found[name], bool):
-                raise damaged(directory, f"meta.json: {name!r} is missing or of the wrong kind")
+                raise DamagedCacheError(directory, f"meta.json: {name!r} is missing or of the wrong kind")
         for split in SPLITS:
             if not isinstance(found["chunks"].get(split), list):
-                raise damaged(directory, f"meta.json: 'chunks' lacks {split!r}")
+                raise DamagedCacheError(directory, f"meta.json: 'chunks' lacks {split!r}")
     return found
 
 
-def damaged(directory: Path, what: str) -> UserError:
-    """The error of a cache that cannot be used."""
-    return UserError(f"cache {directory} is damaged: {what}; remove the folder and prepare again")
+class DamagedCacheError(UserError):
+    """A cache cannot be used: `directory`, and `what` is wrong."""
+
+    def __init__(self, directory: Path, what: str) -> None:
+        super().__init__(f"cache {directory} is damaged: {what}; remove the folder and prepare again")
+        self.directory, self.what = directory, what
+
+
+def put_aside(damage: DamagedCacheError) -> str:
+    """Give a damaged cache another name, for who reads it still; returns a line that says so.
+
+    Raises:
+        DamagedCacheError: it cannot be renamed.
+    """
+    place = damage.directory
+    aside = place.with_name(f".damaged-{place.name}-{secrets.token_hex(2)}")
+    try:
+        os.rename(place, aside)
+    except OSError:
+        raise damage from None
+    return f"cache {place} is damaged: {damage.what}; it is made again, the old one is {aside.name} beside it"
 
 
 def hashes_of(directory: Path, meta: dict[str, Any]) -> NDArray[np.uint8]:
@@ -80,9 +100,9 @@ def hashes_of(directory: Path, meta: dict[str, Any]) -> NDArray[np.uint8]:
     try:
         found = np.load(directory / HASHES, allow_pickle=False)
     except Exception as error:  # NumPy and zipfile raise many kinds on a damaged file
-        raise damaged(directory, f"{HASHES}: {first_line(error)}") from None
+        raise DamagedCacheError(directory, f"{HASHES}: {first_line(error)}") from None
     if digest_of(found) != meta["sources"]:
-        raise damaged(directory, f"{HASHES} has changed on the disk")
+        raise DamagedCacheError(directory, f"{HASHES} has changed on the disk")
     return found
 
 

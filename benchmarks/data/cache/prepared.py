@@ -122,12 +122,13 @@ class Prepared:
             for k, expected in enumerate(meta["chunks"][split]):
                 part = pixels[k * meta["chunk"] : (k + 1) * meta["chunk"]]
                 if hashlib.sha256(part.data).hexdigest() != expected:
-                    raise folders.damaged(self.directory, f"{split}.u8 has changed on the disk")
+                    raise folders.DamagedCacheError(self.directory, f"{split}.u8 has changed on the disk")
                 done += len(part)
                 if progress is not None:
                     progress(done, total)
         if done != total:
-            raise folders.damaged(self.directory, f"meta.json has hashes of {done:,} of {total:,} images")
+            what = f"meta.json has hashes of {done:,} of {total:,} images"
+            raise folders.DamagedCacheError(self.directory, what)
 
     def verify_sources(self, workers: int | None = None, progress: Progress | None = None) -> None:
         """Hash every picture again, whatever its size and times, and compare with those of the cache.
@@ -172,7 +173,7 @@ class Prepared:
                 "again, which prepares it anew"
             ) from None
         except ValueError:  # it is shorter than it was
-            raise folders.damaged(self.directory, f"{split}.u8 is too short") from None
+            raise folders.DamagedCacheError(self.directory, f"{split}.u8 is too short") from None
 
 
 def prepare(
@@ -283,10 +284,11 @@ class _Caches:
         return self._opened(sources)
 
     def open(self, dataset: Dataset) -> tuple[Sources, Prepared | None]:
-        """The pictures, and their finished cache if there is one."""
-        sources = Sources(dataset, self.root)
+        """The pictures, and their finished cache if there is a sound one."""
+        sources, ready = Sources(dataset, self.root), None
         self._hash(sources)
-        ready = self._opened(sources)
+        with suppress(folders.DamagedCacheError):  # `prepare` says so, and makes it again
+            ready = self._opened(sources)
         if ready is not None:
             sources.write()
             shutil.rmtree(ready.directory / MARKERS, ignore_errors=True)  # killed before the clean-up
@@ -302,7 +304,10 @@ class _Caches:
             if sources.digest() is None:  # who held the lock may have remembered them
                 sources.look()
                 self._hash(sources)
-            ready = self._opened(sources)
+            try:
+                ready = self._opened(sources)
+            except folders.DamagedCacheError as error:
+                self.announce(folders.put_aside(error))
             if ready is None:
                 return self._build(sources, part, donor)
             shutil.rmtree(part, ignore_errors=True)
@@ -398,12 +403,14 @@ def _discard(builders: list[Builder]) -> None:
 def _open(dataset: Dataset, size: int, directory: Path, sources: str) -> Prepared:
     meta = folders.read_meta(directory)
     if meta.get("format") != FORMAT:
-        raise folders.damaged(directory, f"format {meta.get('format')} instead of {FORMAT}")
+        what = f"format {meta.get('format')} instead of {FORMAT}"  # of another version, and whole there
+        raise UserError(f"cache {directory} has {what}; remove the folder and prepare again")
     if meta["digest"] != content_digest(dataset, size, sources):
-        raise folders.damaged(directory, "it belongs to another dataset")
+        raise folders.DamagedCacheError(directory, "it belongs to another dataset")
     for split in SPLITS:
         file, count = directory / f"{split}.u8", len(getattr(dataset, split))
         found = file.stat().st_size if file.is_file() else 0
         if found != count * 3 * size * size:
-            raise folders.damaged(directory, f"{file.name} has {found:,} bytes for {count:,} images")
+            what = f"{file.name} has {found:,} bytes for {count:,} images"
+            raise folders.DamagedCacheError(directory, what)
     return Prepared(dataset, size, meta["digest"], directory)

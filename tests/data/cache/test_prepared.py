@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import pickle
+import re
 import time
 
 import numpy as np
@@ -13,7 +14,7 @@ from PIL import Image
 
 from benchmarks.data.cache import build
 from benchmarks.data.cache.decode import load_image
-from benchmarks.data.cache.prepared import prepare
+from benchmarks.data.cache.prepared import find, prepare
 from benchmarks.data.dataset import Dataset, ImageSet
 from methods.errors import UserError
 
@@ -88,20 +89,41 @@ def test_verify_finds_a_changed_byte(tmp_path, dataset):
         (lambda d: os.truncate(d / "train.u8", 100), r"train.u8 has 100 bytes for 20 images"),
         (lambda d: (d / "test.u8").unlink(), r"test.u8 has 0 bytes"),
         (lambda d: (d / "meta.json").write_text("{"), r"meta.json"),
-        (lambda d: (d / "meta.json").write_text('{"format": 0}'), r"format 0 instead of 2"),
         (lambda d: (d / "meta.json").write_text(""), r"meta.json"),
         (lambda d: (d / "meta.json").write_text("[]"), r"meta.json holds no table"),
         (lambda d: (d / "meta.json").write_text("[" * 99_999), r"meta.json"),
         (lambda d: (d / "meta.json").write_bytes(b'{"dataset": "\xe9"}'), r"meta.json"),
-        (lambda d: (d / "meta.json").write_text('{"format": 99}'), r"format 99 instead of 2"),
         (lambda d: (d / "meta.json").write_text('{"format": 2}'), r"'dataset' is missing"),
     ],
 )
-def test_a_damaged_cache_is_named(tmp_path, dataset, damage, message):
-    damage(prepare(dataset, 16, tmp_path / "cache", workers=1).directory)
+def test_a_damaged_cache_is_named_and_made_again(tmp_path, dataset, damage, message):
+    root, lines = tmp_path / "cache", []
+    ready = prepare(dataset, 16, root, workers=1)
+    pixels, inode = np.array(ready.train), os.stat(ready.directory).st_ino
+    damage(ready.directory)
     with pytest.raises(UserError, match=message) as caught:
-        prepare(dataset, 16, tmp_path / "cache")
+        find(dataset, 16, root)
     assert "remove the folder and prepare again" in str(caught.value)
+    again = prepare(dataset, 16, root, workers=1, announce=lines.append)
+    assert (again.digest, again.directory) == (ready.digest, ready.directory)
+    assert (again.train == pixels).all()
+    again.verify()
+    (line,) = [line for line in lines if "is damaged" in line]
+    assert re.search(message, line)
+    (aside,) = root.glob(".damaged-*")
+    assert os.stat(aside).st_ino == inode  # who still reads it can go on
+    lines.clear()
+    assert prepare(dataset, 16, root, announce=lines.append).digest == ready.digest
+    assert not lines
+
+
+@pytest.mark.parametrize("number", [0, 99])
+def test_a_cache_of_another_version_is_left_alone(tmp_path, dataset, number):
+    meta = prepare(dataset, 16, tmp_path / "cache", workers=1).directory / "meta.json"
+    meta.write_text(f'{{"format": {number}}}')
+    with pytest.raises(UserError, match=f"format {number} instead of 2; remove the folder and prepare again"):
+        prepare(dataset, 16, tmp_path / "cache")
+    assert meta.exists()
 
 
 def test_damage_of_other_caches_of_a_dataset_stops_nobody(tmp_path, dataset):
