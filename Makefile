@@ -38,10 +38,12 @@ test: $(READY_ALL)
 test-groups: $(READY_ALL)
 	$(BIN)/python -m pytest -m slow tests/launch/test_groups.py -k "trouble or told_with_its_rank or hangs_alone"
 
-# Clusters without accounting exist: everything has to work there too. Late and doubtful answers are the same there.
+# Clusters without accounting exist: everything has to work there too. Late and doubtful answers, folders with odd
+# names and what a launch copies are the same there.
+ACCOUNTED = test_doubt test_odd_paths test_owned
 test-slurm: $(READY_ALL)
 	$(BIN)/python -m pytest -m "slurm and not slow" tests/slurm
-	SSMLL_SLURM_ACCOUNTING=off $(BIN)/python -m pytest -m "slurm and not slow" tests/slurm --ignore tests/slurm/test_doubt.py
+	SSMLL_SLURM_ACCOUNTING=off $(BIN)/python -m pytest -m "slurm and not slow" tests/slurm $(ACCOUNTED:%=--ignore tests/slurm/%.py)
 
 test-all: $(READY_ALL)
 	$(BIN)/python -m pytest

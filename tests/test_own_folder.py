@@ -65,6 +65,7 @@ def test_three_commands(own):
     assert "stratified" in verified
 
 
+@pytest.mark.slow
 def test_a_bad_picture_is_named_and_can_be_left_out(own):
     bad = own.folder / "my pictures" / "Fotos" / "Bild 4 – süß.jpg"
     bad.write_bytes(bad.read_bytes()[:500])

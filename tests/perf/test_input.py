@@ -17,6 +17,7 @@ from benchmarks.perf import pillow
 from benchmarks.perf.__main__ import main
 
 
+@pytest.mark.slow
 def test_the_json_line_has_every_figure(tmp_path):
     photographs = perf.write_photographs(tmp_path / "photographs", 12)
     options = ["--json", "--size", "32", "--batch", "4", "--workers", "1", "--seconds", "1"]

@@ -72,7 +72,8 @@ def test_two_processes_end_where_one_does(tmp_path, grid, alone, method):
 
 
 # Two processes that are asked at a step stop after the next.
-@pytest.mark.parametrize(("first", "then"), [(2, 1), pytest.param(1, 1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("first", "then"), [(1, 1), (2, 1)])
 def test_a_run_goes_on_with_its_table_and_counts(tmp_path, grid, alone, first, then):
     method = "flexmatch"
     outcome(first, grid(method), tmp_path, method, stop=SAVE_AT - (first > 1))
