@@ -9,6 +9,7 @@ people.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -35,7 +36,7 @@ LEFT: tuple[Kind, ...] = ("conflict", "held", "damaged")
 STAGE = "stage.json"
 CHECKPOINTS = "checkpoints"
 """What an attempt that has not ended keeps in the directory of a run or stage."""
-_FULL = (28, 122)  # ENOSPC, EDQUOT: nothing that follows would fare better
+_FULL = (errno.ENOSPC, errno.EDQUOT)  # nothing that follows would fare better
 SHOWN = 3
 """Differing values that a line names."""
 
@@ -206,10 +207,7 @@ def _take(
 ) -> Met:
     """Copy a finished run under a lease; `scores` are the bytes of its predictions, which were checked."""
     if dry_run:
-        state = target.state(here)
-        return (
-            Met("held", place, f"{here}: {state.detail}") if state.kind == "running" else Met("taken", place)
-        )
+        return _foreseen(target, here, place)
     lease = target.claim(here, _spec(source, place, theirs), ttl=seconds_to_live())
     if lease is None:
         if (here / "result.json").exists():  # this very moment
@@ -233,6 +231,13 @@ def _take(
             _copy_times(place / name, here / name)
         _clear(here)
     return Met("taken", place)
+
+
+def _foreseen(target: RunStore, here: Path, place: Path) -> Met:
+    """What a claim would come to."""
+    state = target.state(here)
+    held = state.kind == "running"
+    return Met("held", place, f"{here}: {state.detail}") if held else Met("taken", place)
 
 
 def _compared(target: RunStore, here: Path, source: RunStore, place: Path, theirs: Result) -> Met:
@@ -333,10 +338,7 @@ def _stage(target: RunStore, source: RunStore, place: Path, dry_run: bool) -> Me
         return _compared_stage(here, place, record["key"])
     files = _stage_files(place, record)
     if dry_run:
-        state = target.state(here)
-        return (
-            Met("held", place, f"{here}: {state.detail}") if state.kind == "running" else Met("taken", place)
-        )
+        return _foreseen(target, here, place)
     claimed = {"stage": record["kind"], "key": record["key"]}
     lease = target.claim(here, claimed, ttl=seconds_to_live())
     if lease is None:

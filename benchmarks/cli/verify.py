@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.cli import options
 from methods.errors import UserError
+from results.columns import seeds_name, subset_name
 from results.text import one_line
 
 if TYPE_CHECKING:
@@ -86,9 +87,9 @@ class Check:
 
 
 def _title(item: Mapping[str, Any]) -> str:
-    subset = item.get("budget") or f"p={item['ratio']:g}"
-    name = f"{item['label']} · {item['dataset']} {subset} seed={item['seed']} [{item['run_id'][:8]}]"
-    return one_line(name)
+    subset = subset_name(item["ratio"], item.get("budget", ""))
+    seeds = seeds_name(item["seed"], item.get("split_seed"))
+    return one_line(f"{item['label']} · {item['dataset']} {subset} {seeds} [{item['run_id'][:8]}]")
 
 
 def of_grid(args: argparse.Namespace) -> Labels:

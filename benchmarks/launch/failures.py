@@ -68,7 +68,16 @@ def failed_in(directory: Path, launch: str) -> str | None:
 
 def fail_dependent(workspace: Workspace, spec: RunSpec, directory: Path, why: str, launch: str) -> None:
     """Record a run as failed because a stage that it needs has failed."""
-    lease = workspace.store.claim(directory, spec.record())
-    if lease is not None:
-        with lease:
-            workspace.store.write_failure(directory, lease, failure(StageFailed(why), launch))
+    record(workspace, spec.record(), directory, StageFailed(why), launch)
+
+
+def record(
+    workspace: Workspace, spec: dict[str, Any], directory: Path, error: Exception, launch: str
+) -> bool:
+    """Record the failure of a run that was not begun; False where another process holds it or has done it."""
+    lease = workspace.store.claim(directory, spec)
+    if lease is None:
+        return False
+    with lease:
+        workspace.store.write_failure(directory, lease, failure(error, launch))
+    return True

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Callable
 
 from benchmarks.launch.environment import launch_name
-from benchmarks.launch.failures import failed_in, failure
+from benchmarks.launch.failures import failed_in, record
 from benchmarks.launch.work_order import WorkOrder
 from benchmarks.plan.earlier import every
 from benchmarks.plan.jobs import Job
@@ -65,16 +65,12 @@ def resolved(order: WorkOrder, bundle: int | None, report: Callable[[str], None]
 
 
 def _record(order: WorkOrder, run: PlannedRun, error: UserError, report: Callable[[str], None]) -> None:
-    directory, store = run.directory(order.workspace), order.workspace.store
+    directory = run.directory(order.workspace)
     launch = launch_name(order.launch)
     if (directory / "result.json").exists() or failed_in(directory, launch):
         return
     try:
-        lease = store.claim(directory, run.spec)
-        if lease is None:
-            return
-        with lease:
-            store.write_failure(directory, lease, failure(error, launch))
-        report(f"failed: {run.title}: {error}")
+        if record(order.workspace, run.spec, directory, error, launch):
+            report(f"failed: {run.title}: {error}")
     except (OSError, StoreError) as problem:
         report(f"failed: {run.title}: {error}; it cannot be recorded: {problem}")

@@ -165,9 +165,8 @@ def _listen() -> None:
 def _heard(event: str, details: tuple[object, ...]) -> None:
     if not _active or event not in ("open", "os.listdir", "os.scandir"):
         return
-    if threading.current_thread().name.startswith(
-        HEARTBEAT
-    ):  # it looks at its lease, which no plan stands on
+    # A heartbeat looks at its lease, which no plan stands on.
+    if threading.current_thread().name.startswith(HEARTBEAT):
         return
     target = details[0]
     listed = event != "open"
