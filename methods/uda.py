@@ -16,11 +16,13 @@ What differs from the official code: this multi-label form is ours; the constant
 states, two. T = 0.4 works: in Semi-supervised-learning the target is made from probabilities by a branch
 that returns them as they are, so that its T has no effect. The annealing asks for the probability of the
 true label, as the paper and the authors' code; Semi-supervised-learning asks for the largest. The loss is
-ASL by default; with ``loss = "bce"`` its gradient is that of the authors' KL divergence. It is summed over
+binary cross-entropy, whose gradient is that of the authors' KL divergence. ASL's smallest value for a soft
+target t lies at a p above t, so that targets climb from step to step: with ``loss = "asl"`` training on
+GlyphScenes-dev ends at 17.2 mAP, with "bce" at 57.1 (`results/field-dev`). It is summed over
 entries, left-out ones count 0: Semi-supervised-learning takes the mean over all entries (its λ = 1 is
 ``unlabelled_weight`` = B_l/B_u), and the authors divide the labelled sum by the number of entries left in,
 which would make the few that annealing keeps as heavy as all. The authors' mask is a strict >. Labelled
-images have the strong view, and training starts from the shared warm-up, which is not annealed.
+images have the strong view, and training starts from the warm-up with this loss, which is not annealed.
 
 Expected score: none known under this protocol. Cost: one forward pass without gradients and one
 forward and backward pass per unlabelled image and epoch.
@@ -48,6 +50,7 @@ class UDAHyper(CutoffHyper):
     """As `CutoffHyper` with a cut-off of 0.8, a temperature and a schedule.
 
     Attributes:
+        loss: "bce" by default: it is smallest where p is the soft target. That of "asl" is smallest above it.
         temperature: T of the targets; 1 leaves the probabilities as they are (official: 0.4).
         tsa: schedule of the annealing of labelled entries: "none" (Semi-supervised-learning's choice),
             "linear", "exp" (for many labels) or "log" (for few).
@@ -55,6 +58,7 @@ class UDAHyper(CutoffHyper):
         negative: probability up to which a negative is used (official: 0.2).
     """
 
+    loss: Literal["asl", "bce"] = "bce"
     temperature: float = field(default=0.4, metadata={"low": 0.1, "high": 1.0, "scale": "log"})
     tsa: Literal["none", "linear", "exp", "log"] = "none"
     positive: float = field(default=0.8, metadata={"low": 0.5, "high": 0.99, "scale": "linear"})

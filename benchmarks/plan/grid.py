@@ -173,6 +173,7 @@ class _Row:
         name: registered name.
         label: row of the table; the name by default.
         hyper: hyper-parameters of this row.
+        vary: hyper-parameters with several values each; the entry stands for a row of every combination.
         recipe: fields of the recipe for this row.
         backbone: of this row; None for the grid's.
     """
@@ -180,6 +181,7 @@ class _Row:
     name: str
     label: str = ""
     hyper: dict[str, Any] = field(default_factory=dict)
+    vary: dict[str, Any] = field(default_factory=dict)
     recipe: dict[str, Any] = field(default_factory=dict)
     backbone: str | dict[str, Any] | None = None
 
@@ -196,7 +198,7 @@ def load(name: str) -> Grid:
     read = grid_file.read(name)
     path, table, recipe_path, recipe = read.path, read.table, read.recipe_path, read.recipe
     where = path.name
-    rows = [_row(entry, where) for entry in _list(table, "methods", where)]
+    rows = [row for entry in _list(table, "methods", where) for row in _rows(entry, where)]
     _check_labels(rows, where)
     usual = (table["backbone"], path) if "backbone" in table else (recipe.get("backbone"), recipe_path)
     backbones = [_backbone_of(row, usual, path) for row in rows]
@@ -283,13 +285,27 @@ def _list(table: dict[str, Any], key: str, where: str, kinds: tuple[type, ...] =
     return values
 
 
-def _row(entry: str | dict[str, Any], where: str) -> _Row:
+def _rows(entry: str | dict[str, Any], where: str) -> list[_Row]:
+    """The rows of an entry: one, or with `vary` one for each combination of values, which its label says."""
     wording = Wording(unknown="{where}: a method has no key {name!r}{near}")
     table = {"name": entry} if isinstance(entry, str) else entry
     row = build(_Row, table, where, wording)
     if row.name not in methods.available():
         raise UserError(f"{where}: no method {row.name!r}{nearest(row.name, methods.available())}")
-    return dataclasses.replace(row, label=row.label or row.name)
+    row = dataclasses.replace(row, label=row.label or row.name)
+    place = f"{where}, {row.label}"
+    for name, values in row.vary.items():
+        if not isinstance(values, list) or not values:
+            raise UserError(f"{place}: vary.{name} is {values!r}; it must be a list of values")
+        if name in row.hyper:
+            raise UserError(f"{place}: {name} stands in `hyper` and in `vary`; leave one out")
+    rows = []
+    for chosen in itertools.product(*row.vary.values()):
+        setting = dict(zip(row.vary, chosen, strict=True))
+        said = ", ".join(f"{name} {value}" for name, value in setting.items())
+        label = f"{row.label} ({said})" if said else row.label
+        rows.append(dataclasses.replace(row, label=label, hyper={**row.hyper, **setting}, vary={}))
+    return rows
 
 
 def _check_labels(rows: Sequence[_Row], where: str) -> None:

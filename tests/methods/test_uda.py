@@ -5,6 +5,7 @@ import torch
 
 import methods
 from methods.errors import UserError
+from methods.losses import asymmetric_loss, binary_cross_entropy
 from methods.uda import tsa_bound
 from tests.methods.table import GOLDEN, gradients_of, numbers, same, step_of
 
@@ -90,3 +91,18 @@ def test_a_temperature_of_nothing_and_an_unknown_schedule_are_refused():
     with pytest.raises(UserError, match="unknown value 'cosine'"):
         methods.hyper("uda", tsa="cosine")
     assert methods.hyper("uda", confidence=0.9).positive == 0.8  # not in the way of the one cut-off
+
+
+def test_asl_moves_soft_targets_up_and_bce_leaves_them():
+    # Why `loss` is "bce": where the gradient for a target is 0 is where a target of the next step comes from.
+    logits = torch.linspace(-8, 8, 16001, dtype=torch.float64, requires_grad=True)
+    for target in (0.05, 0.1, 0.3, 0.5):
+        rests = {}
+        for name, loss in (("asl", asymmetric_loss), ("bce", binary_cross_entropy)):
+            targets = torch.full((len(logits), 1), target, dtype=torch.float64)
+            (slope,) = torch.autograd.grad(loss(logits[:, None], targets).sum(), logits)
+            rests[name] = torch.sigmoid(logits[slope.abs().argmin()]).item()
+        assert rests["bce"] == pytest.approx(target, abs=1e-3)
+        assert rests["asl"] > target + 0.25
+        sharpened = torch.sigmoid(torch.logit(torch.tensor(rests["asl"])) / 0.4).item()
+        assert sharpened > target + 0.25

@@ -43,6 +43,46 @@ def rates(found: grid.Grid) -> dict[tuple[str, float], float]:
     return {(cell.dataset.name, cell.ratio): cell.hyper.lr_head for cell in found.cells}
 
 
+def test_vary_makes_a_row_of_every_combination(load):
+    values = "loss = ['asl', 'bce'], scale = [5, 10]"
+    entry = f"{{ name = 'fixmatch', label = 'F', hyper = {{ lr_head = 0.5 }}, vary = {{ {values} }} }}"
+    found = [
+        cell for cell in load(methods=f'[{entry}, "supervised"]').cells if cell.dataset.name == "voc2007"
+    ]
+    assert [(cell.label, cell.method) for cell in found[:5]] == [
+        ("F (loss asl, scale 5)", "fixmatch"),
+        ("F (loss asl, scale 10)", "fixmatch"),
+        ("F (loss bce, scale 5)", "fixmatch"),
+        ("F (loss bce, scale 10)", "fixmatch"),
+        ("supervised", "supervised"),
+    ]
+    values = [(cell.hyper.loss, cell.hyper.scale, cell.hyper.lr_head) for cell in found[:4]]
+    assert values == [("asl", 5.0, 0.5), ("asl", 10.0, 0.5), ("bce", 5.0, 0.5), ("bce", 10.0, 0.5)]
+
+
+def test_a_varied_run_is_the_run_of_the_same_values(load):
+    varied = load(methods='[{ name = "fixmatch", vary = { loss = ["bce"] } }]').cells
+    plain = load(methods='[{ name = "fixmatch", hyper = { loss = "bce" } }]').cells
+    assert [cell.hyper for cell in varied] == [cell.hyper for cell in plain]
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ("vary = { loss = [] }", r"vary.loss is \[\]; it must be a list of values"),
+        ('vary = { loss = "bce" }', "vary.loss is 'bce'; it must be a list of values"),
+        ('hyper = { loss = "asl" }, vary = { loss = ["bce"] }', "loss stands in `hyper` and in `vary`"),
+        ('vary = { los = ["bce"] }', "did you mean 'loss'"),
+        ('vary = { loss = ["bce", "bce"] }', "two methods are labelled 'fixmatch .loss bce.'"),
+        ('vary = { loss = ["bcf"] }', "mine.toml, fixmatch .loss bcf.: .*bcf"),
+        ('var = { loss = ["bce"] }', "did you mean 'vary'"),
+    ],
+)
+def test_what_vary_refuses(load, keys, words):
+    with pytest.raises(UserError, match=words):
+        load(methods=f'[{{ name = "fixmatch", {keys} }}]')
+
+
 LEVELS = tuple(
     (file, f"[{above}hyper.{section}]")
     for file in ("recipe", "grid")

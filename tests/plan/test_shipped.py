@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+import methods
 from benchmarks.plan import grid, jobs
 from tests.plan import golden
 
@@ -21,9 +22,32 @@ def rates(found, field="lr_backbone"):
 
 def test_every_method_of_full_trains_the_image_tower_at_one_rate(cells):
     found = [cell for cell in cells("full") if hasattr(cell.hyper, "lr_backbone")]
-    assert {cell.method for cell in found} == {"supervised", "fixmatch", "csaa"}
+    assert {cell.method for cell in found} == set(methods.available()) - {
+        "zero_shot",
+        "linear_probe",
+        "dualcoop",
+    }
     assert len({repr(cell.backbone) for cell in found}) == 1
     assert rates(found) == {3e-5}
+
+
+@pytest.mark.parametrize("name", ["smoke", "field", "full"])
+def test_every_method_is_in_the_grids_of_all_methods(cells, name):
+    assert {cell.method for cell in cells(name)} == set(methods.available())
+
+
+def test_the_search_tried_as_many_settings_of_every_method_and_the_recipe_has_one_of_them(cells):
+    tried = {}
+    for cell in cells("field-dev"):
+        assert cell.dataset.name == "glyphscenes-dev"  # never the test images that tables show
+        tried.setdefault(cell.method, []).append(cell.hyper)
+    assert set(tried) == set(methods.available()) - {"zero_shot"}  # which trains nothing
+    assert {len(found) for found in tried.values()} == {5}
+    for found in tried.values():
+        assert len(set(map(repr, found))) == len(found)
+    for name in ("field", "embedded", "demo"):
+        for cell in cells(name):
+            assert cell.method == "zero_shot" or cell.hyper in tried[cell.method]
 
 
 def test_full_has_cap_s_rules_for_single_datasets(cells, monkeypatch):
