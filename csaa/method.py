@@ -12,6 +12,9 @@ is our reading; each open choice is a field of `CSAAHyper`. Pseudo-labels and th
 the same authors' CAP code (github xiemk/SSMLL-CAP), the local features DualCoOp's re-formulation of
 the attention pool (github sunxm2357/DualCoOp).
 
+Golden test: none against official code, there is none; `tests/csaa/` holds its parts against slow
+references.
+
 Expected score: none is known. Cost: one trainable forward and backward pass of the image tower per
 step, the text tower over two contexts and 2·K names, and one scoring pass over the pool per epoch.
 """
@@ -19,7 +22,7 @@ step, the text tower over two contexts and 2·K names, and one scoring pass over
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -77,26 +80,26 @@ class CSAAHyper(OptimizerHyper, AsymmetricHyper):
 
     reading: Reading = "semantic+class"
     features: Features = "label-specific"
-    temperature: float = 20.0
-    context_length: int = 16
+    temperature: float = field(default=20.0, metadata={"low": 1.0, "high": 50.0, "scale": "log"})
+    context_length: int = field(default=16, metadata={"low": 4, "high": 16, "scale": "linear"})
     context_words: str = ""
     class_specific: bool = False
     pseudo_labels: Literal["class-distribution", "fixed", "none"] = "class-distribution"
-    eta_pos: float = 1.0
-    eta_neg: float = 0.998
-    fixed_pos: float = 0.95
-    fixed_neg: float = 0.05
-    unlabelled_weight: float = 1.0
-    context_weight: float = 1.0
+    eta_pos: float = field(default=1.0, metadata={"low": 0.5, "high": 1.0, "scale": "linear"})
+    eta_neg: float = field(default=0.998, metadata={"low": 0.5, "high": 1.0, "scale": "linear"})
+    fixed_pos: float = field(default=0.95, metadata={"low": 0.5, "high": 0.99, "scale": "linear"})
+    fixed_neg: float = field(default=0.05, metadata={"low": 0.01, "high": 0.5, "scale": "linear"})
+    unlabelled_weight: float = field(default=1.0, metadata={"low": 0.1, "high": 10.0, "scale": "log"})
+    context_weight: float = field(default=1.0, metadata={"low": 0.0, "high": 10.0, "scale": "linear"})
     num_contexts: int = 0
     affinity: Affinity = "conditional"
     context_images: Literal["labelled+unlabelled", "labelled"] = "labelled+unlabelled"
     context_feature: Features = "global"
     context_labels: Literal["head", "pseudo-labels"] = "head"
     freeze_visual: bool = False
-    lr_prompts: float = 1e-3
-    lr_head: float = 1e-3
-    lr_backbone: float = 1e-5
+    lr_prompts: float = field(default=1e-3, metadata={"low": 1e-5, "high": 1e-1, "scale": "log"})
+    lr_head: float = field(default=1e-3, metadata={"low": 1e-5, "high": 1e-1, "scale": "log"})
+    lr_backbone: float = field(default=1e-5, metadata={"low": 1e-6, "high": 1e-2, "scale": "log"})
 
     def __post_init__(self) -> None:
         OptimizerHyper.__post_init__(self)
@@ -110,7 +113,7 @@ class CSAAHyper(OptimizerHyper, AsymmetricHyper):
 
     def alignment(self) -> AlignmentSpec:
         """Return the part that says how the classifier is built."""
-        names = [field.name for field in dataclasses.fields(AlignmentSpec)]
+        names = [found.name for found in dataclasses.fields(AlignmentSpec)]
         return AlignmentSpec(**{name: getattr(self, name) for name in names})
 
 

@@ -2,6 +2,8 @@
 
 Source: Sun, Hu, Saenko, "DualCoOp: Fast Adaptation to Multi-Label Recognition with Limited
 Annotations", NeurIPS 2022; code read: github sunxm2357/DualCoOp, 49e71d7.
+Golden test: `tests/methods/test_dualcoop.py`, logits, loss and gradients of that code's computation, written
+out again there (a second implementation of ours).
 
 What it does: only the context tokens of two prompts are trained. With s⁺ and s⁻ = 20·cos of every
 location's feature with a class's positive and negative text, and w = softmax of s⁺ over locations,
@@ -25,32 +27,22 @@ contexts and 2K names per step.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from methods.backbones.clip import VisionLanguageModel
 from methods.backbones.open_clip_models import has_attention_pool
 from methods.backbones.spec import BackboneSpec
-from methods.base import (
-    Batch,
-    StepMethod,
-    StepOutput,
-    Task,
-    at_least_fp32,
-    full_precision,
-    trainable,
-)
+from methods.base import Batch, StepMethod, StepOutput, Task, trainable
 from methods.errors import UserError, check_range
 from methods.losses import pair_asymmetric_loss
 from methods.parts.hypers import AsymmetricHyper, Optimizer, OptimizerHyper, Schedule
 from methods.parts.prompts import LearntPrompts, encode_together
+from methods.parts.regions import region_logits
 from methods.registry import register
-
-COSINE_SCALE, SUM_SCALE = 20.0, 5.0
 
 
 @dataclass(frozen=True)
@@ -77,16 +69,16 @@ class DualCoOpHyper(OptimizerHyper, AsymmetricHyper):
         schedule: "cosine" (official), "onecycle" or "constant".
     """
 
-    context_length: int = 16
+    context_length: int = field(default=16, metadata={"low": 4, "high": 16, "scale": "linear"})
     positive_words: str = ""
     negative_words: str = ""
     class_specific: bool = False
     locations: Literal["code", "plain"] = "code"
-    gamma_pos: float = 1.0
-    gamma_neg: float = 2.0
-    loss_weight: float = 0.03
-    lr: float = 2e-3
-    weight_decay: float = 5e-4
+    gamma_pos: float = field(default=1.0, metadata={"low": 0.0, "high": 2.0, "scale": "linear"})
+    gamma_neg: float = field(default=2.0, metadata={"low": 0.0, "high": 6.0, "scale": "linear"})
+    loss_weight: float = field(default=0.03, metadata={"low": 0.01, "high": 1.0, "scale": "log"})
+    lr: float = field(default=2e-3, metadata={"low": 1e-4, "high": 1e-1, "scale": "log"})
+    weight_decay: float = field(default=5e-4, metadata={"low": 1e-6, "high": 1e-1, "scale": "log"})
     optimizer: Optimizer = "sgd"
     schedule: Schedule = "cosine"
 
@@ -164,22 +156,3 @@ class DualCoOp(StepMethod):
         """Return (B, K) positive minus negative logit: the log-odds of presence."""
         positive, negative = self.logits(images)
         return positive - negative
-
-
-def region_logits(local: Tensor, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
-    """Class-specific region aggregation of DualCoOp.
-
-    Args:
-        local: (B, L, d) location features.
-        positive: (K, d) positive text features.
-        negative: (K, d) negative text features.
-
-    Returns:
-        Two (B, K) float32 logits: locations weighted by the soft-max of the positive scores.
-    """
-    with full_precision(local):
-        local = F.normalize(at_least_fp32(local), dim=-1)
-        texts = F.normalize(at_least_fp32(torch.cat([positive, negative])), dim=-1)
-        plus, minus = (COSINE_SCALE * local @ texts.T).chunk(2, dim=-1)
-        weights = plus.softmax(dim=1)
-        return SUM_SCALE * (weights * plus).sum(dim=1), SUM_SCALE * (weights * minus).sum(dim=1)

@@ -3,6 +3,7 @@
 Source: the linear probe of CLIP (Radford et al., ICML 2021), L-BFGS with an L2 penalty chosen on
 held-out data; the search over C is the binary search of CoOp's `lpclip/linear_probe.py` (Zhou et
 al., IJCV 2022, github KaiyangZhou/CoOp).
+Golden test: `tests/methods/test_linear_probe.py`, scikit-learn's LogisticRegression.
 
 What it does: holds out 20 % of the labelled images, picks the C that gives the best mean average
 precision on them (one C for all classes), and refits on all labelled images. C starts from
@@ -22,7 +23,7 @@ classes: 6 s on one busy core) and a minute or two for thousands.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -57,7 +58,7 @@ class LinearProbeHyper:
 
     preprocess: Literal["l2", "standardise", "l2+standardise"] = "l2+standardise"
     class_weight: Literal["none", "balanced"] = "none"
-    held_out: float = 0.2
+    held_out: float = field(default=0.2, metadata={"low": 0.1, "high": 0.5, "scale": "linear"})
     max_iterations: int = 1000
 
     def __post_init__(self) -> None:

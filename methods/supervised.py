@@ -4,6 +4,7 @@ What it does: fine-tunes backbone and linear classifier on the strong views of t
 with the asymmetric loss (Ridnik et al., ICCV 2021) or binary cross-entropy. These are the rows
 "ASL" and "BCE" of semi-supervised tables, and, stopped early, the warm-up of the pseudo-labelling
 methods (`run_warmup.py` of CAP, Xie et al., NeurIPS 2023, github xiemk/SSMLL-CAP).
+Golden test: `tests/methods/test_losses.py`, the formula of the loss entry by entry.
 
 What differs from CAP's warm-up: batch normalisation keeps its pretraining statistics by default
 (labelled batches are tiny; ``freeze_bn = false`` is CAP's way); the classifier has a learning rate

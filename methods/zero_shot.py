@@ -2,6 +2,8 @@
 
 Source: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision",
 ICML 2021. The class score is the cosine of the image's and the class name's feature.
+Golden test: `tests/methods/test_zero_shot.py`, cosines and soft-max by hand; towers and templates against
+open_clip in `tests/methods/backbones/`.
 
 What differs from the official code: CLIP is single-label. Two scores are offered because they rank
 the images of a class differently (``score``): the raw cosine treats classes independently; the

@@ -73,6 +73,7 @@ def test_every_method_has_a_whole_card(name, capsys):
         assert cards.attributes(method.Hyper).get(parameter.name), f"{parameter.name} is not described"
     assert "@" in text.partition("Ours on GlyphScenes")[2], "no reference"
     assert f"{name} (version {method.version}): " in text
+    assert "\nGolden test: " in text
 
 
 def test_the_numbers_are_those_of_the_committed_table(capsys):

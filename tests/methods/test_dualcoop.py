@@ -8,8 +8,8 @@ from torch.nn import functional as F
 
 import methods
 from methods.backbones.clip import VisionLanguageModel
-from methods.dualcoop import region_logits
 from methods.errors import UserError
+from methods.parts.regions import region_logits
 from tests.methods.conftest import NAMES, wake_up
 
 
