@@ -20,7 +20,7 @@ import pytest
 from benchmarks.data.registry import DatasetSpec
 from benchmarks.plan import grid, jobs
 
-GRIDS = ("demo", "ablation", "full")
+GRIDS = ("demo", "ablation", "field", "full")
 FILE = Path(__file__).with_name("golden.json")
 CLASSES, IMAGES, SHOWN = 40, 400, 12
 
