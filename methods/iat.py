@@ -16,6 +16,10 @@ probabilities are calibrated. ASL does not calibrate them, it leaves negatives a
 unpunished, and with many classes that adds up to positives that are not there; ``loss = "bce"`` has no such
 offset.
 
+Examined (`results/field-dev`, GlyphScenes-dev, 5 %): with ASL it ends at 55.9 mAP, with binary
+cross-entropy at 57.9, where a training that uses nothing of the pool ends at 59.1: with ASL the sums Σ p
+call nearly everything present (recall 99 %, precision 9 % in the third epoch). It is the threshold.
+
 Expected score: none known under this protocol. Cost: as `cap`, one forward pass over the pool for its scores,
 and one forward and backward pass per unlabelled image and epoch.
 """
