@@ -111,6 +111,52 @@ def binary_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits, targets.to(logits), reduction="none")
 
 
+def beta_loss(
+    alpha: Tensor,
+    beta: Tensor,
+    targets: Tensor,
+    gamma_neg: int = 4,
+    clip: float = 0.05,
+    power: float = 2.0,
+) -> Tensor:
+    """Asymmetric Beta loss of ABL (KDD 2024): the expected focal loss of a label with a Beta distribution.
+
+    The probability of presence is distributed as Beta(α, β). With ψ the digamma function, m = ``clip``,
+    γ = ``gamma_neg`` and α_m = max(α − m/(1 − m)·β, 0), a positive costs ψ(α + β) − ψ(α) and a negative
+    w·(ψ(α_m + β + γ) − ψ(β)) with w = Π_{i<γ} (α_m + i)/(α_m + β + i), which carries no gradient: E[p^γ] for
+    Beta(α_m, β). The two are mixed by y^power and (1 − y)^power. The official code (github
+    hz681/AsymmetricBetaLoss, 2934e3d) has both weights, and with them the loss, in float64 by mistake.
+
+    Args:
+        alpha: (B, K) > 0, evidence for presence plus 1.
+        beta: (B, K) > 0, evidence for absence plus 1.
+        targets: (B, K) in [0, 1].
+        gamma_neg: focusing exponent γ >= 0 of negatives (official: 4; 10 in its warm-up on VOC).
+        clip: margin m in [0, 1): a negative whose mean is at most m costs nothing if γ > 0.
+        power: exponent of soft targets (official: 2); without effect on targets 0 and 1.
+
+    Returns:
+        (B, K) float32.
+
+    Example:
+        Without any evidence a positive costs 1, a negative at γ = 1, m = 0 half of 1 + 1/2.
+
+        >>> one = torch.ones(1, 2)
+        >>> beta_loss(one, one, torch.tensor([[1, 0]]), gamma_neg=1, clip=0.0)
+        tensor([[1.0000, 0.7500]])
+    """
+    alpha, beta = at_least_fp32(alpha), at_least_fp32(beta)
+    targets = targets.to(alpha)
+    shifted = (alpha - clip / (1 - clip) * beta).clamp(min=0)
+    positive = torch.digamma(alpha + beta) - torch.digamma(alpha)
+    negative = torch.digamma(shifted + beta + gamma_neg) - torch.digamma(beta)
+    with torch.no_grad():
+        weight = torch.ones_like(beta)
+        for i in range(gamma_neg):
+            weight = weight * (shifted + i) / (shifted + beta + i)
+    return targets**power * positive + (1 - targets) ** power * weight * negative
+
+
 def hill_loss(
     logits: Tensor,
     targets: Tensor,
