@@ -18,7 +18,7 @@ from results.errors import StoreError, nearest
 from results.frames import COLUMNS, METRICS, collect
 from results.lineage import SUPERSEDED
 from results.schema import RULES
-from results.statistics import Comparison, compare_with_best
+from results.statistics import FEWEST_UNITS, Comparison, compare
 from results.store import STATES
 from results.versions import MARK, mixed, notes, partly_unknown
 
@@ -156,37 +156,44 @@ class Table:
         """What differs between the runs of a cell, for people."""
         return own_splits(self.runs) or f"seeds {_join(self.seeds)}"
 
-    def _block(self) -> str:
-        """What a block is, for people."""
-        budget = "budget" if (self.runs["budget"] != "").any() else "ratio"
+    def _unit(self) -> str:
+        """What a unit of the test is, for people."""
         own = (self.runs["seed"] != self.runs["split_seed"]).any()
-        return f"dataset × {budget} × {'split × seed' if own else 'seed'}"
+        return f"dataset × {'split × seed' if own else 'seed'}"
 
     def _test_notes(self) -> list[str]:
         found = self.comparison
         lines = []
-        blocks = (
-            f"{found.blocks} {self._block()} blocks (of {found.total_blocks}) that all tested methods have"
-        )
+        units = f"{found.units} {self._unit()} units"
+        if found.blocks != found.units:
+            units += f" ({found.blocks} cells, averaged over the labelled shares)"
         if not found.best:
             lines.append("No significance test: fewer than two methods share a result.")
-        elif found.possible:
+        elif found.decided:
             lines.append(
-                f"†: not significantly worse than {found.best}, the best over the {blocks} (paired "
-                f"sign-flip test, Holm-adjusted p > {LEVEL:g}). Adjusted p: "
+                f"†: not significantly worse than {found.best}, the best over the {units} that all tested "
+                f"methods have (paired sign-flip test of all pairs, step-down max-T, family-wise level "
+                f"{found.level:g}). Adjusted p: "
                 + "; ".join(f"{name} {_p(p)}" for name, p in found.p_values.items())
                 + "."
             )
+            more = [
+                f"{name} {'over 1,000' if seeds is None else seeds}"
+                for name, seeds in found.more_seeds.items()
+            ]
+            if more:
+                lines.append(
+                    f"About how many more seeds would tell them apart (power 80 %): {'; '.join(more)}."
+                )
         else:
             lines.append(
-                f"No significance marks: over the {blocks} and with {len(found.p_values)} "
-                f"comparisons with the best, {found.best}, the smallest possible Holm-adjusted p "
-                f"of the paired sign-flip test is {found.smallest:.2g} > {LEVEL:g}."
+                f"No significance marks: all tested methods, with {found.best} the best of them, share "
+                f"{units}, and a verdict needs {FEWEST_UNITS}."
             )
         if found.left_out:
             names = ", ".join(f"{name} ({n})" for name, n in found.left_out.items())
             lines.append(
-                f"Not tested, with results in fewer than half of the {found.total_blocks} blocks: {names}."
+                f"Not tested, with results in fewer than half of {found.total_blocks} cells × seeds: {names}."
             )
         return lines
 
@@ -236,7 +243,7 @@ def table(frame: pd.DataFrame, rule: str, metric: str = "mAP", remarks: Sequence
                 selected["split_seed"], selected["seed"], selected["value"], strict=True
             ):
                 if value == value:
-                    block = (*column, int(split), int(seed))
+                    block = (column.dataset, (column.ratio, column.budget), (int(split), int(seed)))
                     blocks[label][block] = float(value)
     for column in columns:
         whole = [
@@ -255,7 +262,7 @@ def table(frame: pd.DataFrame, rule: str, metric: str = "mAP", remarks: Sequence
         labels=labels,
         columns=columns,
         cells=cells,
-        comparison=compare_with_best(blocks, LEVEL),
+        comparison=compare(blocks, LEVEL),
         seeds=tuple(sorted({int(seed) for seed in runs["seed"]})),
         splits=tuple(sorted({int(seed) for seed in runs["split_seed"]})),
         runs=runs,

@@ -175,20 +175,26 @@ def significance(fake: Any, seeds: int) -> Table:
 
 
 def test_dagger_marks_what_is_not_significantly_worse(fake: Any) -> None:
-    made = significance(fake, seeds=5)
+    made = significance(fake, seeds=6)
     text = to_markdown(made)
     other = {"CSAA": "DualCoOp", "DualCoOp": "CSAA"}[made.comparison.best]
     assert row(text, other)[0] == f"{other} †"
     assert row(text, made.comparison.best)[0] == made.comparison.best
     assert row(text, "FixMatch")[0] == "FixMatch"
-    assert f"†: not significantly worse than {made.comparison.best}, the best over the 10" in text
-    assert "FixMatch 0.004" in text
+    best = made.comparison.best
+    assert (
+        f"†: not significantly worse than {best}, the best over the 6 dataset × seed units (12 cells" in text
+    )
+    assert "FixMatch 0.03" in text
+    assert f"About how many more seeds would tell them apart (power 80 %): {other} " in text
 
 
 def test_too_few_blocks_are_said_instead_of_marked(fake: Any) -> None:
     text = to_markdown(significance(fake, seeds=2))
     assert "†" not in text
-    assert re.search(r"No significance marks: over the 4 .* Holm-adjusted p .* is 0\.25 > 0\.05", text)
+    assert re.search(
+        r"No significance marks: .* share 2 dataset × seed units \(4 cells.*\), .* needs 6", text
+    )
 
 
 def test_equal_stores_give_equal_bytes_and_the_hash_sees_a_change(
