@@ -53,7 +53,7 @@ def collect(store: RunStore, wanted: Sequence[dict[str, Any]]) -> pd.DataFrame:
     columns = [*COLUMNS, "state", "detail", "digest", "seconds", "peeking_rule", "made_by"]
     columns += [f"{rule}/{metric}" for rule in RULES for metric in METRICS]
     rows = []
-    for item, directory in _located(store, wanted):
+    for item, directory in located(store, wanted):
         state, result = store.read(directory)
         row = {**item, "state": state.kind, "detail": state.detail, "digest": ""}
         if result is not None:
@@ -87,7 +87,7 @@ def collect_classes(store: RunStore, wanted: Sequence[dict[str, Any]], rule: Rul
     import pandas as pd
 
     rows = []
-    for item, directory in _located(store, wanted):
+    for item, directory in located(store, wanted):
         result = store.read(directory)[1]
         found = None if result is None else result["metrics"].get(rule)
         if result is None or found is None:
@@ -118,7 +118,7 @@ def collect_epochs(
     import pandas as pd
 
     rows = []
-    for item, directory in _located(store, wanted):
+    for item, directory in located(store, wanted):
         try:
             epochs = store.epochs(directory)
         except StoreError as error:
@@ -135,12 +135,12 @@ def collect_epochs(
 
 def finished_specs(store: RunStore, wanted: Sequence[dict[str, Any]]) -> list[Spec]:
     """What the finished ones of the wanted runs were asked for, in order; ``wanted`` as for `collect`."""
-    directories = [directory for _, directory in _located(store, wanted)]
+    directories = [directory for _, directory in located(store, wanted)]
     results = (store.read(run)[1] for run in directories)
     return [result["spec"] for result in results if result is not None]
 
 
-def _located(store: RunStore, wanted: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], Path]]:
+def located(store: RunStore, wanted: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], Path]]:
     """The keys of every wanted run with its directory, after a check for clashes."""
     located = []
     cells: dict[tuple, str] = {}

@@ -119,6 +119,22 @@ def test_status_plan_tables_and_why_read_the_store(smoke):
     assert "--grid smoke" in told
 
 
+def test_intervals_hold_the_scores_of_the_table(smoke):
+    command, _, _ = smoke
+    told = command("tables", *SMOKE, "--intervals")[0]
+    for method in METHODS:
+        _, result = result_of(command.runs, method)
+        (line,) = (
+            line.split() for line in told.splitlines() if line.startswith(f"{method} ") and " to " in line
+        )
+        score, low, high = float(line[4]), float(line[5]), float(line[7])
+        assert score == pytest.approx(result["metrics"]["last"]["mAP"], abs=0.06)
+        assert low < score < high
+    again, err = command("tables", *SMOKE, "--intervals")
+    assert again == told
+    assert "resamples" not in err
+
+
 def holders(runs: Path) -> dict[int, Path]:
     """Process ids that hold runs or stages at this moment."""
     found = {}

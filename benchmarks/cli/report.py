@@ -48,6 +48,11 @@ def add(verbs: options.Verbs) -> None:
         action="store_true",
         help="recompute every result from its stored predictions; exit code 1 if one differs",
     )
+    tables_parser.add_argument(
+        "--intervals",
+        action="store_true",
+        help="also 95 %% intervals of scores and of differences from the best, by resampling",
+    )
     options.verb(
         verbs,
         "plots",
@@ -83,6 +88,10 @@ def tables(args: argparse.Namespace) -> int:
     from benchmarks.cli.planning import known
 
     workspace = options.workspace(args)
+    if args.intervals and (args.grid is None or args.superseded):
+        raise UserError(
+            "--intervals is for the present results of a grid; give --grid, and leave --superseded out"
+        )
     if args.grid is None:
         options.without_grid(args)
         check = Check(workspace.store) if args.verify else None
@@ -95,7 +104,10 @@ def tables(args: argparse.Namespace) -> int:
     if args.superseded:
         write_superseded(plan, workspace, args.rule, args.out, bib=args.bib, check=check)
         return _code((), check)
-    return _code(write(plan, workspace, args.rule, args.out, plots=False, bib=args.bib, check=check), check)
+    unreadable = write(plan, workspace, args.rule, args.out, plots=False, bib=args.bib, check=check)
+    if args.intervals:
+        write_intervals(plan, workspace, args.rule, args.out)
+    return _code(unreadable, check)
 
 
 def _code(unread: Collection[str], check: Check | None) -> int:
@@ -194,6 +206,30 @@ def write(
     _say_written(folder, paths)
     _cite(workspace, wanted, folder, bib)
     return set(unread)
+
+
+def write_intervals(plan: PlanSummary, workspace: Workspace, rule: str, out: Path | None) -> None:
+    """Write and print intervals of a grid's scores; columns that have not changed are taken from the file.
+
+    Raises:
+        OSError: the disk is full.
+        StoreError: the rule's scores are not stored.
+        UserError: the folder cannot be written to.
+    """
+    from results import intervals
+    from results.files import atomic_write_bytes
+
+    folder = _folder(plan, workspace, out)
+    path = folder / f"mAP-{rule}-intervals.csv"
+    rows, left_out = intervals.compute(
+        workspace.store, [run.wanted() for run in plan.runs], rule, intervals.from_csv(path), say=_remark
+    )
+    print(intervals.to_text(rows, left_out), flush=True)
+    try:
+        atomic_write_bytes(path, intervals.to_csv(rows).encode())
+    except OSError as error:
+        raise _unwritten(folder, error) from error
+    _say_written(folder, [path])
 
 
 def write_superseded(
