@@ -2,12 +2,16 @@
 
 Every resample draws seeds with replacement, and test images with replacement; all methods get the same draws,
 so the difficulty of images and seeds cancels in differences. A method's score in a resample is the mean over
-the drawn seeds of the exact macro average precision on the drawn images. What an interval covers: other test
-images and, with several seeds, other trainings and labelled subsets of the same kind; with one seed, test
-images alone.
+the drawn seeds of the exact macro average precision on the drawn images. What an interval covers: the score
+on other test sets of this size and, with several seeds, of other trainings and labelled subsets of the same
+kind; with one seed, test sets alone.
 
-Source: Davison, Hinkley, "Bootstrap Methods and their Application", 1997, sections 3.8 and 5.3 (percentile
-intervals of hierarchical data).
+Average precision is the higher the fewer different positives there are, so resamples lie above the score by
+half a point and more. Their distribution is centred on the score, so that an interval holds the expected
+score about as often as it says (`tests/results/test_bootstrap.py`).
+
+Source: Davison, Hinkley, "Bootstrap Methods and their Application", 1997, sections 3.8 and 5.2 (hierarchical
+data; bias).
 """
 
 from __future__ import annotations
@@ -28,7 +32,7 @@ PIECE = 16
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with its percentile interval.
+    """An estimate with its interval.
 
     Attributes:
         value: of the data as they are, percent.
@@ -117,8 +121,8 @@ class Resampled:
 
 
 def _interval(value: float, draws: Floats, level: float) -> Interval:
-    low, high = np.nanquantile(draws, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(value, float(low), float(high))
+    low, high = np.nanquantile(draws - np.nanmean(draws), [(1 - level) / 2, (1 + level) / 2])
+    return Interval(value, value + float(low), value + float(high))
 
 
 def resample(

@@ -176,9 +176,9 @@ def to_text(rows: Sequence[Row], left_out: Sequence[str]) -> str:
     lines = [tabulate(shown, head, "simple", disable_numparse=True)]
     for dataset, seeds, images in sorted({(row.dataset, row.seeds, row.images) for row in rows}):
         covered = (
-            "other test images, other trainings and labelled subsets"
+            "other test sets of this size, other trainings and labelled subsets"
             if seeds > 1
-            else "other test images alone"
+            else "other test sets of this size alone"
         )
         lines.append(
             f"{dataset}: hierarchical paired bootstrap, {seeds} seed{'s' * (seeds > 1)} and {images} test "

@@ -51,7 +51,7 @@ def test_every_column_has_the_methods_with_all_seeds(filled: Any) -> None:
     assert other.behind_high < 0
     text = intervals.to_text(rows, left_out)
     assert f"{best.value:.1f}" in text
-    assert "2 seeds and 80 test images; covers other test images, other trainings" in text
+    assert "2 seeds and 80 test images; covers other test sets of this size, other trainings" in text
     assert "left out: CAP, GlyphScenes 5 %: 1 of 2 seeds" in text
 
 
