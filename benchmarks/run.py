@@ -12,6 +12,7 @@
     python benchmarks/run.py merge STORE            take over what is finished in another folder of runs
     python benchmarks/run.py doctor                 is the SLURM cluster ready?
     python benchmarks/run.py tables [--grid NAME]   write and print tables; --superseded
+    python benchmarks/run.py published              numbers that papers print; --method, --dataset
     python benchmarks/run.py plots --grid NAME      write its figures
     python benchmarks/run.py why RUN                where a number comes from
     python benchmarks/run.py test FILE              does a method of your own keep the contract?
@@ -42,6 +43,7 @@ from benchmarks.cli import (
     merge,
     options,
     output,
+    published,
     report,
     runs,
     slurm,
@@ -54,7 +56,7 @@ from methods.errors import UserError, nearest
 from results.errors import StoreError
 from slurm.protocol import EXIT_STOPPED
 
-FILES = (runs, listing, datasets, splits, status, slurm, report, merge, test)
+FILES = (runs, listing, datasets, splits, status, slurm, report, published, merge, test)
 """The modules that add verbs, in the order of `--help`."""
 
 

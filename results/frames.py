@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from results.damage import to_stderr
 from results.errors import StoreError
-from results.schema import RULES, Rule, Spec
+from results.schema import RULES, Result, Rule, Spec
 from results.store import RunStore
 from results.versions import made_by
 
@@ -133,11 +133,15 @@ def collect_epochs(
     return frame.astype(dict.fromkeys(QUALITY, "float64"))
 
 
+def finished(store: RunStore, wanted: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], Result]]:
+    """Keys and result of the finished ones of the wanted runs, in order; ``wanted`` as for `collect`."""
+    read = ((item, store.read(directory)[1]) for item, directory in located(store, wanted))
+    return [(item, result) for item, result in read if result is not None]
+
+
 def finished_specs(store: RunStore, wanted: Sequence[dict[str, Any]]) -> list[Spec]:
     """What the finished ones of the wanted runs were asked for, in order; ``wanted`` as for `collect`."""
-    directories = [directory for _, directory in located(store, wanted)]
-    results = (store.read(run)[1] for run in directories)
-    return [result["spec"] for result in results if result is not None]
+    return [result["spec"] for _, result in finished(store, wanted)]
 
 
 def located(store: RunStore, wanted: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], Path]]:

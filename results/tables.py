@@ -25,6 +25,8 @@ from results.versions import MARK, mixed, notes, partly_unknown
 if TYPE_CHECKING:
     import pandas as pd
 
+    from results.reproduced import Beside
+
 __all__ = ["TableCell", "Table", "collect", "table"]
 
 LEVEL = 0.05
@@ -99,6 +101,7 @@ class Table:
         runs: a row per run: its keys, state, value (NaN without), digest and seconds.
         results_hash: SHA-256 (hex) over the results that the means are made of.
         remarks: further sentences of the footer.
+        published: published numbers beside ours; None where nobody asked for them.
     """
 
     rule: str
@@ -112,6 +115,7 @@ class Table:
     runs: pd.DataFrame
     results_hash: str
     remarks: tuple[str, ...] = ()
+    published: Beside | None = None
 
     def title(self) -> str:
         """What the numbers are."""
@@ -145,6 +149,7 @@ class Table:
             lines.append("n/a: not in this grid.")
         lines += notes(self.mixed(), partly_unknown(self.runs, "value"))
         lines += self.remarks
+        lines += self.published.notes() if self.published else []
         lines.append(f"Made of {used} runs, results hash sha256:{self.results_hash[:16]}.")
         return lines
 

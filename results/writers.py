@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,12 @@ def to_markdown(table: Table) -> str:
         number = f"**{cell.number()}**" if cell.best else cell.number()
         return " ".join(filter(None, [number, cell.remark()]))
 
-    head = ["method", *(f"{text.markdown(c.dataset)} {c.share}" for c in table.columns)]
-    rows = [head, [":--", *["--:"] * len(table.columns)]]
+    columns = _columns(table)
+    head = ["method", *(f"{text.markdown(c.dataset)} {c.share}{' published' * p}" for c, p in columns)]
+    rows = [head, [":--", *["--:"] * len(columns)]]
     for label in table.labels:
         name = text.markdown(label) + _dagger(table, label)
-        rows.append([name, *(shown(table.cells.get((label, c))) for c in table.columns)])
+        rows.append([name, *_row(table, label, shown, text.markdown)])
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     notes = [f"- {text.markdown(note)}" for note in table.notes("Bold")]
     return "\n".join([*lines, "", *notes]) + "\n"
@@ -46,15 +48,18 @@ def to_text(table: Table) -> str:
     rows = [
         [
             text.terminal(label) + _dagger(table, label),
-            *(shown(table.cells.get((label, c))) for c in table.columns),
+            *_row(table, label, shown, text.terminal),
         ]
         for label in table.labels
     ]
     body = tabulate(
         rows,
-        headers=["method", *(f"{text.terminal(c.dataset)}\n{c.share}" for c in table.columns)],
+        headers=[
+            "method",
+            *(f"{text.terminal(c.dataset)}\n{c.share}{' published' * p}" for c, p in _columns(table)),
+        ],
         tablefmt="simple",
-        colalign=["left", *["right"] * len(table.columns)],
+        colalign=["left", *["right"] * len(_columns(table))],
         disable_numparse=True,
     )
     lines = [line.rstrip() for line in body.splitlines()]
@@ -76,19 +81,23 @@ def to_latex(table: Table) -> str:
         return " ".join(filter(None, [number, remark]))
 
     spans, rules, first = [], [], 2
-    for dataset, group in itertools.groupby(table.columns, key=lambda column: column.dataset):
+    columns = _columns(table)
+    for dataset, group in itertools.groupby(columns, key=lambda column: column[0].dataset):
         width = len(list(group))
         spans.append(f"\\multicolumn{{{width}}}{{c}}{{{text.latex(dataset)}}}")
         rules.append(f"\\cmidrule(lr){{{first}-{first + width - 1}}}")
         first += width
-    ratios_row = [text.latex(column.share).replace(" ", r"\,") for column in table.columns]
+    ratios_row = [
+        "published" if published else text.latex(column.share).replace(" ", r"\,")
+        for column, published in columns
+    ]
     lines = [
         f"% selection rule: {table.rule}; metric: {table.metric}; results hash sha256:{table.results_hash}",
         "% needs \\usepackage{booktabs}",
         "\\begin{table}[t]",
         "\\centering",
         f"\\caption{{{text.latex(table.title())}; selection rule: {table.rule}.}}",
-        f"\\begin{{tabular}}{{l{'r' * len(table.columns)}}}",
+        f"\\begin{{tabular}}{{l{'r' * len(columns)}}}",
         "\\toprule",
         " & ".join(["", *spans]).strip() + " \\\\",
         " ".join(rules),
@@ -97,8 +106,7 @@ def to_latex(table: Table) -> str:
     ]
     for label in table.labels:
         name = text.latex(label + _dagger(table, label))
-        cells = [shown(table.cells.get((label, c))) for c in table.columns]
-        lines.append(" & ".join([name, *cells]) + " \\\\")
+        lines.append(" & ".join([name, *_row(table, label, shown, text.latex)]) + " \\\\")
     notes = "\n".join(text.latex(note) for note in table.notes("Bold"))
     lines += [
         "\\bottomrule",
@@ -187,7 +195,8 @@ def write_tables(table: Table, directory: Path | str, stem: str = "") -> list[Pa
         stem: first part of the file names; default "<metric>-<rule>".
 
     Returns:
-        The files: <stem>.md, .txt, .tex, .csv (a row per cell) and <stem>-runs.csv (a row per run).
+        The files: <stem>.md, .txt, .tex, .csv (a row per cell) and <stem>-runs.csv (a row per run); with
+        published numbers <stem>-published.csv (a row for each of them).
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -199,9 +208,31 @@ def write_tables(table: Table, directory: Path | str, stem: str = "") -> list[Pa
         f"{stem}.csv": to_csv(table),
         f"{stem}-runs.csv": to_runs_csv(table),
     }
+    if table.published is not None:
+        contents[f"{stem}-published.csv"] = table.published.to_csv(table.rule)
     for name, content in contents.items():
         atomic_write_bytes(directory / name, text.utf8(content))
     return [directory / name for name in contents]
+
+
+def _columns(table: Table) -> list[tuple[Column, bool]]:
+    """The columns to write: ours, each followed by that of published numbers (True) where there are some."""
+    beside = table.published.columns if table.published else set()
+    return [
+        (column, kind) for column in table.columns for kind in (False, True) if not kind or column in beside
+    ]
+
+
+def _row(
+    table: Table, label: str, shown: Callable[[TableCell | None], str], quoted: Callable[[str], str]
+) -> list[str]:
+    """The cells of a row; ``quoted`` gives the text of published numbers in the format."""
+    return [
+        quoted(table.published.cell(label, column))
+        if published and table.published
+        else shown(table.cells.get((label, column)))
+        for column, published in _columns(table)
+    ]
 
 
 def _dagger(table: Table, label: str) -> str:

@@ -17,6 +17,8 @@ from tabulate import tabulate
 from benchmarks.workspace import REPOSITORY
 from methods.references import cited
 from results.columns import percent
+from results.published import PLAIN, read
+from results.reproduced import NAMES
 
 if TYPE_CHECKING:
     from methods.base import FitMethod, StepMethod
@@ -33,7 +35,7 @@ def card(name: str) -> str:
 
     Returns:
         Its description, which file it is in, its hyper-parameters with defaults and ranges, our numbers on
-        GlyphScenes with the command that made them, and the BibTeX entries.
+        GlyphScenes with the command that made them, the published ones, and the BibTeX entries.
 
     Raises:
         UserError: unknown method, or one that cannot be imported.
@@ -48,6 +50,7 @@ def card(name: str) -> str:
         facts(method),
         hyper_parameters(method.Hyper),
         numbers(name),
+        published(name),
         "\n\n".join(entry.text for entry in entries)
         or f"No reference: methods/references.bib has no entry with method:{name}.",
     ]
@@ -123,6 +126,27 @@ def numbers(name: str) -> str:
                 ["Ours on GlyphScenes, mAP, last epoch, mean ± deviation over seeds:", *lines, how]
             )
     return f"Ours on GlyphScenes: no number of {name} is committed under results/."
+
+
+def published(name: str) -> str:
+    """The published numbers of a method under the protocol of this harness, and how many there are beside."""
+    every = read()
+    found = [each for each in every if each.method in NAMES.get(name, {})]
+    plain = [each for each in found if each.setting in (PLAIN, "1% labelled only", "zero-shot")]
+    if not found:
+        return "Published: no number is known (`published` lists those of other methods)."
+    lines: dict[str, list[str]] = {}
+    for each in plain:
+        share = "" if each.setting == "zero-shot" or each.ratio is None else f"{percent(each.ratio)}: "
+        where = [each.dataset, each.metric, each.method, each.backbone, f"{each.resolution} px", each.setting]
+        where += [each.selection_rule or "selection not stated", each.source]
+        value = f"{each.value:g}{'' if each.std is None else f' ± {each.std:g}'}{'?' * bool(each.doubt)}"
+        lines.setdefault(", ".join(where), []).append(share + value)
+    more = len(found) - len(plain)
+    shown = [f"  {'; '.join(values)}  ({where})" for where, values in lines.items()]
+    rest = f" {more} more are of other settings;" if more else ""
+    tail = f"  `published --method {name}`:{rest} notes, and why a number with ? is doubted"
+    return "\n".join(["Published (`tables --published` holds them beside ours):", *shown, tail])
 
 
 def _file(method: type) -> str:

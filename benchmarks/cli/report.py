@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.cli import options
+from benchmarks.cli.published import with_published
 from benchmarks.cli.verify import Check, of_grid, of_run
 from benchmarks.data.disk import FULL
 from benchmarks.plan.summary import PlanSummary
@@ -32,7 +33,10 @@ def add(verbs: options.Verbs) -> None:
         "tables",
         tables,
         help="write and print the tables of a grid, or of all that the store has",
-        examples=["tables --grid full --ratios 0.05 --rule val --out paper", "tables --superseded"],
+        examples=[
+            "tables --grid full --ratios 0.05 --rule val --out paper",
+            "tables --rule oracle --published",
+        ],
         parents=[options.folders(), options.grid(required=False), options.outcome()],
     )
     tables_parser.add_argument(
@@ -42,6 +46,11 @@ def add(verbs: options.Verbs) -> None:
     )
     tables_parser.add_argument(
         "--bib", action="store_true", help="also write references.bib: what the table's runs are to cite"
+    )
+    tables_parser.add_argument(
+        "--published",
+        action="store_true",
+        help="published numbers in columns beside ours: reproduced, not, or not comparable and why",
     )
     tables_parser.add_argument(
         "--verify",
@@ -83,7 +92,8 @@ def tables(args: argparse.Namespace) -> int:
         are named. Else 0.
 
     Raises:
-        UserError: the grid's runs are not known, or there is no result of the kind that is asked for.
+        UserError: the grid's runs are not known, or there is no result of the kind that is asked for;
+            --published with --superseded.
     """
     from benchmarks.cli.planning import known
 
@@ -92,19 +102,21 @@ def tables(args: argparse.Namespace) -> int:
         raise UserError(
             "--intervals is for the present results of a grid; give --grid, and leave --superseded out"
         )
+    if args.superseded and args.published:
+        raise UserError("--published: superseded results are not compared; leave out one of the two")
     if args.grid is None:
         options.without_grid(args)
         check = Check(workspace.store) if args.verify else None
-        unread = write_whole(
-            workspace, args.rule, args.out, superseded=args.superseded, bib=args.bib, check=check
-        )
+        chosen = {"superseded": args.superseded, "bib": args.bib, "check": check, "published": args.published}
+        unread = write_whole(workspace, args.rule, args.out, **chosen)
         return _code(unread, check)
     plan = known(args, _remark)
     check = Check(workspace.store, of_grid(args)) if args.verify else None
     if args.superseded:
         write_superseded(plan, workspace, args.rule, args.out, bib=args.bib, check=check)
         return _code((), check)
-    unreadable = write(plan, workspace, args.rule, args.out, plots=False, bib=args.bib, check=check)
+    chosen = {"bib": args.bib, "check": check, "published": args.published}
+    unreadable = write(plan, workspace, args.rule, args.out, plots=False, **chosen)
     if args.intervals:
         write_intervals(plan, workspace, args.rule, args.out)
     return _code(unreadable, check)
@@ -164,6 +176,7 @@ def write(
     plots: bool,
     bib: bool = False,
     check: Check | None = None,
+    published: bool = False,
 ) -> set[str]:
     """Write the table of a grid in every format, print it, and write the figures.
 
@@ -177,6 +190,7 @@ def write(
         plots: whether to write the figures too.
         bib: whether to write the references of the finished runs too.
         check: recomputes the results; None leaves it.
+        published: whether to put published numbers beside ours.
 
     Returns:
         Identities of the runs whose folder or result cannot be read; each is named on stderr.
@@ -200,7 +214,8 @@ def write(
         _unreadable(f"{titles[run_id]}: {detail}")
     remarks = [outdated(workspace.store, [run.directory(workspace) for run in plan.runs]), note(old)]
     remarks += check.remarks(wanted) if check else []
-    paths = _written(table(frame, rule, remarks=[*filter(None, remarks)]), folder)
+    made = table(frame, rule, remarks=[*filter(None, remarks)])
+    paths = _written(with_published(made, workspace, wanted) if published else made, folder)
     if plots:
         paths += write_figures(plan, workspace, folder, rule)[0]
     _say_written(folder, paths)
@@ -274,6 +289,7 @@ def write_whole(
     superseded: bool,
     bib: bool,
     check: Check | None,
+    published: bool = False,
 ) -> list[str]:
     """Write and print a table of all finished runs of the store.
 
@@ -284,6 +300,7 @@ def write_whole(
         superseded: the results of earlier versions instead of those of today.
         bib: as for `write`.
         check: as for `write`.
+        published: as for `write`.
 
     Returns:
         A line on each run, or folder of runs, that cannot be read; they were said on stderr.
@@ -319,6 +336,8 @@ def write_whole(
         remarks.append(f"Unreadable, and in no cell: {len(unread)}.")
     remarks += check.remarks(wanted) if check else []
     made = table(collect(workspace.store, wanted), rule, remarks=remarks)
+    if published:
+        made = with_published(made, workspace, wanted)
     folder, stem = out or workspace.tables / "store", "-superseded" if superseded else ""
     _say_written(folder, _written(made, folder, f"{made.metric}-{rule}{stem}"))
     _cite(workspace, wanted, folder, bib)

@@ -35,7 +35,11 @@ def finished(tmp_path_factory, voc_root) -> CommandLine:
 
 def watched(command: CommandLine, *argv: str) -> tuple[str, set[str]]:
     """What a verb prints, and the top-level modules that it has imported."""
-    places = ["--data", str(command.data), "--runs", str(command.runs)] if argv[0] != "list" else []
+    places = (
+        ["--data", str(command.data), "--runs", str(command.runs)]
+        if argv[0] not in ("list", "published")
+        else []
+    )
     words = [sys.executable, "-c", WATCHED, *argv, *places]
     # In the folder of the first call: relative paths of a grid start there, so it is part of the question.
     done = subprocess.run(words, cwd=command.folder, capture_output=True, text=True, check=True)
@@ -51,7 +55,9 @@ VERBS = {
     "status of a grid": (["status", "--grid", "GRID"], "2 runs (2 done)"),
     "logs": (["logs", "linear_probe/tiny/0.5/1"], ""),
     "why": (["why", "linear_probe/tiny/0.5/1"], "provenance"),
+    "published": (["published", "--method", "cap"], "62.43"),
     "tables": (["tables", "--grid", "GRID"], "linear_probe"),
+    "tables with published numbers": (["tables", "--grid", "GRID", "--published"], "no number of these"),
     "plots": (["plots", "--grid", "GRID"], "mAP-vs-ratio.png"),
     "plan": (["plan", "--grid", "GRID"], "2 runs (2 done)"),
     "splits verify": (["splits", "verify"], "ok: "),
