@@ -50,13 +50,14 @@ from benchmarks.cli import (
     splits,
     status,
     test,
+    why,
 )
 from benchmarks.signals import Stopped
 from methods.errors import UserError, nearest
 from results.errors import StoreError
 from slurm.protocol import EXIT_STOPPED
 
-FILES = (runs, listing, datasets, splits, status, slurm, report, published, merge, test)
+FILES = (runs, listing, datasets, splits, status, slurm, report, why, published, merge, test)
 """The modules that add verbs, in the order of `--help`."""
 
 

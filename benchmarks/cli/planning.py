@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.cli.options import load_grid, workspace
 from benchmarks.plan import earlier, remembered
 from benchmarks.plan.summary import PlanSummary
 from benchmarks.progress import silent
 from benchmarks.provenance import cores
+from benchmarks.workspace import Workspace
 from methods.errors import UserError
 
 if TYPE_CHECKING:
@@ -97,3 +98,8 @@ def _question(args: argparse.Namespace) -> remembered.Question:
     return remembered.Question(
         args.grid, args.ratios, args.seeds, args.methods, args.strategy, args.split_seeds
     )
+
+
+def planned_specs(workspace: Workspace) -> list[tuple[str, dict[str, Any]]]:
+    """Identities and specs of all runs of the plans that are remembered, those of the newest plan first."""
+    return [(run.run_id, run.spec) for plan in earlier.every(workspace) for run in plan.runs if run.spec]

@@ -1,4 +1,4 @@
-"""The verbs `tables`, `plots` and `why`: what the finished runs of the store say."""
+"""The verbs `tables` and `plots`: what the finished runs of the store say."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.cli import options
 from benchmarks.cli.published import with_published
-from benchmarks.cli.verify import Check, of_grid, of_run
+from benchmarks.cli.verify import Check, of_grid
 from benchmarks.data.disk import FULL
 from benchmarks.plan.summary import PlanSummary
 from benchmarks.workspace import Workspace
@@ -69,18 +69,6 @@ def add(verbs: options.Verbs) -> None:
         help="write the figures of a grid",
         examples=["plots --grid demo", "plots --grid full --methods csaa fixmatch --out paper"],
         parents=shared,
-    )
-    why_parser = options.verb(
-        verbs,
-        "why",
-        why,
-        help="say where a number comes from",
-        examples=["why csaa/glyphscenes/0.05/1", "why 62.43"],
-        parents=[options.folders()],
-    )
-    why_parser.add_argument(
-        "run",
-        help="start of a run's identity, method/dataset/ratio/seed, or a number as a table prints it",
     )
 
 
@@ -142,29 +130,6 @@ def plots(args: argparse.Namespace) -> int:
     for path in paths:
         print(path)
     return 1 if failed else 0
-
-
-def why(args: argparse.Namespace) -> int:
-    """Print all that is stored about a run or a number, and whether a run's predictions give its metrics.
-
-    Returns:
-        1 if they give others, else 0.
-
-    Raises:
-        StoreError: nothing matches.
-    """
-    from benchmarks.plan.product_code import differing
-    from results.why import is_number, matching
-    from results.why import why as explain
-
-    workspace = options.workspace(args)
-    store = workspace.store
-    print(explain(store, args.run, planned_specs(workspace), differing))
-    found = [] if is_number(args.run) else matching(store, args.run.strip())
-    lines, agrees = of_run(store, found[0]) if len(found) == 1 else ([], True)
-    if lines:
-        print("\n".join(map(one_line, lines)))
-    return 0 if agrees else 1
 
 
 def write(
@@ -309,6 +274,7 @@ def write_whole(
         OSError: the disk is full.
         UserError: there are none, or the folder cannot be written to.
     """
+    from benchmarks.cli.planning import planned_specs
     from results.frames import collect
     from results.tables import table
     from results.whole import finished
@@ -342,13 +308,6 @@ def write_whole(
     _say_written(folder, _written(made, folder, f"{made.metric}-{rule}{stem}"))
     _cite(workspace, wanted, folder, bib)
     return unread
-
-
-def planned_specs(workspace: Workspace) -> list[tuple[str, dict[str, Any]]]:
-    """Identities and specs of all runs of the plans that are remembered, those of the newest plan first."""
-    from benchmarks.plan.earlier import every
-
-    return [(run.run_id, run.spec) for plan in every(workspace) for run in plan.runs if run.spec]
 
 
 def _written(made: Table, folder: Path, stem: str = "") -> list[Path]:
