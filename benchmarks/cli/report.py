@@ -8,7 +8,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.cli import options
+from benchmarks.cli import options, table_diff
 from benchmarks.cli.published import with_published
 from benchmarks.cli.verify import Check, of_grid
 from benchmarks.data.disk import FULL
@@ -53,6 +53,14 @@ def add(verbs: options.Verbs) -> None:
         help="published numbers in columns beside ours: reproduced, not, or not comparable and why",
     )
     tables_parser.add_argument(
+        "--diff",
+        nargs=2,
+        type=Path,
+        default=None,
+        metavar=("OLD", "NEW"),
+        help="which cells changed between two folders of tables, or two of their CSV files, and by how much",
+    )
+    tables_parser.add_argument(
         "--verify",
         action="store_true",
         help="recompute every result from its stored predictions; exit code 1 if one differs",
@@ -81,10 +89,12 @@ def tables(args: argparse.Namespace) -> int:
 
     Raises:
         UserError: the grid's runs are not known, or there is no result of the kind that is asked for;
-            --published with --superseded.
+            --published with --superseded; see also `table_diff.show`.
     """
     from benchmarks.cli.planning import known
 
+    if args.diff is not None:
+        return table_diff.show(args)
     workspace = options.workspace(args)
     if args.intervals and (args.grid is None or args.superseded):
         raise UserError(
