@@ -117,7 +117,7 @@ class Facts:
                 found.append(f"{name} {value}, ours {self.hyper.get(name)}")
         same = SELECTION[number.selection_rule]
         if number.selection_rule and rule not in same and not self._needs_no_labels:
-            found.append(f"its selection rule is “{number.selection_rule}”: see --rule {' or '.join(same)}")
+            found.append(f"its selection rule is '{number.selection_rule}': see --rule {' or '.join(same)}")
         return tuple(found)
 
     @property
@@ -226,7 +226,8 @@ class Beside:
             "deviation if that is larger. (≠) not reproduced: they agree, and it is further away, "
             "by ours minus the published number. No mark: no number of ours yet. A letter: not comparable.",
             "Not compared with the sources: the weights beyond the backbone's name, schedule and "
-            "hyper-parameters, and which images are labelled (most sources: seed 1 alone).",
+            "hyper-parameters, options of the dataset, and which images are labelled (most sources: seed 1 "
+            "alone).",
             *(f"({letter}) {reason}." for reason, letter in self.letters.items()),
         ]
         noted: dict[str, list[str]] = {}
@@ -327,7 +328,7 @@ def _mark(pair: Pair, letters: Mapping[str, str]) -> str:
     if pair.verdict == OPEN:
         return ""
     if pair.verdict == OTHER:
-        return f" ({', '.join(letters[reason] for reason in pair.reasons)})"
+        return f" ({', '.join(letter for reason, letter in letters.items() if reason in pair.reasons)})"
     if pair.verdict == REPRODUCED or pair.difference is None:
         return " (=)"
     sign = "+" if pair.difference > 0 else "−"

@@ -114,7 +114,7 @@ def test_another_selection_rule_is_not_comparable(fake: Any) -> None:
     run(fake, "cap", 63.43)  # `last` is 62.43
     verdict, reasons = verdicts(shown(fake, "last"))[62.43]
     assert verdict == OTHER
-    assert reasons == "its selection rule is “best epoch on test, max(regular,EMA)”: see --rule oracle"
+    assert reasons == "its selection rule is 'best epoch on test, max(regular,EMA)': see --rule oracle"
     run(fake, "supervised", 59.3)
     assert verdicts(shown(fake, "last"))[58.3] == (REPRODUCED, "")
     assert "see --rule last or model" in verdicts(shown(fake, "oracle"))[58.3][1]
@@ -191,6 +191,8 @@ def test_the_table_in_every_format(fake: Any, tmp_path: Any) -> None:
     body = [line for line in latex.splitlines() if line.endswith("\\\\")]
     assert {line.count("&") for line in body[1:]} == {4}
     assert "62.43 (=), 63.52 ($\\neq$ $-$1.02)" in latex
+    run(fake, "cap", 62.5, ratio=0.2, seed=2)
+    assert "XeLaTeX" not in to_latex(shown(fake, "last"))
     names = {path.name for path in write_tables(made, tmp_path / "out")}
     assert "mAP-oracle-published.csv" in names
     rows = list(csv.DictReader(io.StringIO((tmp_path / "out" / "mAP-oracle-published.csv").read_text())))
