@@ -77,7 +77,7 @@ def test_every_method_has_a_whole_card(name, capsys):
 
 
 def test_the_numbers_are_those_of_the_committed_table(capsys):
-    with (REPOSITORY / "results" / "embedded" / "mAP-last.csv").open() as file:
+    with (REPOSITORY / "results" / "field" / "mAP-last.csv").open() as file:
         (row,) = [r for r in csv.DictReader(file) if r["label"] == "csaa" and r["ratio"] == "0.05"]
     main(["list", "csaa"])
     text = capsys.readouterr().out
