@@ -36,7 +36,7 @@ test: $(READY_ALL)
 
 # Slow, but CI runs them: what happens to a group when one of its processes gets into trouble.
 test-groups: $(READY_ALL)
-	$(BIN)/python -m pytest -m slow tests/launch/test_groups.py -k "trouble or told_with_its_rank or hangs_alone"
+	$(BIN)/python -m pytest -m slow tests/launch/test_groups.py -k "trouble or told_with_its_rank or hangs_alone or told_to_stop or torchrun"
 
 # Clusters without accounting exist: everything has to work there too. Late and doubtful answers, folders with odd
 # names, what a launch copies, the scripts for sbatch and runs on two nodes are the same there.

@@ -252,6 +252,7 @@ def test_a_launcher_that_is_asked_to_stop_saves_and_goes_on_later(tmp_path, calm
     assert_same_bytes(one, rough)
 
 
+@pytest.mark.slow
 def test_one_rank_that_is_told_to_stop_stops_them_all(tmp_path, calm):
     one, words = calm
     rough = CommandLine(tmp_path)
@@ -268,7 +269,9 @@ def test_one_rank_that_is_told_to_stop_stops_them_all(tmp_path, calm):
 @pytest.mark.parametrize(
     "launcher",
     [
-        ["torch.distributed.run", "--nproc-per-node", "2", "--standalone"],
+        pytest.param(
+            ["torch.distributed.run", "--nproc-per-node", "2", "--standalone"], marks=pytest.mark.slow
+        ),
         # accelerate's --cpu starts one process, whatever number it is given.
         pytest.param(
             [
