@@ -39,9 +39,9 @@ test-groups: $(READY_ALL)
 	$(BIN)/python -m pytest -m slow tests/launch/test_groups.py -k "trouble or told_with_its_rank or hangs_alone or told_to_stop or torchrun"
 
 # Clusters without accounting exist: everything has to work there too. Late and doubtful answers, folders with odd
-# names, what a launch copies, the scripts for sbatch and runs on two nodes are the same there.
+# names, what a launch copies, the scripts for sbatch, runs on two nodes and launches at once are the same there.
 ACCOUNTED = test_doubt test_odd_paths test_owned
-SAME = the_sbatch_scripts or two_nodes_train or a_plan_says
+SAME = the_sbatch_scripts or two_nodes_train or two_launches_at_once or a_plan_says
 test-slurm: $(READY_ALL)
 	$(BIN)/python -m pytest -m "slurm and not slow" tests/slurm
 	SSMLL_SLURM_ACCOUNTING=off $(BIN)/python -m pytest -m "slurm and not slow" -k "not ($(SAME))" tests/slurm $(ACCOUNTED:%=--ignore tests/slurm/%.py)
