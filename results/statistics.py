@@ -96,7 +96,8 @@ def compare(values: Mapping[str, Mapping[Block, float]], level: float = 0.05) ->
     units and q₀ the 10th percentile of all pairs' (a moderated t statistic, as in Tusher, Tibshirani, Chu,
     PNAS 2001: pairs that happen to vary little do not set the bar). Its distribution is that over all
     sign patterns, each flipping the differences of whole units; q and q₀ do not depend on the signs, so the
-    test is exact where differences are symmetric. P-values are adjusted by step-down max-T over all pairs
+    test is exact where all methods are equal and their differences symmetric; where some differ it is so
+    up to q₀, which depends on all pairs. P-values are adjusted by step-down max-T over all pairs
     (Westfall, Young 1993): a hopeless method is rejected first and does not raise the bar for the others.
 
     Args:

@@ -173,7 +173,13 @@ class Table:
         if found.blocks != found.units:
             units += f" ({found.blocks} cells, averaged over the labelled shares)"
         if not found.best:
-            lines.append("No significance test: fewer than two methods share a result.")
+            # `compare` names no best for either reason; methods that are left out may share results.
+            lines.append(
+                "No significance test: there is no cell and seed in which all tested methods have a result."
+                if len(found.methods) - len(found.left_out) > 1
+                else "No significance test: fewer than two methods have results enough for it (in half of "
+                "the cells × seeds that any method has)."
+            )
         elif found.decided:
             lines.append(
                 f"†: not significantly worse than {found.best}, the best over the {units} that all tested "

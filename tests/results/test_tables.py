@@ -197,6 +197,23 @@ def test_too_few_blocks_are_said_instead_of_marked(fake: Any) -> None:
     )
 
 
+def test_why_there_is_no_test_is_true_of_methods_that_share_results(fake: Any) -> None:
+    # FixMatch shares one result with CSAA: too few of CSAA's six to be tested.
+    for seed in range(1, 7):
+        fake.add("CSAA", 60.0 + seed, seed=seed)
+    fake.add("FixMatch", 60.0, seed=1)
+    text = to_markdown(table(collect(fake.store, fake.wanted), "last"))
+    assert "No significance test: fewer than two methods have results enough for it" in text
+    assert "in fewer than half of 6 cells × seeds: FixMatch (1)" in text
+    # CAP and DualCoOp share three results with CSAA each, and none with each other.
+    for seed in range(1, 4):
+        fake.add("CAP", 60.0, seed=seed)
+        fake.add("DualCoOp", 60.0, seed=seed + 3)
+    text = to_markdown(table(collect(fake.store, fake.wanted), "last"))
+    assert "there is no cell and seed in which all tested methods have a result." in text
+    assert "†" not in text
+
+
 def test_equal_stores_give_equal_bytes_and_the_hash_sees_a_change(
     fake: Any, new_fake: Any, tmp_path: Path
 ) -> None:
