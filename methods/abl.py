@@ -49,6 +49,7 @@ from methods.base import (
 from methods.errors import check_range
 from methods.losses import beta_loss
 from methods.parts.hypers import OptimizerHyper
+from methods.parts.linear import rate_groups
 from methods.registry import register
 
 LARGEST = 30.0
@@ -104,7 +105,7 @@ class Evidence(nn.Module):
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """α and β."""
         with full_precision(features):
-            out = self.evidence(at_least_fp32(self.project(at_least_fp32(features))))
+            out = self.evidence(self.project(at_least_fp32(features)))
             alpha, beta = (out.clamp(max=LARGEST).exp() + 1).chunk(2, dim=1)
         return alpha, beta
 
@@ -133,11 +134,11 @@ class ABL(StepMethod):
 
     def param_groups(self) -> list[dict[str, Any]]:
         """Backbone and branches at their own learning rates."""
-        hyper = self.hyper
         branches = [*trainable(self.clean), *trainable(self.noisy)]
-        groups = [(trainable(self.backbone), hyper.lr_backbone), (branches, hyper.lr_head)]
-        decay = hyper.weight_decay
-        return [{"params": some, "lr": lr, "weight_decay": decay} for some, lr in groups if some]
+        hyper = self.hyper
+        return rate_groups(
+            hyper.weight_decay, (trainable(self.backbone), hyper.lr_backbone), (branches, hyper.lr_head)
+        )
 
     def training_step(self, batch: Batch) -> StepOutput:
         """Labelled images train both branches, unlabelled ones the noisy branch."""

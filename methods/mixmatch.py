@@ -94,23 +94,19 @@ class MixMatch(PseudoLabelMethod):
 
     def _mixed(self, batch: Batch, guessed: Tensor) -> tuple[Tensor, Tensor]:
         """This process's labelled, weak and strong images and their targets, mixed."""
-        parts = (
-            (batch.strong_labelled, batch.targets, batch.labelled),
-            (batch.weak_unlabelled, guessed, batch.unlabelled),
-            (batch.strong_unlabelled, guessed, batch.unlabelled),
-        )
-        everyone = [[batch.gather(value) for value in part] for part in parts]
-        images, targets = (torch.cat([part[k] for part in everyone]) for k in range(2))
+        views = (batch.strong_labelled, batch.weak_unlabelled, batch.strong_unlabelled)
+        images = torch.cat([batch.gather(view) for view in views])
+        guesses = batch.gather(guessed)
+        targets = torch.cat([batch.gather(batch.targets), guesses, guesses])
         share, partners = mixing(self.task.seed, batch.global_step, len(images), self.hyper.alpha)
-        places, first = [], 0
-        for (*_, own), (*_, all_of_kind) in zip(parts, everyone, strict=True):
-            places.append(first + _places(own, all_of_kind))
-            first += len(all_of_kind)
-        other = torch.as_tensor(partners, device=images.device)[torch.cat(places)]
-        own_images, own_targets = (torch.cat([part[k] for part in parts]) for k in range(2))
+        everyone = [batch.gather(positions) for positions in (batch.labelled, batch.unlabelled)]
+        known, pool = (len(each) for each in everyone)
+        weak = known + _places(batch.unlabelled, everyone[1])
+        places = torch.cat([_places(batch.labelled, everyone[0]), weak, pool + weak])
+        other = torch.as_tensor(partners, device=images.device)[places]
         return (
-            share * own_images + (1 - share) * images[other],
-            share * own_targets + (1 - share) * targets[other],
+            share * torch.cat(views) + (1 - share) * images[other],
+            share * torch.cat([batch.targets, guessed, guessed]) + (1 - share) * targets[other],
         )
 
 

@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from methods.base import Batch, PseudoLabels, StepOutput
+from methods.base import Batch, PseudoLabels
 from methods.losses import binary_cross_entropy
 from methods.parts.pseudo_labelling import PseudoLabelHyper, PseudoLabelMethod, mean_factor
 from methods.registry import register
@@ -66,15 +66,6 @@ class SoftConsistency(PseudoLabelMethod):
         """The weight as a factor between means."""
         return self.hyper.unlabelled_weight * mean_factor(batch)
 
-    def training_step(self, batch: Batch) -> StepOutput:
-        """As the family's, with the weak views of the labelled images."""
-        with torch.no_grad():
-            pseudo = self.pseudo_labels(batch)
-        logits = self.classifier(torch.cat([batch.weak_labelled, batch.strong_unlabelled]))
-        labelled, unlabelled = logits.split([len(batch.labelled), len(batch.unlabelled)])
-        consistency = self.unlabelled_loss(unlabelled, pseudo.targets).sum()
-        losses = {
-            "labelled": self.labelled_loss(labelled, batch),
-            "unlabelled": self.unlabelled_factor(batch) * consistency,
-        }
-        return StepOutput(losses, pseudo)
+    def labelled_views(self, batch: Batch) -> Tensor:
+        """The weak ones."""
+        return batch.weak_labelled

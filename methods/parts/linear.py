@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from methods.backbones.base import Backbone
 from methods.backbones.spec import BackboneSpec
@@ -18,7 +18,7 @@ from methods.losses import asymmetric_loss, binary_cross_entropy
 from methods.parts.heads import HEADS, LinearClassifier
 from methods.parts.hypers import AsymmetricHyper, OptimizerHyper
 
-__all__ = ["LinearClassifier", "LinearHyper", "LinearMethod", "calibrated_bias"]
+__all__ = ["LinearClassifier", "LinearHyper", "LinearMethod", "calibrated_bias", "rate_groups"]
 
 
 def calibrated_bias(logits: Tensor, frequencies: Tensor) -> Tensor:
@@ -96,6 +96,15 @@ class LinearHyper(OptimizerHyper, AsymmetricHyper):
         return {found.name: getattr(self, found.name) for found in dataclasses.fields(LinearHyper)}
 
 
+def rate_groups(weight_decay: float, *parts: tuple[list[nn.Parameter], float]) -> list[dict[str, Any]]:
+    """Parameter groups of parts, each with its own learning rate; an empty part is left out."""
+    return [
+        {"params": parameters, "lr": lr, "weight_decay": weight_decay}
+        for parameters, lr in parts
+        if parameters
+    ]
+
+
 class LinearMethod(StepMethod):
     """A step method around a backbone with a head; a subclass adds `training_step`.
 
@@ -120,15 +129,11 @@ class LinearMethod(StepMethod):
 
     def param_groups(self) -> list[dict[str, Any]]:
         """Backbone and head at their own learning rates."""
-        groups = [
+        return rate_groups(
+            self.hyper.weight_decay,
             (trainable(self.classifier.backbone), self.hyper.lr_backbone),
             (self.classifier.head_parameters(), self.hyper.lr_head),
-        ]
-        return [
-            {"params": parameters, "lr": lr, "weight_decay": self.hyper.weight_decay}
-            for parameters, lr in groups
-            if parameters
-        ]
+        )
 
     def calibrate(self, logits: Tensor) -> None:
         """Shift the biases so that mean probabilities equal the labelled frequencies, if the head asks."""

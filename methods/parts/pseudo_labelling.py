@@ -101,6 +101,10 @@ class PseudoLabelMethod(LinearMethod):
         """(B_u, K) probabilities of the present model on the weak views."""
         return torch.sigmoid(self.predict(batch.weak_unlabelled))
 
+    def labelled_views(self, batch: Batch) -> Tensor:
+        """(B_l, 3, H, W) the views of the labelled images that are trained on: the strong ones."""
+        return batch.strong_labelled
+
     def labelled_loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """Summed loss of the (B_l, K) logits of the labelled images."""
         return self.loss(logits, batch.targets).sum()
@@ -124,10 +128,10 @@ class PseudoLabelMethod(LinearMethod):
         return {}
 
     def training_step(self, batch: Batch) -> StepOutput:
-        """Pseudo-labels without gradients, then one forward pass over all strong views."""
+        """Pseudo-labels without gradients, then one forward pass over all views that are trained on."""
         with torch.no_grad():
             pseudo = self.pseudo_labels(batch)
-        images = torch.cat([batch.strong_labelled, batch.strong_unlabelled])
+        images = torch.cat([self.labelled_views(batch), batch.strong_unlabelled])
         logits = self.classifier(images)
         labelled, unlabelled = logits.split([len(batch.labelled), len(batch.unlabelled)])
         masked = pseudo.weighted_mask * self.unlabelled_loss(unlabelled, pseudo.targets)
