@@ -17,7 +17,7 @@ data; bias).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,18 +54,18 @@ class Ranked:
     """
 
     def __init__(self, scores: npt.NDArray[Any], labels: npt.NDArray[Any]) -> None:
-        self.images, self.classes = scores.shape
-        self._orders, self._ends, self._positives = [], [], []
+        self._classes = []
         for row, mask in zip(np.ascontiguousarray(scores.T), labels.T.astype(bool), strict=True):
-            order = np.argsort(-row.astype(np.float64), kind="stable")
-            falling = row[order]
+            if not mask.any():
+                continue
+            keys = -row.astype(np.float64)
+            order = np.argsort(keys, kind="stable")
+            keys = keys[order]
             # Images with one score are one threshold: each positive counts up to the end of its tie.
-            end = np.searchsorted(-falling.astype(np.float64), -falling.astype(np.float64), side="right") - 1
             places = np.flatnonzero(mask[order])
-            reached = int(end[places[-1]]) + 1 if len(places) else 0
-            self._orders.append(order[:reached].astype(np.intp))
-            self._positives.append(places)
-            self._ends.append(end[places])
+            ends = np.searchsorted(keys, keys[places], side="right") - 1
+            reached = order[: int(ends[-1]) + 1].astype(np.intp)
+            self._classes.append((reached, places, ends, np.searchsorted(places, ends, side="right") - 1))
 
     def mean_ap(self, counts: npt.NDArray[np.int32]) -> Floats:
         """Macro average precision of resampled images.
@@ -77,16 +77,12 @@ class Ranked:
             (R,) percent: the mean over the classes with a positive in the resample; NaN without any.
         """
         total, known = np.zeros(len(counts)), np.zeros(len(counts))
-        for order, places, ends in zip(self._orders, self._positives, self._ends, strict=True):
-            if not len(places):
-                continue
+        for order, places, ends, hits in self._classes:
             drawn = counts[:, order]
             positive = drawn[:, places]
             number = positive.sum(axis=1)
             reached = np.cumsum(drawn, axis=1, dtype=np.int32)[:, ends]
-            true = np.cumsum(positive, axis=1, dtype=np.int32)[
-                :, np.searchsorted(places, ends, side="right") - 1
-            ]
+            true = np.cumsum(positive, axis=1, dtype=np.int32)[:, hits]
             share = np.divide(true, reached, out=np.zeros(true.shape), where=reached > 0)
             found = number > 0
             total += np.where(found, (positive * share).sum(axis=1) / np.maximum(number, 1), 0)
@@ -128,14 +124,12 @@ def _interval(value: float, draws: Floats, level: float) -> Interval:
 def resample(
     runs: Mapping[str, Mapping[Any, tuple[npt.NDArray[Any], npt.NDArray[Any]]]],
     resamples: int = RESAMPLES,
-    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Resampled:
     """Resample the runs of one dataset and budget.
 
     Args:
         runs: method -> seed -> (scores (N, K), labels (N, K)), all on the same images.
         resamples: number of resamples.
-        progress: called with (matrices done, of how many).
 
     Returns:
         The resamples, from a fixed seed.
@@ -158,29 +152,19 @@ def resample(
     images = len(labels)
     rng = np.random.Generator(np.random.PCG64(0))
     drawn_seeds = rng.multinomial(len(seeds), np.full(len(seeds), 1 / len(seeds)), resamples) / len(seeds)
-    state = rng.bit_generator.state
+    counts = np.empty((resamples, images), dtype=np.int32)  # the same images for all methods and seeds
+    for count in counts:
+        count[:] = np.bincount(rng.integers(0, images, images), minlength=images)
     once = np.ones((1, images), dtype=np.int32)
-    values, draws, done = {}, {}, 0
-    for method, row in runs.items():
+    values, draws = {}, {}
+    for method, trained in runs.items():
         points, scores = [], np.zeros(resamples)
         for place, seed in enumerate(seeds):
-            ranked = Ranked(*row[seed])
+            ranked = Ranked(*trained[seed])
             points.append(float(ranked.mean_ap(once)[0]))
-            images_rng = np.random.Generator(np.random.PCG64())
-            images_rng.bit_generator.state = state  # the same images for all methods and seeds
             for start in range(0, resamples, PIECE):
-                size = min(PIECE, resamples - start)
-                picks = images_rng.integers(0, images, (size, images))
-                counts = np.stack([np.bincount(pick, minlength=images) for pick in picks]).astype(np.int32)
-                share = drawn_seeds[start : start + size, place]
-                scores[start : start + size] += share * ranked.mean_ap(counts)
-            done += 1
-            progress(done, len(runs) * len(seeds))
+                piece = slice(start, start + PIECE)
+                scores[piece] += drawn_seeds[piece, place] * ranked.mean_ap(counts[piece])
         values[method] = math.fsum(points) / len(points)
         draws[method] = scores
     return Resampled(values, draws, tuple(seeds), images)
-
-
-def distinct(runs: Resampled, best: str, others: Sequence[str], level: float = 0.95) -> list[str]:
-    """Methods whose difference from the best has an interval below 0."""
-    return [name for name in others if name != best and runs.difference(name, best, level).high < 0]

@@ -6,7 +6,9 @@ run's state, or as a remark, and go on.
 
 from __future__ import annotations
 
+import csv
 import errno
+import io
 import json
 import os
 import stat
@@ -86,6 +88,27 @@ def read_table(path: Path, advice: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise UnreadableError(f"{path} is damaged (it holds no table of fields); {advice}")
     return found
+
+
+def read_csv(path: Path, advice: str) -> list[list[str]]:
+    """The lines of a CSV file, each as its fields.
+
+    Args:
+        path: the file.
+        advice: what to do where it is damaged, for the end of the message.
+
+    Raises:
+        FileNotFoundError: there is none.
+        UnreadableError: it cannot be read, or is no CSV in UTF-8.
+    """
+    try:
+        text = read_bytes(path).decode("utf-8-sig")
+        # A field of a file of another kind may be longer than `csv` allows, or hold a NUL.
+        return list(csv.reader(io.StringIO(text, newline=""), strict=True))
+    except UnicodeDecodeError as error:
+        raise UnreadableError(f"{path}: no UTF-8 text at byte {error.start}; {advice}") from None
+    except csv.Error as error:
+        raise UnreadableError(f"{path}: no CSV: {error}; {advice}") from None
 
 
 def result_problem(path: Path, run_id: str) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,12 +9,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from results.columns import percent
-from results.damage import read_bytes, refused
+from results.damage import read_csv, refused
 from results.errors import StoreError, nearest
 from results.text import one_line, terminal
 
 NEEDED = ("dataset", "ratio", "label", "metric", "rule", "mean", "std", "n", "wanted", "missing")
 """Columns that a table of cells has in every version; `budget` came later."""
+AGAIN = "write the table again"
 SAME = 1e-9
 """Means that differ by less, in points, are sums in another order."""
 
@@ -113,13 +112,7 @@ def tables(path: Path) -> dict[str, dict[Place, Cell]]:
 
 
 def _read(path: Path, *, must: bool) -> dict[Place, Cell] | None:
-    try:
-        text = read_bytes(path).decode("utf-8-sig")
-        lines = list(csv.reader(io.StringIO(text, newline=""), strict=True))
-    except UnicodeDecodeError as error:
-        raise StoreError(f"{path}: no UTF-8 text at byte {error.start}; write the table again") from None
-    except csv.Error as error:
-        raise StoreError(f"{path}: no CSV: {error}; write the table again") from None
+    lines = read_csv(path, AGAIN)
     head = lines[0] if lines else []
     absent = [name for name in NEEDED if name not in head]
     if absent:
@@ -131,7 +124,7 @@ def _read(path: Path, *, must: bool) -> dict[Place, Cell] | None:
     for number, values in enumerate(lines[1:], start=2):
         where = f"{path}, line {number}"
         if len(values) != len(head):
-            raise StoreError(f"{where}: {len(values)} fields instead of {len(head)}; write the table again")
+            raise StoreError(f"{where}: {len(values)} fields instead of {len(head)}; {AGAIN}")
         row = dict(zip(head, values, strict=True))
         place = Place(
             row["metric"],
@@ -142,7 +135,7 @@ def _read(path: Path, *, must: bool) -> dict[Place, Cell] | None:
             row["label"],
         )
         if place in cells:
-            raise StoreError(f"{where}: a second line for {_title(place)}; write the table again")
+            raise StoreError(f"{where}: a second line for {_title(place)}; {AGAIN}")
         cells[place] = Cell(
             _number(row, "mean", where),
             _number(row, "std", where),
@@ -161,9 +154,7 @@ def _number(row: Mapping[str, str], name: str, where: str) -> float | None:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise StoreError(
-            f"{where}: {name} is {one_line(row[name])!r}, which is no number; write the table again"
-        )
+        raise StoreError(f"{where}: {name} is {one_line(row[name])!r}, which is no number; {AGAIN}")
     return value
 
 

@@ -146,7 +146,7 @@ def finished_specs(store: RunStore, wanted: Sequence[dict[str, Any]]) -> list[Sp
 
 def located(store: RunStore, wanted: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], Path]]:
     """The keys of every wanted run with its directory, after a check for clashes."""
-    located = []
+    found = []
     cells: dict[tuple, str] = {}
     ratios: dict[tuple[str, str], list[float]] = {}
     for number, item in enumerate(wanted):
@@ -167,9 +167,9 @@ def located(store: RunStore, wanted: Sequence[dict[str, Any]]) -> list[tuple[dic
                 "give them different labels"
             )
         spec = {**keys, "dataset": {"alias": keys["dataset"]}}
-        located.append((keys, store.directory(keys["run_id"], spec)))
+        found.append((keys, store.directory(keys["run_id"], spec)))
         ratios.setdefault((keys["dataset"], keys["budget"]), []).append(float(keys["ratio"]))
-    for keys, _ in located:
+    for keys, _ in found:
         if keys["budget"]:  # subsets of one budget may differ in size, and stand in one column
             keys["ratio"] = statistics.fmean(ratios[keys["dataset"], keys["budget"]])
-    return located
+    return found

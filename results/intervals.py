@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -17,7 +16,7 @@ from results.columns import Column, percent
 from results.errors import StoreError
 from results.frames import located
 from results.store import RunStore
-from results.text import one_line
+from results.text import csv_of, exact, one_line, terminal
 
 ARRAYS = {"last": "scores", "model": "raw_scores"}
 """Which stored scores a selection rule means."""
@@ -163,8 +162,8 @@ def to_text(rows: Sequence[Row], left_out: Sequence[str]) -> str:
     head = ["method", "dataset", "labels", "mAP", "95 %", "behind the best", "95 %"]
     shown = [
         [
-            row.label,
-            row.dataset,
+            terminal(row.label),
+            terminal(row.dataset),
             row.budget or percent(row.ratio),
             f"{row.value:.1f}",
             f"{row.low:.1f} to {row.high:.1f}",
@@ -181,23 +180,17 @@ def to_text(rows: Sequence[Row], left_out: Sequence[str]) -> str:
             else "other test sets of this size alone"
         )
         lines.append(
-            f"{dataset}: hierarchical paired bootstrap, {seeds} seed{'s' * (seeds > 1)} and {images} test "
-            f"images; covers {covered}."
+            f"{terminal(dataset)}: hierarchical paired bootstrap, {seeds} seed{'s' * (seeds > 1)} and "
+            f"{images} test images; covers {covered}."
         )
-    lines += [f"left out: {line}" for line in left_out]
+    lines += [one_line(f"left out: {line}") for line in left_out]
     return "\n".join(lines)
 
 
 def to_csv(rows: Sequence[Row]) -> str:
     """A row per method and column, full precision."""
     names = [field.name for field in fields(Row)]
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(names)
-    writer.writerows(
-        [[repr(v) if isinstance(v, float) else v for v in (getattr(row, n) for n in names)] for row in rows]
-    )
-    return buffer.getvalue()
+    return csv_of([names, *([exact(getattr(row, name)) for name in names] for row in rows)])
 
 
 def from_csv(path: Path) -> list[Row]:

@@ -6,14 +6,12 @@ them beside ours.
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from results.damage import read_bytes
+from results.damage import read_csv
 from results.errors import StoreError, nearest
 
 FOLDER = Path(__file__).with_name("published")
@@ -142,6 +140,11 @@ class Number:
     doubt: str
     place: str
 
+    def __str__(self) -> str:
+        """Value and deviation; "?" where there is a doubt."""
+        spread = "" if self.std is None else f" ± {self.std:g}"
+        return f"{self.value:g}{spread}{'?' * bool(self.doubt)}"
+
     @property
     def is_polluted(self) -> bool:
         """Whether the pool had images of none of the classes."""
@@ -195,14 +198,7 @@ def read_file(path: Path) -> list[Number]:
     Raises:
         StoreError: it is damaged; line and field are named.
     """
-    try:
-        text = read_bytes(path).decode("utf-8-sig")
-        # A field of a file of another kind may be longer than `csv` allows, or hold a NUL.
-        lines = list(csv.reader(io.StringIO(text, newline=""), strict=True))
-    except UnicodeDecodeError as error:
-        raise StoreError(f"{path}: no UTF-8 text at byte {error.start}; restore the file") from None
-    except csv.Error as error:
-        raise StoreError(f"{path}: no CSV: {error}; restore the file") from None
+    lines = read_csv(path, "restore the file")
     head = lines[0] if lines else []
     if tuple(head) != FIELDS:
         problem = _header_problem(head)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from results.columns import Column
@@ -13,6 +12,7 @@ from results.frames import finished
 from results.published import FIELDS, PLAIN, SELECTION, Number
 from results.schema import Result
 from results.store import RunStore
+from results.text import csv_of, exact
 
 POINTS = 1.0
 """A mean at most this far from a published number, in points of percent, reproduces it."""
@@ -186,7 +186,7 @@ class Beside:
         """The columns of ours that have a published number."""
         return {pair.column for pair in self.pairs}
 
-    @property
+    @cached_property
     def letters(self) -> dict[str, str]:
         """A letter for each reason, in order of appearance; after z come aa, ab and so on."""
         reasons = dict.fromkeys(reason for pair in self.pairs for reason in pair.reasons)
@@ -194,13 +194,11 @@ class Beside:
 
     def cell(self, label: str, column: Column) -> str:
         """The published numbers for a cell of ours with their marks; "" without any."""
-        marks, letters = [], self.letters
+        marks = []
         for pair in self.pairs:
             if (pair.label, pair.column) != (label, column):
                 continue
-            spread = "" if pair.number.std is None else f" ± {pair.number.std:g}"
-            value = f"{pair.number.value:g}{spread}{'?' * bool(pair.number.doubt)}"
-            marks.append(f"{value}{_mark(pair, letters)}")
+            marks.append(f"{pair.number}{_mark(pair, self.letters)}")
         return ", ".join(marks)
 
     def notes(self) -> list[str]:
@@ -244,14 +242,14 @@ class Beside:
 
     def to_csv(self, rule: str) -> str:
         """CSV with a row for each published number: our mean, the verdict, the reasons, and its fields."""
-        buffer = io.StringIO()
-        write = csv.writer(buffer, lineterminator="\n").writerow
-        write(["label", "our_rule", "our_mean", "difference", "verdict", "reasons", *FIELDS])
+        rows: list[list[Any]] = [
+            ["label", "our_rule", "our_mean", "difference", "verdict", "reasons", *FIELDS]
+        ]
         for pair in self.pairs:
-            numbers = ("" if value is None else repr(value) for value in (pair.ours, pair.difference))
+            numbers = map(exact, (pair.ours, pair.difference))
             verdict = [pair.verdict, "; ".join(pair.reasons)]
-            write([pair.label, rule, *numbers, *verdict, *pair.number.record()])
-        return buffer.getvalue()
+            rows.append([pair.label, rule, *numbers, *verdict, *pair.number.record()])
+        return csv_of(rows)
 
 
 def beside(

@@ -7,9 +7,12 @@ name is one line in all of them. Names of letters, digits and single signs come 
 from __future__ import annotations
 
 import codecs
+import csv
 import io
 import re
 import unicodedata
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 PLAIN_ERRORS = "ssmll-plain"
@@ -142,6 +145,20 @@ def figure(text: str) -> str:
     """
     text = one_line(text)
     return f"\N{ZERO WIDTH SPACE}{text}" if text.startswith("_") else text
+
+
+def exact(value: Any) -> Any:
+    """A field of a CSV file: the shortest exact text of a float; "" for a value that does not exist."""
+    if value is None or value != value:
+        return ""
+    return repr(float(value)) if isinstance(value, float) else value
+
+
+def csv_of(rows: Iterable[Sequence[Any]]) -> str:
+    """Rows as CSV."""
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows(rows)
+    return buffer.getvalue()
 
 
 def utf8(text: str) -> bytes:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
 from collections.abc import Callable
 from pathlib import Path
@@ -152,7 +150,7 @@ def to_csv(table: Table) -> str:
             cell = table.cells.get((label, column))
             if cell is not None:
                 rows.append(_csv_row(table, label, column, cell))
-    return _csv(rows)
+    return text.csv_of(rows)
 
 
 def to_runs_csv(table: Table) -> str:
@@ -182,8 +180,8 @@ def to_runs_csv(table: Table) -> str:
         made = run["made_by"] if run["state"] == "done" else None
         code = made.digest if made else ""
         values = {**run, "metric": table.metric, "rule": table.rule, "code": code}
-        rows.append([_plain(values[name]) for name in head])
-    return _csv(rows)
+        rows.append([text.exact(values[name]) for name in head])
+    return text.csv_of(rows)
 
 
 def write_tables(table: Table, directory: Path | str, stem: str = "") -> list[Path]:
@@ -243,30 +241,17 @@ def _csv_row(table: Table, label: str, column: Column, cell: TableCell) -> list[
     missing = "; ".join(f"{count} {kind}" for kind, count in cell.missing.items())
     return [
         column.dataset,
-        _plain(column.ratio),
+        text.exact(column.ratio),
         label,
         table.metric,
         table.rule,
-        _plain(cell.mean),
-        _plain(cell.std),
+        text.exact(cell.mean),
+        text.exact(cell.std),
         cell.n,
         cell.wanted,
         missing,
         int(cell.best),
-        _plain(table.comparison.p_values.get(label)),
+        text.exact(table.comparison.p_values.get(label)),
         column.budget,
         *(["; ".join(cell.differing)] if table.mixed() else []),
     ]
-
-
-def _plain(value: Any) -> Any:
-    """Shortest exact text of a float; "" for a value that does not exist."""
-    if value is None or value != value:
-        return ""
-    return repr(float(value)) if isinstance(value, float) else value
-
-
-def _csv(rows: list[list[Any]]) -> str:
-    buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerows(rows)
-    return buffer.getvalue()

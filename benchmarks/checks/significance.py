@@ -15,6 +15,7 @@ best of the data, with Holm's correction for these comparisons alone.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -52,14 +53,19 @@ def present(scores: Scores) -> list[bool]:
     return [found.worse(name) for name in values]
 
 
+@functools.cache
+def _flips(blocks: int) -> Scores:
+    """Patterns of signs of the former test, a row each."""
+    return (1 - 2 * np.random.default_rng(0).integers(0, 2, (9_999, blocks))).astype(np.float64)
+
+
 def former(scores: Scores) -> list[bool]:
     """Which methods the former test calls worse."""
     rows = scores.reshape(len(scores), -1)
     best = int(rows.mean(axis=1).argmax())
     others = [k for k in range(len(rows)) if k != best]
     differences = (rows[best] - rows[others]).T
-    flips = 1.0 - 2.0 * np.random.default_rng(0).integers(0, 2, (9_999, len(differences)))
-    extreme = np.abs(flips @ differences) >= np.abs(differences.sum(axis=0)) * (1 - 1e-9)
+    extreme = np.abs(_flips(len(differences)) @ differences) >= np.abs(differences.sum(axis=0)) * (1 - 1e-9)
     p = (1 + extreme.sum(axis=0)) / 10_000
     worse, running = [False] * len(rows), 0.0
     for rank, k in enumerate(np.argsort(p)):

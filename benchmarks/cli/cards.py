@@ -140,8 +140,7 @@ def published(name: str) -> str:
         share = "" if each.setting == "zero-shot" or each.ratio is None else f"{percent(each.ratio)}: "
         where = [each.dataset, each.metric, each.method, each.backbone, f"{each.resolution} px", each.setting]
         where += [each.selection_rule or "selection not stated", each.source]
-        value = f"{each.value:g}{'' if each.std is None else f' ± {each.std:g}'}{'?' * bool(each.doubt)}"
-        lines.setdefault(", ".join(where), []).append(share + value)
+        lines.setdefault(", ".join(where), []).append(f"{share}{each}")
     more = len(found) - len(plain)
     shown = [f"  {'; '.join(values)}  ({where})" for where, values in lines.items()]
     rest = f" {more} more are of other settings;" if more else ""

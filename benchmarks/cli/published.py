@@ -190,7 +190,7 @@ def _table(rows: Sequence[Number]) -> list[str]:
             row.setting,
             _labelled(row),
             row.metric,
-            f"{row.value:g}" + ("" if row.std is None else f" ± {row.std:g}") + "?" * bool(row.doubt),
+            str(row),
             " ".join(f"[{remarks[remark]}]" for remark in _remarks(row)),
         ]
         for row in rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -84,3 +85,11 @@ def test_runs_without_labels_leave_their_column_out(filled: Any, monkeypatch: py
     rows, left_out = intervals.compute(filled.store, filled.wanted, "last")
     assert rows == []
     assert any("stored no labels; run it again" in line for line in left_out)
+
+
+def test_names_stay_on_one_line(filled: Any) -> None:
+    rows, _ = intervals.compute(filled.store, filled.wanted, "last", resamples=20)
+    odd = [dataclasses.replace(row, label="two\nlines", dataset="a\tb") for row in rows[:1]]
+    text = intervals.to_text(odd, ["left\nout"])
+    assert len(text.splitlines()) == 5
+    assert "\t" not in text
