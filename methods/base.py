@@ -46,7 +46,7 @@ Scale = Literal["logits", "probabilities", "ranking"]
 OPTIMIZERS = ("adamw", "adam", "sgd")
 """Weight decay is decoupled in "adamw" and a part of the gradient in "adam" and "sgd"."""
 SCHEDULES = ("onecycle", "cosine", "constant")
-POOL_EXTRAS = ("labelled", "model_scores")
+POOL_EXTRAS = ("labelled", "model_scores", "model_labelled")
 """Fields of `Pool` that cost a pass over images, and are filled for methods that ask."""
 
 

@@ -228,7 +228,7 @@ class StepOutput(NamedTuple):
 class Pool:
     """Scores from the EMA model on weak views, for `StepMethod.refresh`.
 
-    The last two are computed for methods that name them in `StepMethod.pool_wants`, else None.
+    The last three are computed for methods that name them in `StepMethod.pool_wants`, else None.
 
     Attributes:
         epoch: the epoch about to begin.
@@ -238,6 +238,7 @@ class Pool:
             order of `Task.labels`.
         model_scores: (n_u, K + extra) float32, as `scores` and `extra` together, but from the
             trained model itself instead of its average.
+        model_labelled: (n_l, K + extra) float32, as `labelled`, but from the trained model itself.
     """
 
     epoch: int
@@ -245,3 +246,4 @@ class Pool:
     extra: Tensor
     labelled: Tensor | None = None
     model_scores: Tensor | None = None
+    model_labelled: Tensor | None = None

@@ -195,9 +195,9 @@ def started(method: StepMethod, dtype: torch.dtype = torch.float32) -> StepMetho
         with torch.no_grad():
             images = torch.rand(2, 3, SIZE, SIZE, generator=generator).to(dtype)
             columns = method.eval().score_pool(images).shape[1]
-        scores, labelled, model = (
-            torch.randn(count, columns, generator=generator).to(dtype)
-            for count in (POOL, len(method.task.labels), POOL)
+        known = len(method.task.labels)
+        scores, labelled, model, model_labelled = (
+            torch.randn(count, columns, generator=generator).to(dtype) for count in (POOL, known, POOL, known)
         )
         classes = method.task.num_classes
         method.refresh(
@@ -207,6 +207,7 @@ def started(method: StepMethod, dtype: torch.dtype = torch.float32) -> StepMetho
                 scores[:, classes:],
                 labelled if "labelled" in method.pool_wants else None,
                 model if "model_scores" in method.pool_wants else None,
+                model_labelled if "model_labelled" in method.pool_wants else None,
             )
         )
     return method.train()

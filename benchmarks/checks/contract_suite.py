@@ -87,7 +87,7 @@ def test_nothing_handed_to_a_method_can_hold_a_hidden_label() -> None:
         "global_step",
         "total_steps",
     }
-    assert fields[Pool] == {"epoch", "scores", "extra", "labelled", "model_scores"}
+    assert fields[Pool] == {"epoch", "scores", "extra", "labelled", "model_scores", "model_labelled"}
 
 
 def test_losses_are_finite_scalars(step_name: str, build: Build) -> None:
@@ -326,11 +326,9 @@ def test_the_teacher_is_no_part_of_the_method(step_name: str, build: Build) -> N
         _ = copy.deepcopy(method).teacher
 
 
-def test_warm_up_is_labelled_only_and_hands_its_weights_on(
-    step_name: str, build: Build, overrides: dict[str, Any]
-) -> None:
-    """The warm-up's scores are the method's first ones."""
-    method = build(step_name)
+def test_warm_up_is_labelled_only_and_hands_its_weights_on(step_name: str, overrides: dict[str, Any]) -> None:
+    """The warm-up's scores are those of the method before it has seen the pool."""
+    method = contract.create(step_name, overrides)
     hyper = type(method).warmup_hyper(method.hyper)
     if hyper is None:
         assert not method.uses_unlabelled, "a method with a pool needs a warm-up"

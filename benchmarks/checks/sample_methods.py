@@ -24,7 +24,7 @@ class AgreeingTeacher(PseudoLabelMethod):
     name = "agreeing_teacher"
     Hyper = PseudoLabelHyper
     wants_teacher = True
-    pool_wants = frozenset({"labelled", "model_scores"})
+    pool_wants = frozenset({"labelled", "model_scores", "model_labelled"})
     threshold: Tensor
     agreement: Tensor
 
@@ -39,10 +39,11 @@ class AgreeingTeacher(PseudoLabelMethod):
 
     def refresh(self, pool: Pool) -> None:
         """Threshold between labelled positives and negatives; agreement of teacher and student."""
-        assert pool.labelled is not None  # both are in `pool_wants`
+        assert pool.labelled is not None  # all are in `pool_wants`
         assert pool.model_scores is not None
+        assert pool.model_labelled is not None
         labels = self.task.labels.to(pool.labelled)
-        p = torch.sigmoid(pool.labelled)
+        p = (torch.sigmoid(pool.labelled) + torch.sigmoid(pool.model_labelled)) / 2
         high = (p * labels).sum(dim=0) / labels.sum(dim=0).clamp(min=1)
         low = (p * (1 - labels)).sum(dim=0) / (1 - labels).sum(dim=0).clamp(min=1)
         self.threshold = (high + low) / 2

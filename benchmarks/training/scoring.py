@@ -116,6 +116,7 @@ class Scorer:
             scores[:, classes:],
             labelled=score(average, data.labelled) if "labelled" in wants else None,
             model_scores=score(method.eval(), data.unlabelled) if "model_scores" in wants else None,
+            model_labelled=score(method.eval(), data.labelled) if "model_labelled" in wants else None,
         )
 
     def _gather(self, mine: Tensor, scores: Tensor | None, total: int) -> Tensor:

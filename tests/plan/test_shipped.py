@@ -31,7 +31,7 @@ def test_every_method_of_full_trains_the_image_tower_at_one_rate(cells):
     assert rates(found) == {3e-5}
 
 
-UNSEARCHED = {"abl", "mixmatch", "soft_consistency"}
+UNSEARCHED = {"abl", "bbam", "mixmatch", "soft_consistency"}
 """Methods of the grid `rivals`."""
 
 
