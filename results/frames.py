@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from results.damage import to_stderr
 from results.errors import StoreError
+from results.evaluated import evaluated
 from results.schema import RULES, Result, Rule, Spec
 from results.store import RunStore
 from results.versions import made_by
@@ -41,7 +42,8 @@ def collect(store: RunStore, wanted: Sequence[dict[str, Any]]) -> pd.DataFrame:
         A row per wanted run, in order: `COLUMNS`, state (see
         `RunState.kind`), detail, digest (SHA-256 of result.json, "" without one), seconds, peeking_rule (what
         drew the labelled images, if it looked at all labels; else missing), made_by (`versions.MadeBy`,
-        None without a result), and
+        None without a result), evaluated (`results.evaluated.Evaluated`, None without a result), device (what
+        trained it, for people), trainable_parameters (NaN where an earlier version did not record them), and
         "<rule>/<metric>" for every rule of `RULES` and metric of `METRICS` (percent; NaN where
         there is none).
 
@@ -51,6 +53,7 @@ def collect(store: RunStore, wanted: Sequence[dict[str, Any]]) -> pd.DataFrame:
     import pandas as pd
 
     columns = [*COLUMNS, "state", "detail", "digest", "seconds", "peeking_rule", "made_by"]
+    columns += ["evaluated", "device", "trainable_parameters"]
     columns += [f"{rule}/{metric}" for rule in RULES for metric in METRICS]
     rows = []
     for item, directory in located(store, wanted):
@@ -59,7 +62,10 @@ def collect(store: RunStore, wanted: Sequence[dict[str, Any]]) -> pd.DataFrame:
         if result is not None:
             row["digest"] = store.digest(directory)
             row["seconds"] = result["cost"]["seconds"]
+            row["device"] = result["cost"]["device"]
+            row["trainable_parameters"] = result["cost"].get("trainable_parameters")
             row["made_by"] = made_by(result)
+            row["evaluated"] = evaluated(result)
             split = result.get("split")
             if split is not None and split.get("sees_hidden_labels"):
                 row["peeking_rule"] = split.get("rule", "a rule")
@@ -68,7 +74,7 @@ def collect(store: RunStore, wanted: Sequence[dict[str, Any]]) -> pd.DataFrame:
                 row |= {f"{rule}/{metric}": found.get(metric) for metric in METRICS}
         rows.append(row)
     frame = pd.DataFrame(rows, columns=pd.Index(columns))
-    numbers = [name for name in columns if "/" in name] + ["seconds", "ratio"]
+    numbers = [name for name in columns if "/" in name] + ["seconds", "trainable_parameters", "ratio"]
     return frame.astype(dict.fromkeys(numbers, "float64"))
 
 

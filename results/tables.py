@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from results.columns import Column
 from results.errors import StoreError, nearest
+from results.evaluated import class_notes
 from results.frames import COLUMNS, METRICS, collect
 from results.lineage import SUPERSEDED
 from results.schema import RULES
@@ -99,7 +100,7 @@ class Table:
         seeds: all seeds asked for.
         splits: all seeds of labelled subsets; they differ from `seeds` where a grid says its `split_seeds`.
         runs: a row per run: its keys, state, value (NaN without), digest and seconds.
-        results_hash: SHA-256 (hex) over the results that the means are made of.
+        results_hash: SHA-256 (hex) over the results that the means are made of; of none it means nothing.
         remarks: further sentences of the footer.
         published: published numbers beside ours; None where nobody asked for them.
     """
@@ -130,13 +131,13 @@ class Table:
         most = max(cell.wanted for cell in self.cells.values())
         fewer = {label: cell.wanted for (label, _), cell in self.cells.items() if cell.wanted < most}
         by_plan = ", ".join(f"{label} ({count})" for label, count in sorted(fewer.items()))
-        used = int((self.runs["value"].notna()).sum())
         lines = [
             f"{self.title()}. Selection rule: {self.rule} ({RULE_TEXT[self.rule]}).",
             f"Mean ± standard deviation (ddof = 1) over {self._varied()}: n = {most} "
             "unless a cell says otherwise; a single value has no standard deviation."
             + (f" Fewer seeds by plan: {by_plan}." if by_plan else ""),
             f"{best_mark}: highest mean of its column among the cells without missing runs.",
+            *class_notes(self.runs, "value", self.metric),
             *self._test_notes(),
         ]
         rules = sorted(set(self.runs["peeking_rule"].dropna()))
@@ -150,8 +151,17 @@ class Table:
         lines += notes(self.mixed(), partly_unknown(self.runs, "value"))
         lines += self.remarks
         lines += self.published.notes() if self.published else []
-        lines.append(f"Made of {used} runs, results hash sha256:{self.results_hash[:16]}.")
+        lines.append(
+            f"Made of {self.used} run{'s' * (self.used > 1)}, results hash sha256:{self.results_hash[:16]}."
+            if self.used
+            else "Made of 0 runs."
+        )
         return lines
+
+    @property
+    def used(self) -> int:
+        """Runs that the means are made of."""
+        return int(self.runs["value"].notna().sum())
 
     def mixed(self) -> dict[tuple[str, Column], tuple[str, ...]]:
         """The cells whose results different code made, with what differs."""
@@ -231,7 +241,7 @@ def table(frame: pd.DataFrame, rule: str, metric: str = "mAP", remarks: Sequence
         raise StoreError(f"unknown metric '{metric}'{nearest(metric, metrics)}")
     if frame.empty:
         raise StoreError("no run is wanted, so there is no table; check the grid and its filters")
-    runs = frame[[*COLUMNS, "state", "digest", "seconds", "peeking_rule", "made_by"]].copy()
+    runs = frame[[*COLUMNS, "state", "digest", "seconds", "peeking_rule", "made_by", "evaluated"]].copy()
     runs.insert(len(COLUMNS) + 1, "value", frame[f"{rule}/{metric}"])
     labels = tuple(dict.fromkeys(runs["label"]))
     datasets = list(dict.fromkeys(runs["dataset"]))

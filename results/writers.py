@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +9,8 @@ from results import text
 from results.columns import Column
 from results.columns import percent as percent
 from results.files import atomic_write_bytes
+from results.latex import to_latex as to_latex
+from results.rows import dagger, row, shown_columns
 from results.tables import Table, TableCell
 
 
@@ -23,12 +23,12 @@ def to_markdown(table: Table) -> str:
         number = f"**{cell.number()}**" if cell.best else cell.number()
         return " ".join(filter(None, [number, cell.remark()]))
 
-    columns = _columns(table)
+    columns = shown_columns(table)
     head = ["method", *(f"{text.markdown(c.dataset)} {c.share}{' published' * p}" for c, p in columns)]
     rows = [head, [":--", *["--:"] * len(columns)]]
     for label in table.labels:
-        name = text.markdown(label) + _dagger(table, label)
-        rows.append([name, *_row(table, label, shown, text.markdown)])
+        name = text.markdown(label) + dagger(table, label)
+        rows.append([name, *row(table, label, shown, text.markdown)])
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     notes = [f"- {text.markdown(note)}" for note in table.notes("Bold")]
     return "\n".join([*lines, "", *notes]) + "\n"
@@ -45,8 +45,8 @@ def to_text(table: Table) -> str:
 
     rows = [
         [
-            text.terminal(label) + _dagger(table, label),
-            *_row(table, label, shown, text.terminal),
+            text.terminal(label) + dagger(table, label),
+            *row(table, label, shown, text.terminal),
         ]
         for label in table.labels
     ]
@@ -54,71 +54,14 @@ def to_text(table: Table) -> str:
         rows,
         headers=[
             "method",
-            *(f"{text.terminal(c.dataset)}\n{c.share}{' published' * p}" for c, p in _columns(table)),
+            *(f"{text.terminal(c.dataset)}\n{c.share}{' published' * p}" for c, p in shown_columns(table)),
         ],
         tablefmt="simple",
-        colalign=["left", *["right"] * len(_columns(table))],
+        colalign=["left", *["right"] * len(shown_columns(table))],
         disable_numparse=True,
     )
     lines = [line.rstrip() for line in body.splitlines()]
     return "\n".join([*lines, "", *map(text.one_line, table.notes("*"))]) + "\n"
-
-
-def to_latex(table: Table) -> str:
-    r"""A `table` environment; needs `\usepackage{booktabs}`."""
-
-    def shown(cell: TableCell | None) -> str:
-        if cell is None:
-            return "n/a"
-        number = text.latex(cell.number())
-        if cell.best:
-            # \textbf does not reach into mathematics, so the ± stays between two bold numbers.
-            number = number.replace(" $\\pm$ ", "} $\\pm$ \\textbf{")
-            number = f"\\textbf{{{number}}}"
-        remark = f"{{\\scriptsize {text.latex(cell.remark())}}}" if cell.remark() else ""
-        return " ".join(filter(None, [number, remark]))
-
-    spans, rules, first = [], [], 2
-    columns = _columns(table)
-    for dataset, group in itertools.groupby(columns, key=lambda column: column[0].dataset):
-        width = len(list(group))
-        spans.append(f"\\multicolumn{{{width}}}{{c}}{{{text.latex(dataset)}}}")
-        rules.append(f"\\cmidrule(lr){{{first}-{first + width - 1}}}")
-        first += width
-    ratios_row = [
-        "published" if published else text.latex(column.share).replace(" ", r"\,")
-        for column, published in columns
-    ]
-    lines = [
-        f"% selection rule: {table.rule}; metric: {table.metric}; results hash sha256:{table.results_hash}",
-        "% needs \\usepackage{booktabs}",
-        "\\begin{table}[t]",
-        "\\centering",
-        f"\\caption{{{text.latex(table.title())}; selection rule: {table.rule}.}}",
-        f"\\begin{{tabular}}{{l{'r' * len(columns)}}}",
-        "\\toprule",
-        " & ".join(["", *spans]).strip() + " \\\\",
-        " ".join(rules),
-        " & ".join(["method", *ratios_row]) + " \\\\",
-        "\\midrule",
-    ]
-    for label in table.labels:
-        name = text.latex(label + _dagger(table, label))
-        lines.append(" & ".join([name, *_row(table, label, shown, text.latex)]) + " \\\\")
-    notes = "\n".join(text.latex(note) for note in table.notes("Bold"))
-    lines += [
-        "\\bottomrule",
-        "\\end{tabular}",
-        "\\par\\smallskip",
-        "\\begin{minipage}{\\linewidth}\\footnotesize",
-        notes,
-        "\\end{minipage}",
-        "\\end{table}",
-    ]
-    special = text.beyond_pdflatex("\n".join(lines))
-    if special:
-        lines.insert(2, f"% needs XeLaTeX or LuaLaTeX, and fonts that have {' '.join(special)}")
-    return "\n".join(lines) + "\n"
 
 
 def to_csv(table: Table) -> str:
@@ -184,13 +127,14 @@ def to_runs_csv(table: Table) -> str:
     return text.csv_of(rows)
 
 
-def write_tables(table: Table, directory: Path | str, stem: str = "") -> list[Path]:
+def write_tables(table: Table, directory: Path | str, stem: str = "", name: str = "") -> list[Path]:
     """Write a table in every format.
 
     Args:
         table: the table.
         directory: created when it is missing.
         stem: first part of the file names; default "<metric>-<rule>".
+        name: what the table is of, such as a grid; with the stem, the label in LaTeX.
 
     Returns:
         The files: <stem>.md, .txt, .tex, .csv (a row per cell) and <stem>-runs.csv (a row per run); with
@@ -202,7 +146,7 @@ def write_tables(table: Table, directory: Path | str, stem: str = "") -> list[Pa
     contents = {
         f"{stem}.md": to_markdown(table),
         f"{stem}.txt": to_text(table),
-        f"{stem}.tex": to_latex(table),
+        f"{stem}.tex": to_latex(table, f"{name}-{stem}" if name else stem),
         f"{stem}.csv": to_csv(table),
         f"{stem}-runs.csv": to_runs_csv(table),
     }
@@ -211,30 +155,6 @@ def write_tables(table: Table, directory: Path | str, stem: str = "") -> list[Pa
     for name, content in contents.items():
         atomic_write_bytes(directory / name, text.utf8(content))
     return [directory / name for name in contents]
-
-
-def _columns(table: Table) -> list[tuple[Column, bool]]:
-    """The columns to write: ours, each followed by that of published numbers (True) where there are some."""
-    beside = table.published.columns if table.published else set()
-    return [
-        (column, kind) for column in table.columns for kind in (False, True) if not kind or column in beside
-    ]
-
-
-def _row(
-    table: Table, label: str, shown: Callable[[TableCell | None], str], quoted: Callable[[str], str]
-) -> list[str]:
-    """The cells of a row; ``quoted`` gives the text of published numbers in the format."""
-    return [
-        quoted(table.published.cell(label, column))
-        if published and table.published
-        else shown(table.cells.get((label, column)))
-        for column, published in _columns(table)
-    ]
-
-
-def _dagger(table: Table, label: str) -> str:
-    return " †" if label in table.comparison.equivalent else ""
 
 
 def _csv_row(table: Table, label: str, column: Column, cell: TableCell) -> list[Any]:

@@ -190,7 +190,8 @@ def write(
     remarks = [outdated(workspace.store, [run.directory(workspace) for run in plan.runs]), note(old)]
     remarks += check.remarks(wanted) if check else []
     made = table(frame, rule, remarks=[*filter(None, remarks)])
-    paths = _written(with_published(made, workspace, wanted) if published else made, folder)
+    made = with_published(made, workspace, wanted) if published else made
+    paths = _written(made, folder, name=plan.name)
     if plots:
         paths += write_figures(plan, workspace, folder, rule)[0]
     _say_written(folder, paths)
@@ -252,7 +253,7 @@ def write_superseded(
     remarks += check.remarks(wanted) if check else []
     made = table(collect(workspace.store, wanted), rule, remarks=remarks)
     folder = _folder(plan, workspace, out)
-    _say_written(folder, _written(made, folder, f"{made.metric}-{rule}-superseded"))
+    _say_written(folder, _written(made, folder, f"{made.metric}-{rule}-superseded", plan.name))
     _cite(workspace, wanted, folder, bib)
 
 
@@ -315,18 +316,18 @@ def write_whole(
     if published:
         made = with_published(made, workspace, wanted)
     folder, stem = out or workspace.tables / "store", "-superseded" if superseded else ""
-    _say_written(folder, _written(made, folder, f"{made.metric}-{rule}{stem}"))
+    _say_written(folder, _written(made, folder, f"{made.metric}-{rule}{stem}", "store"))
     _cite(workspace, wanted, folder, bib)
     return unread
 
 
-def _written(made: Table, folder: Path, stem: str = "") -> list[Path]:
-    """Write a table, and print it whether or not that worked."""
+def _written(made: Table, folder: Path, stem: str = "", name: str = "") -> list[Path]:
+    """Write a table, and print it whether or not that worked; see `write_tables`."""
     from results.writers import to_text, write_tables
 
     paths, problem = [], None
     try:
-        paths = write_tables(made, folder, stem)
+        paths = write_tables(made, folder, stem, name)
     except OSError as error:
         problem = _unwritten(folder, error)
     print(to_text(made), flush=True)
