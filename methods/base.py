@@ -11,16 +11,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from methods.errors import check_choice
 from methods.exchange import ALONE, Batch, Pool, Processes, PseudoLabels, StepOutput, Task
-
-if TYPE_CHECKING:
-    from methods.backbones.spec import BackboneSpec
+from methods.phases import Phase
+from methods.planned import Planned
 
 __all__ = [
     "ALONE",
@@ -29,6 +28,7 @@ __all__ = [
     "SCHEDULES",
     "Batch",
     "FitMethod",
+    "Phase",
     "Pool",
     "Processes",
     "PseudoLabels",
@@ -63,36 +63,6 @@ class _Teacher:
         return _Teacher, ()
 
 
-class Planned:
-    """What is asked of a method while runs are planned, before anything is loaded."""
-
-    @classmethod
-    def resolve_hyper(cls, hyper: Any, num_classes: int, backbone: BackboneSpec) -> Any:
-        """Return hyper-parameters whose automatic values are replaced by those of a task.
-
-        The run's identity holds what is returned. By default nothing is automatic.
-
-        Args:
-            hyper: the method's.
-            num_classes: K.
-            backbone: which one the run uses.
-        """
-        return hyper
-
-    @classmethod
-    def check_task(cls, hyper: Any, num_classes: int, backbone: BackboneSpec) -> None:
-        """Refuse hyper-parameters that cannot work on a task; by default all are accepted.
-
-        Args:
-            hyper: the method's, resolved.
-            num_classes: K.
-            backbone: which one the run uses.
-
-        Raises:
-            UserError: one line that names the field and what is allowed.
-        """
-
-
 class StepMethod(Planned, nn.Module):
     """A method that the shared trainer trains step by step.
 
@@ -124,6 +94,8 @@ class StepMethod(Planned, nn.Module):
             (above 0.5), or "ranking" (no threshold has a meaning, so no F1 is reported).
         wants_teacher: whether `teacher` is used.
         pool_wants: which of `POOL_EXTRAS` are to be filled in the `Pool` given to `refresh`.
+        scores_pool: False for a method whose `refresh` reads ``Pool.labelled`` alone: the pool is not scored,
+            and ``Pool.scores`` and ``extra`` have no rows.
     """
 
     name: ClassVar[str]
@@ -135,6 +107,7 @@ class StepMethod(Planned, nn.Module):
     score_scale: ClassVar[Scale] = "logits"
     wants_teacher: ClassVar[bool] = False
     pool_wants: ClassVar[frozenset[str]] = frozenset()
+    scores_pool: ClassVar[bool] = True
 
     def __init__(self, backbone: nn.Module, task: Task, hyper: Any) -> None:
         super().__init__()
@@ -161,6 +134,16 @@ class StepMethod(Planned, nn.Module):
     def param_groups(self) -> list[dict[str, Any]]:
         """Trainable parameters: ``[{"params": [...], "lr": float, "weight_decay": float}]``."""
         raise NotImplementedError
+
+    def begin_phase(self, name: str) -> None:
+        """Prepare for a phase, such as by freezing parameters; by default nothing.
+
+        Called once, on a method that was built anew, before its weights are loaded and `param_groups` is
+        asked; also when a phase is continued.
+
+        Args:
+            name: of one of its `phases`.
+        """
 
     def calibrate(self, logits: Tensor) -> None:
         """Set starting values that depend on the images, such as biases; by default nothing.

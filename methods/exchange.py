@@ -23,6 +23,8 @@ class Task:
         labels: (n_l, K) float {0, 1}, the labels of the labelled images, on the CPU.
         num_unlabelled: size n_u of the unlabelled pool.
         seed: seed of the run; parameters are drawn under it.
+        estimation: (n_e, K) float {0, 1}, the labels of the images that `StepMethod.estimation_share` took
+            out of the labelled ones. They are the last n_e images of the pool. None where there are none.
     """
 
     classes: tuple[str, ...]
@@ -30,6 +32,7 @@ class Task:
     labels: Tensor
     num_unlabelled: int
     seed: int
+    estimation: Tensor | None = None
 
     def __post_init__(self) -> None:
         if not len(self.classes) == len(self.prompts) == self.labels.shape[1]:
@@ -82,7 +85,10 @@ ALONE = Alone()
 
 @dataclass
 class Batch:
-    """One step's data for one process. Images are float in [0, 1], shape (B, 3, H, W).
+    """One step's data for one process.
+
+    Images are float in [0, 1], shape (B, 3, H, W); of a method with `StepMethod.patches`
+    (B, 1 + P, 3, H, W), the whole image before its P patches.
 
     A step is computed by one process or by several, each with its share of the images, possibly
     none of a kind. What a method computes must not depend on how many there are: `total` and
@@ -112,6 +118,9 @@ class Batch:
             starts from it are two trainings.
         total_steps: steps of this training from its first epoch to its last, at least 1, for ramps:
             ``global_step / total_steps`` is in [0, 1).
+        phase: name of the `Phase` that the step belongs to; "" of a method without phases. Each phase is a
+            training: ``epoch`` and ``global_step`` begin anew in it. In a phase on the estimation images
+            ``labelled`` are positions in `Task.estimation`.
     """
 
     epoch: int
@@ -128,6 +137,7 @@ class Batch:
     processes: Processes = ALONE
     global_step: int = 0
     total_steps: int = 1
+    phase: str = ""
 
     def total(self, value: Tensor) -> Tensor:
         """Sum a tensor over the processes that share the step; with one, return it as it is.

@@ -24,7 +24,7 @@ from torch import Tensor
 
 import methods
 from methods.backbones.clip import VisionLanguageModel
-from methods.base import ALONE, Batch, FitMethod, Pool, Processes, StepMethod, StepOutput, Task
+from methods.base import ALONE, Batch, FitMethod, Phase, Pool, Processes, StepMethod, StepOutput, Task
 from methods.errors import UserError, nearest
 
 NAMES = ("cat", "traffic light", "dog", "hair drier")
@@ -149,22 +149,40 @@ def _tiny_backbone() -> tuple[VisionLanguageModel, Any]:
     return made.eval(), tokenizer
 
 
-def tiny_task() -> Task:
-    """Four classes, eight labelled and ten unlabelled images; every class occurs and is absent."""
+def tiny_task(estimation: bool = False) -> Task:
+    """Four classes, eight labelled and ten unlabelled images; every class occurs and is absent.
+
+    Args:
+        estimation: whether the last three of the pool are estimation images.
+    """
     generator = torch.Generator().manual_seed(0)
     labels = (torch.rand(8, len(NAMES), generator=generator) < 0.4).float()
     labels[0], labels[1] = 1, 0
-    return Task(NAMES, NAMES, labels, num_unlabelled=POOL, seed=3)
+    return Task(NAMES, NAMES, labels, POOL, seed=3, estimation=labels[:3].clone() if estimation else None)
+
+
+def tiny_images(
+    count: int, method: StepMethod | None = None, generator: torch.Generator | None = None
+) -> Tensor:
+    """Random images as a method takes them: (count, 3, S, S), or with patches (count, 1 + P, 3, S, S)."""
+    patches = method.patches(method.hyper) if method is not None else 0
+    parts = (1 + patches**2,) if patches else ()
+    return torch.rand(count, *parts, 3, SIZE, SIZE, generator=generator)
 
 
 def tiny_batch(
-    labelled: int = 4, unlabelled: int = 6, step: int = 0, dtype: torch.dtype = torch.float32
+    labelled: int = 4,
+    unlabelled: int = 6,
+    step: int = 0,
+    dtype: torch.dtype = torch.float32,
+    method: StepMethod | None = None,
 ) -> Batch:
-    """A batch of random images, the same for the same arguments."""
+    """A batch of random images as a method takes them, the same for the same arguments."""
     generator = torch.Generator().manual_seed(7 + step)
+    phase = main_phase(method)
 
     def images(count: int) -> Tensor:
-        return torch.rand(count, 3, SIZE, SIZE, generator=generator).to(dtype)
+        return tiny_images(count, method, generator).to(dtype)
 
     return Batch(
         epoch=0,
@@ -178,28 +196,41 @@ def tiny_batch(
         strong_unlabelled=images(unlabelled),
         global_labelled=labelled,
         global_unlabelled=unlabelled,
+        phase=phase.name if phase else "",
     )
+
+
+def main_phase(method: StepMethod | None) -> Phase | None:
+    """The phase of a method with phases that is its semi-supervised part; None without phases."""
+    found = method.phases(method.hyper) if method is not None else ()
+    return next((phase for phase in found if phase.recipe == "main" and phase.pool), None)
 
 
 def create(name: str, overrides: Mapping[str, Any], task: Task | None = None) -> Any:
     """A fresh method on the tiny task."""
-    return methods.create(name, backbone=tiny_backbone(), task=task or tiny_task(), **overrides)
+    share = methods.get(name).estimation_share(methods.registry.hyper(name, **overrides))
+    return methods.create(
+        name, backbone=tiny_backbone(), task=task or tiny_task(estimation=bool(share)), **overrides
+    )
 
 
 def started(method: StepMethod, dtype: torch.dtype = torch.float32) -> StepMethod:
-    """The method as at its first step: with a teacher, and pool scores if it wants them."""
+    """The method as at the first step of its main phase: with a teacher, and pool scores if it wants them."""
     method.to(dtype)
+    if phase := main_phase(method):
+        method.begin_phase(phase.name)
     add_teacher(method)
     if method.wants_pool(0):
         generator = torch.Generator().manual_seed(2)
         with torch.no_grad():
-            images = torch.rand(2, 3, SIZE, SIZE, generator=generator).to(dtype)
+            images = tiny_images(2, method, generator).to(dtype)
             columns = method.eval().score_pool(images).shape[1]
         known = len(method.task.labels)
         scores, labelled, model, model_labelled = (
             torch.randn(count, columns, generator=generator).to(dtype) for count in (POOL, known, POOL, known)
         )
         classes = method.task.num_classes
+        scores = scores if method.scores_pool else scores[:0]
         method.refresh(
             Pool(
                 0,

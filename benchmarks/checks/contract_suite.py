@@ -70,7 +70,7 @@ def trained(method: StepMethod) -> list[torch.nn.Parameter]:
 def test_nothing_handed_to_a_method_can_hold_a_hidden_label() -> None:
     """Labels exist for the labelled images only; a new field has to be thought about here."""
     fields = {kind: {f.name for f in dataclasses.fields(kind)} for kind in (Task, Batch, Pool)}
-    assert fields[Task] == {"classes", "prompts", "labels", "num_unlabelled", "seed"}
+    assert fields[Task] == {"classes", "prompts", "labels", "num_unlabelled", "seed", "estimation"}
     assert fields[Batch] == {
         "epoch",
         "step",
@@ -86,6 +86,7 @@ def test_nothing_handed_to_a_method_can_hold_a_hidden_label() -> None:
         "processes",
         "global_step",
         "total_steps",
+        "phase",
     }
     assert fields[Pool] == {"epoch", "scores", "extra", "labelled", "model_scores", "model_labelled"}
 
@@ -93,7 +94,7 @@ def test_nothing_handed_to_a_method_can_hold_a_hidden_label() -> None:
 def test_losses_are_finite_scalars(step_name: str, build: Build) -> None:
     """Losses are scalars; pseudo-labels, if there are some, fit the batch."""
     method = build(step_name)
-    output = contract.forward(method, contract.tiny_batch())
+    output = contract.forward(method, contract.tiny_batch(method=method))
     assert output.losses
     for loss in output.losses.values():
         assert loss.shape == ()
@@ -114,7 +115,7 @@ def test_losses_are_finite_scalars(step_name: str, build: Build) -> None:
 def test_gradients_reach_all_that_is_trainable_and_nothing_else(step_name: str, build: Build) -> None:
     """The groups hold every trainable parameter once, and each gets a gradient."""
     method = build(step_name)
-    total(contract.forward(method, contract.tiny_batch())).backward()
+    total(contract.forward(method, contract.tiny_batch(method=method))).backward()
     parameters = dict(method.named_parameters())
     grouped = trained(method)
     assert len({id(p) for p in grouped}) == len(grouped)
@@ -131,7 +132,9 @@ def test_gradients_reach_all_that_is_trainable_and_nothing_else(step_name: str, 
 def test_a_gradient_step_lowers_the_loss_of_a_fixed_batch(step_name: str, build: Build) -> None:
     """The gradient is that of the losses."""
     method = build(step_name)
-    batch = contract.tiny_batch(labelled=6, unlabelled=0)  # pseudo-labels may change with the model
+    batch = contract.tiny_batch(
+        labelled=6, unlabelled=0, method=method
+    )  # pseudo-labels may change with the model
     before = total(contract.forward(method, batch))
     before.backward()
     groups = trained(method)
@@ -154,7 +157,7 @@ def test_two_processes_do_what_one_does(step_name: str, build: Build, labelled: 
     whole = build(step_name, torch.float64)
     parts = [contract.copy_of(whole) for _ in range(2)]
     for step in range(3):
-        batch = contract.tiny_batch(labelled, unlabelled, step, torch.float64)
+        batch = contract.tiny_batch(labelled, unlabelled, step, torch.float64, whole)
         batch.targets[1::2, 0] = 0
         output = contract.forward(whole, batch)
         gradients = torch.autograd.grad(total(output), trained(whole))
@@ -226,14 +229,14 @@ def test_a_process_may_get_no_image_of_a_kind(
     """Losses stay finite and gradients exist; statistics have the same names, shapes and dtypes."""
     method = build(step_name)
     batch = dataclasses.replace(
-        contract.tiny_batch(labelled, unlabelled), global_labelled=4, global_unlabelled=6
+        contract.tiny_batch(labelled, unlabelled, method=method), global_labelled=4, global_unlabelled=6
     )
     output = contract.forward(method, batch)
     loss = total(output)
     assert torch.isfinite(loss)
     loss.backward()
     assert all(p.grad is not None for p in trained(method))
-    full, other = contract.tiny_batch(), build(step_name)
+    full, other = contract.tiny_batch(method=method), build(step_name)
     whole = contract.forward(other, full)
     with torch.no_grad():
         assert _layout(method.prepare(batch)) == _layout(other.prepare(full))
@@ -250,7 +253,7 @@ def test_steps_and_scores_depend_on_nothing_hidden(step_name: str, build: Build)
     """A step writes to nothing it was given, and a score does not depend on its neighbours."""
     method = build(step_name)
     labels = method.task.labels.clone()
-    batch = contract.tiny_batch()
+    batch = contract.tiny_batch(method=method)
     kept = copy.deepcopy(batch)
     contract.forward(method, batch)
     first, second = (total(method(batch)).detach() for _ in range(2))
@@ -261,7 +264,7 @@ def test_steps_and_scores_depend_on_nothing_hidden(step_name: str, build: Build)
             assert torch.equal(value, getattr(kept, field.name)), f"{field.name} was written to"
     assert torch.equal(method.task.labels, labels)
     method.eval()
-    images = torch.rand(3, 3, contract.SIZE, contract.SIZE)
+    images = contract.tiny_images(3, method)
     with torch.no_grad():
         scores = method.predict(images)
         alone = torch.cat([method.predict(image[None]) for image in images])
@@ -273,9 +276,9 @@ def test_steps_and_scores_depend_on_nothing_hidden(step_name: str, build: Build)
 def test_half_precision_steps_stay_finite_and_scores_float32(step_name: str, build: Build) -> None:
     """Under autocast to bfloat16."""
     method = build(step_name)
-    images = torch.rand(2, 3, contract.SIZE, contract.SIZE)
+    images = contract.tiny_images(2, method)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        output = contract.forward(method, contract.tiny_batch())
+        output = contract.forward(method, contract.tiny_batch(method=method))
         with torch.no_grad():
             scores, pool = method.predict(images), method.score_pool(images)
     loss = total(output)
@@ -289,12 +292,12 @@ def test_half_precision_steps_stay_finite_and_scores_float32(step_name: str, bui
 def test_training_state_restores_a_method(step_name: str, build: Build) -> None:
     """Scores and state come back; what belongs to them does not depend on requires_grad."""
     method, fresh = build(step_name), build(step_name)
-    batch = contract.tiny_batch()
+    batch = contract.tiny_batch(method=method)
     contract.after(method, batch, contract.forward(method, batch))
     with torch.no_grad():
         for parameter in trained(method):
             parameter.add_(0.01 * torch.randn(parameter.shape))
-    images = torch.rand(2, 3, contract.SIZE, contract.SIZE)
+    images = contract.tiny_images(2, method)
     state = copy.deepcopy(method.training_state())
     # An average has all gradients switched off; what belongs to its state must not depend on that.
     assert set(copy.deepcopy(method).requires_grad_(False).training_state()) == set(state)
@@ -315,7 +318,7 @@ def test_the_teacher_is_no_part_of_the_method(step_name: str, build: Build) -> N
         return
     teacher = method.teacher
     kept = copy.deepcopy(teacher.state_dict())
-    total(contract.forward(method, contract.tiny_batch())).backward()
+    total(contract.forward(method, contract.tiny_batch(method=method))).backward()
     assert not teacher.training
     assert all(parameter.grad is None for parameter in teacher.parameters())
     assert not {id(p) for p in teacher.parameters()} & {id(p) for p in method.parameters()}
@@ -330,6 +333,10 @@ def test_warm_up_is_labelled_only_and_hands_its_weights_on(step_name: str, overr
     """The warm-up's scores are those of the method before it has seen the pool."""
     method = contract.create(step_name, overrides)
     hyper = type(method).warmup_hyper(method.hyper)
+    if phases := method.phases(method.hyper):
+        assert hyper is None, "a method with phases has no warm-up beside them"
+        assert len({phase.name for phase in phases}) == len(phases)
+        return
     if hyper is None:
         assert not method.uses_unlabelled, "a method with a pool needs a warm-up"
         return
@@ -338,9 +345,9 @@ def test_warm_up_is_labelled_only_and_hands_its_weights_on(step_name: str, overr
     warm: StepMethod = contract.create(name, dataclasses.asdict(hyper), task).train()
     assert not warm.wants_pool(0)
     optimizer = torch.optim.SGD(warm.param_groups(), lr=1e-3)
-    total(contract.forward(warm, contract.tiny_batch(unlabelled=0))).backward()
+    total(contract.forward(warm, contract.tiny_batch(unlabelled=0, method=warm))).backward()
     optimizer.step()
-    images = torch.rand(2, 3, contract.SIZE, contract.SIZE)
+    images = contract.tiny_images(2, method)
     method.load_warmup(warm.training_state())
     with torch.no_grad():
         assert torch.equal(warm.eval().predict(images), method.eval().predict(images))

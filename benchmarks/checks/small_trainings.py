@@ -32,7 +32,9 @@ from benchmarks.progress import silent
 from benchmarks.training import build
 from benchmarks.training.checkpoint import Checkpoints
 from benchmarks.training.group import Group
+from benchmarks.training.hidden_labels import HiddenLabels
 from benchmarks.training.host import TrainingHost
+from benchmarks.training.phased import Training
 from benchmarks.training.strategy import make
 from benchmarks.training.trainer import Interrupted
 from benchmarks.workspace import Workspace
@@ -41,7 +43,7 @@ from methods.base import PseudoLabels
 T = TypeVar("T")
 TRAIN, TEST, LABELLED = 22, 6, 8
 STEPS = 4
-"""Steps of each training: two epochs of two."""
+"""Steps of each training without phases: two epochs of two."""
 GRID = """
 description = "whole trainings of the contract"
 datasets = [{{ name = "csv", alias = "contract", root = {root} }}]
@@ -164,23 +166,23 @@ class SmallTrainings:
         used: list[tuple[Tensor, PseudoLabels]] = []
         checkpoints = self.folder / f"checkpoints-{name}-{other:d}-{stop}"
         for asked in [stop, 0] if stop else [0]:
-            trainer = build.build_trainer(
+            training = Training(
                 job,
                 None,
                 self.strategy,
-                checkpoints=Checkpoints(checkpoints, 1e9),
+                checkpoints=lambda folder: Checkpoints(checkpoints / folder, 1e9),
                 workspace=workspace,
                 host=TrainingHost(should_stop=_after(asked)),
             )
-            assert trainer.steps_per_epoch * trainer.schedule.epochs == STEPS
-            assert trainer.resume() == (bool(stop) and not asked)
-            if hidden := trainer.hidden_labels:
-                hidden.update = _recording(hidden.update, used)  # type: ignore[method-assign]
+            trainer = training.trainer
+            assert training.phases != (None,) or trainer.steps_per_epoch * trainer.schedule.epochs == STEPS
+            assert training.resumed == (bool(stop) and not asked)
             try:
-                outcome = trainer.fit()
+                with mock.patch.object(HiddenLabels, "update", _recording(HiddenLabels.update, used)):
+                    outcome = training.fit()
             except Interrupted:
                 continue
-            state = trainer.state()
+            state = training.trainer.state()
         weights = {
             f"{part}.{key}": value.clone() for part in ("model", "ema") for key, value in state[part].items()
         }
@@ -221,9 +223,9 @@ def _after(steps: int) -> Callable[[], bool]:
 
 
 def _recording(update: Any, used: list[tuple[Tensor, PseudoLabels]]) -> Any:
-    def record(positions: Tensor, pseudo: PseudoLabels) -> None:
+    def record(hidden: HiddenLabels, positions: Tensor, pseudo: PseudoLabels) -> None:
         used.append((positions.clone(), pseudo))
-        update(positions, pseudo)
+        update(hidden, positions, pseudo)
 
     return record
 

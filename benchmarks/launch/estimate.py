@@ -22,6 +22,7 @@ from typing import Any
 import methods
 from benchmarks.plan.identity import canonical, digest
 from benchmarks.plan.jobs import Job, Stage
+from benchmarks.plan.phases import batches_of, epochs_of, phases_of
 from benchmarks.plan.recipe import Recipe
 from benchmarks.workspace import Workspace
 from results.files import atomic_write_json
@@ -126,9 +127,26 @@ def _scored(recipe: dict[str, Any], tests: int, held_out: int) -> int:
     return rounds * (tests * (2 if recipe["evaluate"] == "both" else 1) + held_out)
 
 
-def _per_epoch(labelled: int, pool: int, batches: tuple[int, int]) -> int:
+def _per_epoch(labelled: int, pool: int, batches: tuple[int, int], over_labelled: bool = False) -> int:
     """Number of images in an epoch's steps; see `SemiSampler`."""
+    if over_labelled:
+        return labelled + -(-labelled // batches[0]) * batches[1]
     return pool + -(-pool // batches[1]) * batches[0] if batches[1] else labelled
+
+
+def _images(job: Job, batches: tuple[int, int]) -> int:
+    """Number of images in all steps of a run, those of its phases together."""
+    sizes, recipe = (len(job.split.labelled), len(job.split.unlabelled)), job.cell.recipe
+    phases = phases_of(job.cell)
+    if not phases:
+        epochs = recipe.epochs if batches[1] else recipe.labelled_epochs
+        return epochs * _per_epoch(*sizes, batches)
+    # Estimation images are few, and counted as labelled ones here.
+    return sum(
+        epochs_of(recipe, phase)
+        * _per_epoch(*sizes, batches_of(recipe, phase), phase.pool and phase.epoch_over == "labelled")
+        for phase in phases
+    )
 
 
 class Estimates:
@@ -154,10 +172,9 @@ class Estimates:
         if job.cell.kind == "fit":
             return self._estimate(self._measured(key, job), len(split.labelled), 0)
         recipe = job.spec.recipe
-        images = _per_epoch(len(split.labelled), len(split.unlabelled), key.batches)
-        epochs = recipe["epochs"] if key.batches[1] else recipe["labelled_epochs"]
+        images = _images(job, key.batches)
         scored = _scored(recipe, len(job.prepared.dataset.test), len(split.held_out))
-        return self._estimate(self._measured(key, job), images * epochs, scored)
+        return self._estimate(self._measured(key, job), images, scored)
 
     def stage(self, stage: Stage, job: Job) -> Estimate:
         """How long a shared stage takes, given a run that needs it."""

@@ -27,17 +27,11 @@ from benchmarks.plan.product_code import loaded, of_method
 from benchmarks.provenance import device_name, now, provenance
 from benchmarks.status.progress_file import ProgressFile
 from benchmarks.training import stage_files
-from benchmarks.training.build import (
-    build_backbone,
-    build_fit_method,
-    build_trainer,
-    schedule_of,
-    summariser,
-    task_of,
-)
+from benchmarks.training.build import build_backbone, build_fit_method, summariser, task_of
 from benchmarks.training.checkpoint import Checkpoints
 from benchmarks.training.host import TrainingHost
 from benchmarks.training.peak_memory import PeakMemory
+from benchmarks.training.phased import Training
 from benchmarks.training.schedule import Outcome
 from benchmarks.training.scoring import Scorer
 from benchmarks.training.strategy import Strategy
@@ -122,26 +116,26 @@ class Task(ABC):
         data = [] if copies is None else copies.provenance().get("module_data", [])
         return digest([sources, data]) if data else sources
 
-    def _trainer(
+    def _training(
         self,
         lease: Lease | MemberLease,
         stage: Stage | None,
         on_epoch: Callable[[dict[str, Any]], None] = lambda row: None,
-    ) -> tuple[Trainer, ProgressFile]:
-        """A trainer that continues from the newest checkpoint in the task's directory."""
-        epochs = schedule_of(self.job, stage).epochs
+    ) -> tuple[Training, ProgressFile]:
+        """A training that continues from the newest checkpoint in the task's directory."""
+        epochs = Training.epochs(self.job, stage)
         progress = ProgressFile(self.directory, self.title, epochs, lease.generation, lease.held)
         stop = self.options.should_stop
         code = self._code(stage)
         main = TrainingHost(
             on_epoch, on_step=progress, should_stop=stop, is_lost=lambda: not lease.held(), code=code
         )
-        trainer = build_trainer(
+        training = Training(
             self.job,
             stage,
             self.strategy,
-            checkpoints=Checkpoints(
-                self.directory / "checkpoints",
+            checkpoints=lambda name: Checkpoints(
+                self.directory / "checkpoints" / name,
                 self.options.checkpoint_seconds,
                 lease.generation,
                 lease.require,
@@ -149,8 +143,7 @@ class Task(ABC):
             workspace=self.workspace,
             host=main if self.group.is_main else TrainingHost(should_stop=stop, code=code),
         )
-        trainer.resume()
-        return trainer, progress
+        return training, progress
 
 
 class RunTask(Task):
@@ -172,15 +165,16 @@ class RunTask(Task):
         if self.job.cell.kind == "fit":
             self._write(lease, self._fit(), memory)  # on rank 0, as `together` says
             return
-        trainer, progress = self._trainer(lease, None, lambda row: self._on_epoch(lease, row))
+        training, progress = self._training(lease, None, lambda row: self._on_epoch(lease, row))
         if self.group.is_main:
             lease.require()
-            self.workspace.store.truncate_epochs(self.directory, trainer.epoch + 1)
-        outcome = trainer.fit()
+            self.workspace.store.truncate_epochs(self.directory, training.epoch + 1)
+        outcome = training.fit()
         if self.group.is_main:
+            trainer = training.trainer
             self._write(lease, self._trained(trainer, outcome), memory, trainer.code[:-1])
             self.workspace.store.settle_epochs(self.directory)
-            trainer.checkpoints.clear()
+            training.clear()
             progress.clear()
 
     def _fit(self) -> _Result:
@@ -363,16 +357,17 @@ class StageTask(Task):
 
     def _train_warmup(self, lease: Lease | MemberLease) -> tuple[str, ...]:
         """Train and write it; returns hashes of the other code that began it, on rank 0."""
-        trainer, progress = self._trainer(lease, self.stage)
-        trainer.fit()
+        training, progress = self._training(lease, self.stage)
+        training.fit()
         if not self.group.is_main:
             return ()
+        trainer = training.trainer
         for weights, module in (("model", trainer.method), ("ema", trainer.ema.module)):
             state = {name: value.contiguous().cpu() for name, value in module.training_state().items()}
             lease.require()
             name = f"{weights}.safetensors"
             self.sums[name] = stage_files.write_tensors(self.directory / name, state)
-        trainer.checkpoints.clear()
+        training.clear()
         progress.clear()
         return trainer.code[:-1]
 

@@ -26,6 +26,7 @@ from benchmarks.launch.estimate import Estimates
 from benchmarks.launch.memory import keep_large_blocks
 from benchmarks.launch.work_order import WorkOrder
 from benchmarks.plan.jobs import Job, Stage, process_kinds
+from benchmarks.plan.phases import main_phase
 from benchmarks.provenance import device_name
 from benchmarks.training.build import (
     build_backbone,
@@ -192,10 +193,11 @@ def measure_fit(job: Job, strategy: Strategy) -> dict[str, float]:
 def measure_steps(job: Job, stage: Stage | None, strategy: Strategy) -> dict[str, float]:
     """Steps and evaluations of a run, or the steps of its warm-up, in the trainer's own loop."""
     # The trainer's own schedule, made long, with no checkpoints and no warm-up behind it.
-    schedule = dataclasses.replace(schedule_of(job, stage), epochs=LONG, schedule_epochs=LONG)
+    phase = main_phase(job.cell) if stage is None else None
+    schedule = dataclasses.replace(schedule_of(job, stage, phase), epochs=LONG, schedule_epochs=LONG)
     checkpoints = Checkpoints(Path(os.devnull), math.inf)
     started = _clock(strategy)
-    trainer = build_trainer(job, stage, strategy, checkpoints=checkpoints, schedule=schedule)
+    trainer = build_trainer(job, stage, strategy, checkpoints=checkpoints, schedule=schedule, phase=phase)
     start = _clock(strategy) - started
     share = _measure_refresh(trainer, job, strategy) if uses_pool(job, stage) else 0.0
     times = []

@@ -19,6 +19,7 @@ from benchmarks.data.sampler import SemiSampler
 from benchmarks.perf.machine import machine
 from benchmarks.plan.grid import load
 from benchmarks.plan.jobs import Job, resolve
+from benchmarks.plan.phases import main_phase
 from benchmarks.progress import Progress
 from benchmarks.provenance import packages
 from benchmarks.training.build import build_trainer, schedule_of
@@ -117,12 +118,13 @@ def build(job: Job, group: Group, folder: Path, times: int = 1) -> Trainer:
         make(recipe.strategy, recipe.precision, group),
         checkpoints=Checkpoints(folder / "checkpoints", math.inf),
         schedule=long_schedule(job, times),
+        phase=main_phase(job.cell),
     )
 
 
 def long_schedule(job: Job, times: int = 1) -> Schedule:
     """The schedule of a run, made long, with `times` times the recipe's batches."""
-    found = schedule_of(job)
+    found = schedule_of(job, phase=main_phase(job.cell))
     return dataclasses.replace(
         found,
         epochs=LONG,

@@ -29,6 +29,7 @@ from methods.backbones.conventions import conventions
 from methods.backbones.load import bring, weights_digest
 from methods.errors import UserError
 from methods.fields import identified
+from methods.planned import check_patches
 from results.damage import UnreadableError, read_table
 
 STAGE_RECORD = "stage.json"
@@ -204,7 +205,14 @@ def warmup(cell: Cell) -> tuple[str, Any] | None:
     cls = methods.get(cell.method)
     assert issubclass(cls, StepMethod)  # only these are trained
     hyper = cls.warmup_hyper(cell.hyper)
-    return None if hyper is None else (cls.warmup_name or cell.method, hyper)
+    if hyper is None:
+        return None
+    name = cls.warmup_name or cell.method
+    if cls.phases(cell.hyper):
+        raise UserError(f"method {cell.method!r} has phases and a warm-up; its first phase can be one")
+    if cls.estimation_share(cell.hyper) != methods.get(name).estimation_share(hyper):
+        raise UserError(f"method {cell.method!r}: its warm-up {name!r} would train on its estimation images")
+    return name, hyper
 
 
 def resolve(
@@ -363,7 +371,7 @@ def _resolved(grid: Grid, prepared: dict[tuple[DatasetSpec, int], Prepared]) -> 
     cells, known = [], {}
     for cell in grid.cells:
         dataset = prepared[cell.dataset, cell.recipe.resolution].dataset
-        key = (cell.method, repr(cell.hyper), len(dataset.classes), cell.backbone)
+        key = (cell.method, repr(cell.hyper), len(dataset.classes), cell.backbone, cell.recipe.resolution)
         if key not in known:
             known[key] = resolved_hyper(cell, len(dataset.classes), grid.path.name, dataset.name)
         cells.append(dataclasses.replace(cell, hyper=known[key]))
@@ -380,6 +388,7 @@ def resolved_hyper(cell: Cell, num_classes: int, where: str, dataset: str) -> An
     try:
         hyper = method.resolve_hyper(cell.hyper, num_classes, cell.backbone)
         method.check_task(hyper, num_classes, cell.backbone)
+        check_patches(cell.recipe.resolution, method.patches(hyper), "recipe.resolution")
     except UserError as error:
         raise UserError(f"{where}, {cell.label} on {dataset}: {error}") from None
     return hyper

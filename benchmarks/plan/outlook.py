@@ -142,7 +142,8 @@ def _tasks(grid: Grid, classes: dict[DatasetSpec, int | None]) -> list[str]:
     seen = set()
     for cell in grid.cells:
         count = classes[cell.dataset]
-        key = (cell.method, repr(cell.hyper), count, cell.backbone, cell.dataset.alias)
+        size = cell.recipe.resolution
+        key = (cell.method, repr(cell.hyper), count, cell.backbone, size, cell.dataset.alias)
         if count is None or key in seen:
             continue
         seen.add(key)

@@ -17,7 +17,8 @@ from torch import Tensor
 from benchmarks.data.loader import Loader
 from benchmarks.data.rng import uniforms
 from benchmarks.data.sampler import SemiSampler
-from benchmarks.data.views.views import FAMILIES, make_view
+from benchmarks.data.views.patches import make_views
+from benchmarks.data.views.views import FAMILIES
 from benchmarks.training.collectives import processes_of
 from benchmarks.training.schedule import Schedule, TrainData
 from benchmarks.training.strategy import Strategy
@@ -34,6 +35,7 @@ class StepIndices:
         labelled: (b_l,) int64 positions in the labelled set.
         passes: (b_l,) int64, which pass over the labelled images each belongs to.
         unlabelled: (b_u,) int64 positions in the pool.
+        pool_passes: (b_u,) int64, which pass over the pool each belongs to.
         global_labelled: labelled images of the step over all processes.
         global_unlabelled: unlabelled images of the step over all processes.
     """
@@ -43,6 +45,7 @@ class StepIndices:
     labelled: Tensor
     passes: Tensor
     unlabelled: Tensor
+    pool_passes: Tensor
     global_labelled: int
     global_unlabelled: int
 
@@ -56,6 +59,7 @@ class Batches:
         family: name of the family of views, see `benchmarks.data.views.views.FAMILIES`.
         seed: seed of batches and views.
         strategy: device, processes and precision.
+        patches: of the views, see `benchmarks.data.views.patches.make_views`.
 
     Attributes:
         sampler: draws the global batches.
@@ -65,9 +69,16 @@ class Batches:
     """
 
     def __init__(
-        self, data: TrainData, schedule: Schedule, family: str, seed: int, strategy: Strategy
+        self,
+        data: TrainData,
+        schedule: Schedule,
+        family: str,
+        seed: int,
+        strategy: Strategy,
+        patches: int = 0,
     ) -> None:
         self.data, self.schedule, self.seed, self.strategy = data, schedule, seed, strategy
+        self.patches = patches
         self.views = FAMILIES[family]
         self.sampler = SemiSampler(
             len(data.labelled),
@@ -75,6 +86,7 @@ class Batches:
             schedule.batch_labelled,
             schedule.batch_unlabelled,
             seed,
+            schedule.epoch_over,
         )
         device = strategy.accelerator.device
         self.targets = data.targets.to(device, strategy.dtype)
@@ -111,16 +123,19 @@ class Batches:
         labelled = self.data.labelled[indices.labelled]
         # A labelled image can come up more than once in an epoch: its draws are numbered by the pass
         # over the labelled images, so that each time is another view.
-        counters = labelled + indices.passes * len(self.data.prepared.train)
+        images_in_all = len(self.data.prepared.train)
+        counters = labelled + indices.passes * images_in_all
         weak_l, strong_l = (
             self._view(images[:count], counters, policy, 0)
             for policy in (self.views.weak, self.schedule.labelled_view)
         )
         if self.schedule.batch_unlabelled:
-            counters = self.data.unlabelled[indices.unlabelled]
+            counters, epoch = self.data.unlabelled[indices.unlabelled], indices.epoch
+            if self.schedule.epoch_over != "pool":  # passes over the pool are no epochs then
+                counters, epoch = counters + indices.pool_passes * images_in_all, 0
             weak_u, strong_u = (
-                self._view(images[count:], counters, policy, indices.epoch)
-                for policy in (self.views.weak, self.views.strong)
+                self._view(images[count:], counters, policy, epoch)
+                for policy in (self.views.weak, self.schedule.unlabelled_view or self.views.strong)
             )
         else:
             weak_u, strong_u = weak_l[:0], strong_l[:0]
@@ -140,6 +155,7 @@ class Batches:
             processes=self.processes,
             global_step=indices.epoch * self.steps_per_epoch + indices.step,
             total_steps=self.schedule.epochs * self.steps_per_epoch,
+            phase=self.schedule.phase,
         )
 
     def torch_seed(self, epoch: int, step: int) -> int:
@@ -150,15 +166,16 @@ class Batches:
     def _indices(self, epoch: int, step: int) -> StepIndices:
         group = self.strategy.group
         labelled, pool = self.sampler.batch(epoch, step)
-        own, own_passes, own_pool = (
+        passes = self.sampler.passes(epoch, step), self.sampler.pool_passes(epoch, step)
+        own, own_passes, own_pool, own_pool_passes = (
             torch.from_numpy(self.sampler.shard(part, group.rank, group.world))
-            for part in (labelled, self.sampler.passes(epoch, step), pool)
+            for part in (labelled, passes[0], pool, passes[1])
         )
-        return StepIndices(epoch, step, own, own_passes, own_pool, len(labelled), len(pool))
+        return StepIndices(epoch, step, own, own_passes, own_pool, own_pool_passes, len(labelled), len(pool))
 
     def _images(self, indices: StepIndices) -> Tensor:
         return torch.cat((self.data.labelled[indices.labelled], self.data.unlabelled[indices.unlabelled]))
 
     def _view(self, images: Tensor, counters: Tensor, policy: str, epoch: int) -> Tensor:
-        view = make_view(images, counters, policy=policy, seed=self.seed, epoch=epoch)
+        view = make_views(images, counters, policy=policy, seed=self.seed, epoch=epoch, patches=self.patches)
         return view.to(self.strategy.dtype)

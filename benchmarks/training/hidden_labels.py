@@ -37,9 +37,15 @@ class HiddenLabels:
         self.reset()
 
     @classmethod
-    def of(cls, job: Job, accelerator: Accelerator) -> HiddenLabels:
-        """The hidden labels of a run's pool."""
-        labels = job.prepared.dataset.train.labels[job.split.unlabelled]
+    def of(cls, job: Job, unlabelled: Tensor, accelerator: Accelerator) -> HiddenLabels:
+        """The hidden labels of a run's pool.
+
+        Args:
+            job: the run.
+            unlabelled: (n_u,) positions of the pool in the training images, estimation images included.
+            accelerator: sums the counts over processes.
+        """
+        labels = job.prepared.dataset.train.labels[unlabelled.numpy()]
         return cls(torch.from_numpy(labels), accelerator)
 
     def reset(self) -> None:

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from benchmarks.data.cache.prepared import Prepared
 from benchmarks.data.views.views import FAMILIES
+from benchmarks.plan.phases import batches_of, epochs_of
 from benchmarks.plan.recipe import Recipe
-from methods.base import StepMethod
+from methods.base import Phase, StepMethod
 from methods.errors import UserError
 
 
@@ -45,6 +46,11 @@ class Schedule:
         batch_unlabelled: unlabelled images per step, over all processes; 0 for none.
         labelled_view: the view of the labelled images whose loss is taken.
         evaluate: whether to score the test images along the way.
+        phase: name of the `methods.phases.Phase` that it is; "" for a training without phases.
+        first_epoch: epochs of the phases before it, which rows and progress count on from.
+        epoch_over: what an epoch passes over once, where there are both kinds of images: "pool" or
+            "labelled".
+        unlabelled_view: the view of the unlabelled images whose loss is taken; "" for the family's.
     """
 
     epochs: int
@@ -53,6 +59,10 @@ class Schedule:
     batch_unlabelled: int
     labelled_view: str
     evaluate: bool
+    phase: str = ""
+    first_epoch: int = 0
+    epoch_over: str = "pool"
+    unlabelled_view: str = ""
 
     @classmethod
     def semi_supervised(cls, recipe: Recipe) -> Schedule:
@@ -78,6 +88,33 @@ class Schedule:
         """The shared warm-up; it never sees the test images."""
         return cls(
             recipe.warmup_epochs, recipe.warmup_epochs, recipe.batch_warmup, 0, _warmup_view(recipe), False
+        )
+
+    @classmethod
+    def of_phase(cls, recipe: Recipe, phase: Phase, first_epoch: int = 0) -> Schedule:
+        """A phase of a method's own.
+
+        Args:
+            recipe: says what the phase does not.
+            phase: the phase.
+            first_epoch: epochs of the phases before it.
+        """
+        warmup = phase.recipe == "warmup"
+        epochs = epochs_of(recipe, phase)
+        long = epochs if warmup or phase.epochs else recipe.schedule_epochs or epochs
+        labelled, unlabelled = batches_of(recipe, phase)
+        view = _warmup_view(recipe) if warmup else FAMILIES[recipe.views].labelled
+        return cls(
+            epochs,
+            long,
+            labelled,
+            unlabelled,
+            view,
+            not warmup,
+            phase.name,
+            first_epoch,
+            phase.epoch_over,
+            view if warmup else "",
         )
 
 
@@ -113,7 +150,8 @@ def build_optimizer(
     """The optimiser and the per-step schedule that the method's hyper-parameters name."""
     groups = method.param_groups()
     if not groups or not any(group["params"] for group in groups):
-        raise UserError(f"method {method.name!r} has no trainable parameter")
+        where = f" in its phase {schedule.phase!r}" if schedule.phase else ""
+        raise UserError(f"method {method.name!r} has no trainable parameter{where}")
     optimizer: torch.optim.Optimizer
     if method.optimizer == "adamw":
         optimizer = torch.optim.AdamW(groups, lr=1e-4, foreach=True)

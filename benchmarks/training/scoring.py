@@ -10,7 +10,7 @@ from torch import Tensor
 
 from benchmarks.data.cache.prepared import Prepared
 from benchmarks.data.loader import Loader
-from benchmarks.data.views.views import make_view
+from benchmarks.data.views.patches import make_views
 from benchmarks.training.schedule import TrainData
 from benchmarks.training.strategy import Strategy
 from methods.base import Pool, StepMethod, at_least_fp32
@@ -44,10 +44,14 @@ class Scorer:
         strategy: device, processes and precision.
         batch: images of a forward pass, per process.
         seed: seed of the views.
+        patches: of the views, see `benchmarks.data.views.patches.make_views`.
     """
 
-    def __init__(self, prepared: Prepared, strategy: Strategy, batch: int, seed: int) -> None:
+    def __init__(
+        self, prepared: Prepared, strategy: Strategy, batch: int, seed: int, patches: int = 0
+    ) -> None:
         self.prepared, self.strategy, self.batch, self.seed = prepared, strategy, batch, seed
+        self.patches = patches
         self.accelerator = strategy.accelerator
 
     @torch.no_grad()
@@ -62,7 +66,7 @@ class Scorer:
         """Scores of some images, in their order.
 
         Args:
-            forward: (B, 3, H, W) images in [0, 1] to (B, C) scores.
+            forward: (B, 3, H, W) images in [0, 1], or (B, 1 + P, 3, H, W) with P patches, to (B, C) scores.
             split: "train" or "test".
             indices: (n,) int64 positions in the split.
             policy: the view, see `benchmarks.data.views.views`.
@@ -83,7 +87,14 @@ class Scorer:
         loader = Loader(self.prepared, self.accelerator.device)
         stream = loader.stream(split, (indices[some] for some in chunks))
         for some, images in zip(chunks, stream, strict=True):
-            view = make_view(images, indices[some], policy=policy, seed=self.seed, epoch=epoch)
+            view = make_views(
+                images,
+                indices[some],
+                policy=policy,
+                seed=self.seed,
+                epoch=epoch,
+                patches=self.patches,
+            )
             view = view.to(self.strategy.dtype)
             with self.strategy.autocast(), memory_advice(f"recipe.eval_batch = {self.batch}"):
                 rows.append(at_least_fp32(forward(view)))
@@ -108,8 +119,11 @@ class Scorer:
             found = self.scores(module.score_pool, "train", images, policy, epoch)
             return found.to(self.accelerator.device)
 
-        scores, classes = score(average, data.unlabelled), data.targets.shape[1]
-        wants = method.pool_wants
+        classes, wants = data.targets.shape[1], method.pool_wants
+        if method.scores_pool:
+            scores = score(average, data.unlabelled)
+        else:
+            scores = torch.empty((0, classes), device=self.accelerator.device, dtype=self.strategy.dtype)
         return Pool(
             epoch,
             scores[:, :classes],

@@ -73,7 +73,8 @@ class Trainer:
         self.host = host or TrainingHost()
         self.code: tuple[str, ...] = (self.host.code,)  # and before it, of processes that it continues
         method.to(self.accelerator.device, strategy.dtype)
-        self.batches = Batches(data, schedule, recipe.views, seed, strategy)
+        patches = method.patches(method.hyper)
+        self.batches = Batches(data, schedule, recipe.views, seed, strategy, patches)
         optimizer, self.scheduler = build_optimizer(method, schedule, self.steps_per_epoch)
         self.ema = Ema(method, recipe.ema_decay, recipe.ema_warmup)
         if method.wants_teacher:
@@ -87,9 +88,14 @@ class Trainer:
             clip=recipe.clip_norm,
         )
         self.method = method  # what `model` wraps
-        self.scorer = Scorer(data.prepared, strategy, recipe.eval_batch, seed)
+        self.scorer = Scorer(data.prepared, strategy, recipe.eval_batch, seed, patches)
         self.epoch, self.step, self.images_seen, self.seconds = 0, 0, 0, 0.0
         self.losses = EpochLosses(method.name, data, self.group)
+
+    def follow(self, before: Trainer) -> None:
+        """Go on counting where the training of the phase before ended."""
+        self.images_seen, self.seconds, self.code = before.images_seen, before.seconds, before.code
+        self.selection.load(before.selection.state())
 
     @property
     def steps_per_epoch(self) -> int:
@@ -160,17 +166,22 @@ class Trainer:
 
     # -- the loop ------------------------------------------------------------------------------
 
-    def fit(self) -> Outcome:
-        """Train to the end and return the reported scores."""
+    def fit(self, score: bool = True) -> Outcome:
+        """Train to the end and return the reported scores.
+
+        Args:
+            score: whether they are needed where all epochs are done already, by another process; where this
+                one does the last epoch they are there.
+        """
         scores = raw = None
-        self.host.on_step(self.epoch, self.step, self.steps_per_epoch, self.seconds)
+        self._tell(self.seconds)
         while self.epoch < self.schedule.epochs:
             started = time.monotonic()
             if self.step == 0:
                 self._begin_epoch()
             self._train_until(self.steps_per_epoch, started)
             scores, raw = self._finish_epoch()
-        if scores is None and self.schedule.evaluate:  # resumed after the last epoch's checkpoint
+        if scores is None and score and self.schedule.evaluate:  # resumed after the last epoch's checkpoint
             scores = self._test_scores(self.ema.module)
             raw = self._raw_scores(scores)
         selection = self.selection
@@ -204,8 +215,7 @@ class Trainer:
             for indices, images in steps:
                 self._train_step(indices, images)
                 self.step += 1
-                seconds = self.seconds + time.monotonic() - started
-                self.host.on_step(self.epoch, self.step, self.steps_per_epoch, seconds)
+                self._tell(self.seconds + time.monotonic() - started)
                 self.group.watch.mark("agreement")
                 request = self.group.start_max(self._request(self.step < end))
                 if request or self.step == end:  # no request may stay under way
@@ -220,6 +230,10 @@ class Trainer:
                     raise Interrupted
         self.seconds += time.monotonic() - started
         self.losses.read()
+
+    def _tell(self, seconds: float) -> None:
+        """Tell the program around the training where it is."""
+        self.host.on_step(self.schedule.first_epoch + self.epoch, self.step, self.steps_per_epoch, seconds)
 
     def _request(self, inside: bool) -> int:
         """What this process requests after a step: go on, save (inside an epoch), stop, or give up."""
@@ -283,7 +297,7 @@ class Trainer:
         """
         epoch, steps = self.epoch, self.steps_per_epoch
         row: dict[str, Any] = {
-            "epoch": epoch + 1,  # people read the rows, and count from 1
+            "epoch": self.schedule.first_epoch + epoch + 1,  # people read the rows, and count from 1
             "lr": [float(group["lr"]) for group in self.optimizer.param_groups],
             "losses": {name: value / steps for name, value in self.losses.total().items()},
             "mAP_ema": None,
@@ -296,10 +310,11 @@ class Trainer:
             scores = self._test_scores(self.ema.module)
             both = self.recipe.evaluate == "both"
             raw = self._raw_scores(scores) if both or last else None
-            row |= self.selection.consider(epoch, scores, raw if both else None, self._held_out_scores())
+            counted, kept = self.schedule.first_epoch + epoch, self._held_out_scores()
+            row |= self.selection.consider(counted, scores, raw if both else None, kept)
         row["seconds"] = self.seconds
         self.epoch, self.step = epoch + 1, 0
-        self.host.on_step(self.epoch, self.step, steps, self.seconds)
+        self._tell(self.seconds)
         if self.accelerator.is_main_process:
             self.host.on_epoch(row)
         self.save()

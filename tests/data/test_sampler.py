@@ -116,3 +116,27 @@ def test_impossible_sizes_are_refused():
     for sizes in ((0, 5, 1, 1), (5, 5, 0, 1), (5, -1, 1, 1), (5, 5, 1, -1)):
         with pytest.raises(ValueError, match="images in batches of"):
             SemiSampler(*sizes, seed=1)
+
+
+@pytest.mark.parametrize(("labelled", "pool", "batch_pool"), [(7, 20, 6), (9, 4, 11), (3, 50, 8)])
+def test_an_epoch_can_be_a_pass_over_the_labelled_images_while_the_pool_goes_on(labelled, pool, batch_pool):
+    sampler = SemiSampler(labelled, pool, 3, batch_pool, seed=2, over="labelled")
+    assert sampler.steps_per_epoch == -(-labelled // 3)
+    stream, passes = [], []
+    for epoch in range(5):
+        batches = epoch_of(sampler, epoch)
+        assert sorted(np.concatenate([b for b, _ in batches])) == list(range(labelled))
+        assert all(len(unlabelled) == batch_pool for _, unlabelled in batches)
+        stream += [unlabelled for _, unlabelled in batches]
+        passes += [sampler.pool_passes(epoch, step) for step in range(sampler.steps_per_epoch)]
+    stream, passes = np.concatenate(stream), np.concatenate(passes)
+    counts = Counter(stream.tolist())
+    assert max(counts.values()) - min(counts.get(k, 0) for k in range(pool)) <= 1
+    assert len(set(zip(passes.tolist(), stream.tolist(), strict=True))) == len(stream)
+
+
+def test_passes_over_the_pool_are_epochs_where_these_pass_over_it():
+    sampler = SemiSampler(7, 20, 3, 6, seed=2)
+    for epoch in range(3):
+        for step in range(sampler.steps_per_epoch):
+            assert (sampler.pool_passes(epoch, step) == epoch).all()
