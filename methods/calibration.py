@@ -1,4 +1,4 @@
-"""How often predictions are right, by their probability: the reliability of pseudo-labels."""
+"""How far predictions are to be trusted, by those of labelled images: bins, thresholds, a weighted loss."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def bin_index(probabilities: Tensor, bins: int) -> Tensor:
     """
     values = at_least_fp32(probabilities)
     inner = torch.arange(1, bins, dtype=torch.float64, device=values.device) / bins
-    return torch.bucketize(values, inner.to(values.dtype), right=True)
+    return torch.bucketize(values.contiguous(), inner.to(values.dtype), right=True)
 
 
 def bin_reliability(probabilities: Tensor, labels: Tensor, bins: int = 20, repair: Repair = "none") -> Tensor:
@@ -121,3 +121,56 @@ def _cubic(values: np.ndarray) -> np.ndarray:
     values[:2] = 0
     fitted = np.polynomial.Polynomial.fit(centres[kept], values[kept], min(3, int(kept.sum()) - 1))
     return np.clip(fitted(centres), 0, 1)
+
+
+def middles(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """(min + max)/2 of the scores of each class's positives, and of its negatives (DiCaP, AAAI 2026).
+
+    The official code leaves scores of exactly 0 out, and stops at a class without a positive or a negative.
+
+    Args:
+        scores: (n, K) probabilities, n >= 1.
+        labels: (n, K) in {0, 1}.
+
+    Returns:
+        Two (K,); .5 where a class has none.
+
+    >>> middles(torch.tensor([[0.25, 0.9], [0.5, 0.8], [0.75, 0.1]]), torch.tensor([[1, 0], [1, 0], [0, 0]]))
+    (tensor([0.3750, 0.5000]), tensor([0.7500, 0.5000]))
+    """
+    found = []
+    for chosen in (labels > 0.5, labels < 0.5):
+        least = scores.masked_fill(~chosen, torch.inf).amin(dim=0)
+        greatest = scores.masked_fill(~chosen, -torch.inf).amax(dim=0)
+        found.append(torch.where(chosen.any(dim=0), (least + greatest) / 2, 0.5))
+    return found[0], found[1]
+
+
+def margin_loss(
+    logits: Tensor, targets: Tensor, gamma_pos: float = 0.0, gamma_neg: float = 4.0, clip: float = 0.05
+) -> Tensor:
+    """DiCaP's asymmetric loss of pseudo-labels, before their weights.
+
+    With p = sigmoid(logits) and m = max(p − clip, 0) a positive costs ``-(1-p)^gamma_pos log(p + 1e-5)``, a
+    negative ``-m^gamma_neg log(1 - m + 1e-5)``. The factors carry gradients, unlike those of
+    `methods.losses.asymmetric_loss`.
+
+    Args:
+        logits: (B, K) any float dtype.
+        targets: (B, K) in {0, 1}.
+        gamma_pos: focusing exponent of positives.
+        gamma_neg: focusing exponent of negatives.
+        clip: margin of negatives.
+
+    Returns:
+        (B, K) float32, or float64 for float64 logits.
+
+    >>> margin_loss(torch.zeros(1, 2), torch.tensor([[1.0, 0.0]]))
+    tensor([[0.6931, 0.0245]])
+    """
+    present = torch.sigmoid(at_least_fp32(logits))
+    # Bases stay above 0, where an exponent between 0 and 1 has an infinite slope.
+    missed, margin = (1 - present).clamp(min=1e-8), (present - clip).clamp(min=1e-8)
+    positive = -(missed**gamma_pos) * torch.log(present + 1e-5)
+    negative = -(margin**gamma_neg) * torch.log(1 - margin + 1e-5)
+    return torch.where(targets > 0.5, positive, negative)

@@ -20,6 +20,7 @@ NAMES: dict[str, dict[str, dict[str, str]]] = {
     "abl": {"ABL": {}},
     "adsh": {"ADSH": {}},
     "cap": {"CAP": {}},
+    "dicap": {"DiCaP": {}},
     "dualcoop": {"DualCoOp": {}},
     "freematch": {"FreeMatch": {}},
     "mean_teacher": {"MeanTeacher": {}, "MeanTeacher (UPS paper)": {}},
@@ -37,8 +38,8 @@ NAMES: dict[str, dict[str, dict[str, str]]] = {
 _ABSENT = {"loss": "asl", "head": "match", "templates": "single"}
 """What a hyper-parameter was in results from before it was recorded."""
 _ONLY_LABELLED = ("supervised", "dualcoop", "linear_probe")
-_OWN_HEADS = ("abl",)
-"""Methods whose heads are a part of them, so that there is no choice to compare."""
+_OWN_HEADS = {"abl": "linear", "dicap": "ml_decoder"}
+"""Methods whose heads are a part of them, and the one that their published numbers name."""
 _HEADS = {"linear": "", "ml_decoder": "+ML-Decoder"}
 _IMAGE_ONLY = {"torchvision/resnet50": "RN50", "timm/resnet50": "RN50"}
 _CLIP = {
@@ -139,7 +140,7 @@ def _backbone(backbone: Mapping[str, Any], hyper: Mapping[str, Any], method: str
     if backbone.get("weights_sha256") == _RANDOM:
         return f"{_IMAGE_ONLY[name]} from scratch"
     pooled = "" if backbone.get("pool", "avg") == "avg" else f" with {backbone['pool']} pooling"
-    head = "linear" if method in _OWN_HEADS else hyper.get("head", _ABSENT["head"])
+    head = _OWN_HEADS.get(method) or hyper.get("head", _ABSENT["head"])
     return f"{_IMAGE_ONLY[name]}-ImageNet{pooled}{_HEADS.get(head, f' with head {head}')}"
 
 

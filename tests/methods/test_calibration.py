@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from methods.calibration import bin_index, bin_reliability
+from methods.calibration import bin_index, bin_reliability, margin_loss
 from methods.errors import UserError
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "reliability.json").read_text())
@@ -69,3 +69,14 @@ def test_what_is_refused(probabilities, labels, repair, words):
 def test_half_precision_has_the_bins_of_float32():
     values = torch.rand(200).half()
     assert torch.equal(bin_index(values, 20), bin_index(values.float(), 20))
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 4.0])
+def test_extreme_logits_and_half_precision_have_finite_losses_and_gradients(gamma):
+    logits = torch.tensor([[-1e4, -200.0, -2.9, 0.0, 20.0, 200.0, 1e4]]).half().requires_grad_()
+    for targets in (torch.zeros(1, 7), torch.ones(1, 7)):
+        found = margin_loss(logits, targets, gamma, gamma)
+        assert found.dtype == torch.float32
+        (gradient,) = torch.autograd.grad(found.sum(), logits)
+        assert torch.isfinite(found).all()
+        assert torch.isfinite(gradient).all()

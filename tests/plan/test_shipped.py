@@ -31,7 +31,7 @@ def test_every_method_of_full_trains_the_image_tower_at_one_rate(cells):
     assert rates(found) == {3e-5}
 
 
-UNSEARCHED = {"abl", "bbam", "mixmatch", "soft_consistency"}
+UNSEARCHED = {"abl", "bbam", "d2l", "dicap", "mixmatch", "soft_consistency"}
 """Methods of the grid `rivals`."""
 
 
@@ -141,6 +141,32 @@ def test_papers_numbers_for_datasets_are_in_both_recipes(tmp_path, monkeypatch):
         alphas = [found["em", name].alpha for name in ("voc2007", "voc2012", "coco2014", "nuswide")]
         assert (ks, alphas) == ([2, 2, 3, 2], [0.2, 0.2, 0.1, 0.1])
         assert len({hyper.lr_backbone for hyper in found.values()}) == 1
+
+
+def test_dicap_s_own_recipe_is_its_code_s(monkeypatch, tmp_path):
+    monkeypatch.setenv("SSMLL_RN50", "/data/resnet50.pth")
+    file = tmp_path / "own.toml"
+    file.write_text(
+        'description = "own"\ndatasets = ["voc2012", "coco2014"]\nratios = [0.05, 0.10, 0.15, 0.20]\n'
+        'seeds = [1]\nmethods = ["dicap"]\nrecipe = "dicap"\n'
+    )
+    for cell in grid.load(str(file)).cells:
+        hyper, recipe, voc = cell.hyper, cell.recipe, cell.dataset.name == "voc2012"
+        share = round(cell.ratio / 0.05)
+        assert recipe.batch_warmup == int(0.8 * 16 * share)
+        assert recipe.batch_labelled == int(0.8 * 32)
+        assert recipe.batch_unlabelled * (2 if voc else 1) == 64 - 4 * share
+        assert (recipe.warmup_epochs, recipe.epochs, recipe.schedule_epochs) == (12, 28, 40)
+        assert (recipe.ema_decay, recipe.ema_warmup, recipe.warmup_view) == (
+            0.9997,
+            False,
+            "strong-no-cutout",
+        )
+        assert (hyper.optimizer, hyper.schedule, hyper.weight_decay) == ("adamw", "onecycle", 1e-4)
+        assert (hyper.lr_backbone, hyper.lr_head, hyper.freeze_bn) == (1e-4, 1e-4, False)
+        assert (hyper.estimation_share, hyper.bins, hyper.repair) == (0.2, 20, "cubic" if voc else "monotone")
+        assert (hyper.gamma_pos, hyper.gamma_neg, hyper.clip) == (0.0, 4.0, 0.05)
+        assert hyper.warmup_unlabelled == 128 - 16  # at 5 %
 
 
 def test_dualcoop_s_own_recipe_keeps_no_average(monkeypatch, tmp_path):
