@@ -17,8 +17,8 @@ What differs from the official code: branches read the backbone's global feature
 the code has a ResNet-50's; the last layer runs in float32 and its outputs are cut at 30, so that their
 exponentials stay finite; the loss is computed in float32, where the code slips into float64. With all
 images equally uncertain (a pool of one image too) weights are 1, where the code divides by 0. Its warm-up
-has γ⁻ = 10 on VOC: give ``gamma_neg``. It stops when the best epoch on the TEST images is three epochs old;
-here training goes on to the last.
+has γ⁻ = 10 on VOC: give ``warmup_gamma_neg``, as the recipe `abl` does. It stops when the best epoch on the
+TEST images is three epochs old; here training goes on to the last.
 
 Expected score: COCO, ImageNet ResNet-50, 224 pixels, p = 0.05: 65.7 mAP (its Table 6: plain pools, one seed,
 best epoch on test; its other tables mix foreign images into the pool). Cost: one forward pass over the pool
@@ -28,8 +28,9 @@ per epoch, one forward and backward pass per unlabelled image and epoch.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -61,7 +62,7 @@ class ABLHyper(OptimizerHyper):
     """Hyper-parameters of ABL.
 
     Attributes:
-        gamma_neg: focusing exponent of negatives (official: 4; warm-up on VOC: 10).
+        gamma_neg: focusing exponent of negatives (official: 4).
         clip: margin of negatives of labelled images (official: 0.2).
         clip_unlabelled: margin of negatives of unlabelled images (official: 0.05).
         power: exponent of soft targets (official: 2).
@@ -71,7 +72,10 @@ class ABLHyper(OptimizerHyper):
         freeze_bn: keep batch normalisation at its pretraining statistics (official: False).
         lr_backbone: learning rate of the backbone; 0 freezes it (official: 1e-4).
         lr_head: learning rate of the branches (official: 1e-4).
+        warmup_gamma_neg: ``gamma_neg`` of the warm-up (official on VOC: 10); None for the same.
     """
+
+    later: ClassVar[Mapping[str, Any]] = {"warmup_gamma_neg": None}
 
     gamma_neg: int = field(default=4, metadata={"low": 0, "high": 10, "scale": "linear"})
     clip: float = field(default=0.2, metadata={"low": 0.0, "high": 0.3, "scale": "linear"})
@@ -83,6 +87,7 @@ class ABLHyper(OptimizerHyper):
     freeze_bn: bool = True
     lr_backbone: float = field(default=1e-4, metadata={"low": 1e-6, "high": 1e-2, "scale": "log"})
     lr_head: float = field(default=1e-4, metadata={"low": 1e-5, "high": 1e-1, "scale": "log"})
+    warmup_gamma_neg: int | None = field(default=None, metadata={"low": 0, "high": 10, "scale": "linear"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -92,6 +97,8 @@ class ABLHyper(OptimizerHyper):
             check_range(name, getattr(self, name), 0)
         for name in ("hidden", "width", "power"):
             check_range(name, getattr(self, name), 1)
+        if self.warmup_gamma_neg is not None:
+            check_range("warmup_gamma_neg", self.warmup_gamma_neg, 0)
 
 
 class Evidence(nn.Module):
@@ -188,7 +195,8 @@ class ABL(StepMethod):
     def warmup_hyper(cls, hyper: ABLHyper) -> ABLHyper:
         """The same training without pseudo-labels; fields that only steer these take their defaults."""
         plain = {name: getattr(ABLHyper, name) for name in ("clip_unlabelled", "power", "unlabelled_weight")}
-        return dataclasses.replace(hyper, **plain)
+        gamma = hyper.gamma_neg if hyper.warmup_gamma_neg is None else hyper.warmup_gamma_neg
+        return dataclasses.replace(hyper, **plain, gamma_neg=gamma, warmup_gamma_neg=None)
 
 
 def scaled_uncertainty(evidence: Tensor, classes: int) -> Tensor:

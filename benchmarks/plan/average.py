@@ -6,11 +6,15 @@ number in the table is then that of the start.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from benchmarks.data.sampler import SemiSampler
+from benchmarks.plan.phases import batches_of, epochs_of
 from benchmarks.plan.recipe import Kind, Recipe, starting_share
+
+if TYPE_CHECKING:
+    from methods.phases import Phase
 
 LITTLE = 0.005
 """A share of the starting weights that is not worth a line of its own."""
@@ -54,6 +58,30 @@ def trainings_of(
     if warmed_up and recipe.warmup_weights == "ema":
         steps = recipe.warmup_epochs * _steps_per_epoch(labelled, recipe.batch_warmup)
         found.append(Training(label, dataset, steps, recipe, "the warm-up's moving average, where it starts"))
+    return found
+
+
+def phase_trainings(
+    label: str, dataset: str, recipe: Recipe, phases: Sequence[Phase], sizes: tuple[int, int, int]
+) -> list[Training]:
+    """The trainings of a run in phases; the average of the last one is reported.
+
+    Args:
+        label: row of the table.
+        dataset: its name in tables.
+        recipe: its recipe.
+        phases: those of the run that have epochs.
+        sizes: labelled images that are trained on, estimation images, and images of the pool with these.
+    """
+    labelled, estimation, pool = sizes
+    found = []
+    for phase in phases:
+        own = estimation if phase.labelled == "estimation" else labelled
+        first, second = batches_of(recipe, phase)
+        sampler = SemiSampler(own, pool, first, second, seed=0, over=phase.epoch_over)
+        steps = epochs_of(recipe, phase) * sampler.steps_per_epoch
+        which = "the reported moving average" if phase is phases[-1] else "the moving average"
+        found.append(Training(label, dataset, steps, recipe, f"{which} of phase {phase.name!r}"))
     return found
 
 

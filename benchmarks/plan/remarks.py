@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import methods
+from benchmarks.data.splits.estimation import split_off
 from benchmarks.data.splits.rules import sees_hidden_labels
 from benchmarks.plan import average
 from benchmarks.plan.jobs import Job
+from benchmarks.plan.phases import phases_of
 from methods.backbones.conventions import conventions
 
 
@@ -37,17 +40,23 @@ def remarks(found: Sequence[Job]) -> list[str]:
                 f"{where}: no labelled image to train on of {len(split.absent)} classes: {names}"
                 " (split = 'stratified' keeps every class)"
             ] = None
-    trainings = [
-        training
-        for job in found
-        for training in average.trainings_of(
-            job.cell.label,
-            job.prepared.dataset.name,
-            job.cell.recipe,
-            job.cell.kind,
-            len(job.split.labelled),
-            len(job.split.unlabelled),
-            any(stage.kind == "warmup" for stage in job.stages),
-        )
-    ]
-    return [*lines, *average.remarks(trainings)]
+    return [*lines, *average.remarks(training for job in found for training in _trainings(job))]
+
+
+def _trainings(job: Job) -> list[average.Training]:
+    """The trainings of a run whose moving average something is made of."""
+    cell, dataset, split = job.cell, job.prepared.dataset, job.split
+    if phases := phases_of(cell):
+        share = methods.get(cell.method).estimation_share(cell.hyper)
+        estimation = len(split_off(dataset.train.labels[split.labelled], share)[1]) if share else 0
+        sizes = len(split.labelled) - estimation, estimation, len(split.unlabelled) + estimation
+        return average.phase_trainings(cell.label, dataset.name, cell.recipe, phases, sizes)
+    return average.trainings_of(
+        cell.label,
+        dataset.name,
+        cell.recipe,
+        cell.kind,
+        len(split.labelled),
+        len(split.unlabelled),
+        any(stage.kind == "warmup" for stage in job.stages),
+    )

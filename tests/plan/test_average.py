@@ -1,7 +1,8 @@
 """What the plan says of the moving average: how much of the start is left in the reported model."""
 
-from benchmarks.plan.average import Training, remarks, training_steps, trainings_of
+from benchmarks.plan.average import Training, phase_trainings, remarks, training_steps, trainings_of
 from benchmarks.plan.recipe import Recipe
+from methods.phases import Phase
 
 
 def test_the_published_decay_without_a_warm_up_is_named_with_the_share():
@@ -50,3 +51,24 @@ def test_a_warm_up_whose_average_is_the_start_is_named_too():
     raw = Recipe(ema_warmup=False)
     assert len(trainings_of("fixmatch", "nuswide", raw, "semi", 7500, 142_500, True)) == 1
     assert len(trainings_of("fixmatch", "nuswide", recipe, "semi", 7500, 142_500, False)) == 1
+
+
+def test_each_phase_has_its_own_average_and_a_short_last_one_is_named():
+    recipe = Recipe(ema_warmup=False)
+    phases = (
+        Phase("warmup", "warmup", epoch_over="labelled", batch_unlabelled=112),
+        Phase("main"),
+        Phase("finetune", labelled="estimation", pool=False, epochs=20, batch_labelled=64),
+    )
+    found = phase_trainings("dicap", "coco2014", recipe, phases, (3283, 821, 78_798))
+    assert [one.steps for one in found] == [12 * 206, 28 * 1314, 20 * 13]
+    lines = remarks(found)
+    # 0.9997 to the power of 260 and 2,472.
+    assert any(
+        "92% of the starting weights remain in the reported moving average of phase 'finetune'" in x
+        for x in lines
+    )
+    assert any(
+        "48% of the starting weights remain in the moving average of phase 'warmup'" in x for x in lines
+    )
+    assert len(lines) == 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 import methods
@@ -167,6 +169,60 @@ def test_dicap_s_own_recipe_is_its_code_s(monkeypatch, tmp_path):
         assert (hyper.estimation_share, hyper.bins, hyper.repair) == (0.2, 20, "cubic" if voc else "monotone")
         assert (hyper.gamma_pos, hyper.gamma_neg, hyper.clip) == (0.0, 4.0, 0.05)
         assert hyper.warmup_unlabelled == 128 - 16  # at 5 %
+
+
+def own_cells(monkeypatch, tmp_path, recipe, method):
+    monkeypatch.setenv("SSMLL_RN50", "/data/resnet50.pth")
+    file = tmp_path / "own.toml"
+    file.write_text(
+        'description = "own"\ndatasets = ["voc2012", "coco2014", "nuswide"]\n'
+        f'ratios = [0.05, 0.10, 0.15, 0.20]\nseeds = [1]\nmethods = ["{method}"]\nrecipe = "{recipe}"\n'
+    )
+    return grid.load(str(file)).cells
+
+
+def test_d2l_s_own_recipe_is_its_code_s(monkeypatch, tmp_path):
+    for cell in own_cells(monkeypatch, tmp_path, "d2l", "d2l"):
+        hyper, recipe = cell.hyper, cell.recipe
+        halved = 2 if cell.dataset.name == "voc2012" else 1
+        share = round(cell.ratio / 0.05)
+        assert (recipe.batch_labelled * halved, recipe.batch_unlabelled * halved) == (
+            4 * share,
+            64 - 4 * share,
+        )
+        assert recipe.batch_warmup == 16 * share
+        assert (recipe.warmup_epochs, recipe.epochs, recipe.schedule_epochs) == (12, 28, 40)
+        assert (recipe.ema_decay, recipe.ema_warmup, recipe.warmup_weights) == (0.9997, False, "model")
+        assert (hyper.head, hyper.freeze_bn, hyper.lr_backbone, hyper.lr_head) == (
+            "linear",
+            False,
+            1e-4,
+            1e-4,
+        )
+        assert (hyper.grid, hyper.pairs, hyper.thresholds, hyper.beta) == (2, "decoupled", "mat", 0.5)
+        assert (hyper.gamma_pos, hyper.gamma_neg, hyper.clip) == (0.0, 4.0, 0.05)
+
+
+def test_abl_s_own_recipe_is_its_code_s(monkeypatch, tmp_path):
+    for cell in own_cells(monkeypatch, tmp_path, "abl", "abl"):
+        hyper, recipe, voc = cell.hyper, cell.recipe, cell.dataset.name == "voc2012"
+        assert recipe.batch_labelled == max(int(64 * cell.ratio), 4)
+        assert recipe.batch_labelled + recipe.batch_unlabelled == 64
+        assert recipe.batch_warmup == 32
+        assert (recipe.warmup_epochs, recipe.epochs, recipe.schedule_epochs) == (12, 28, 0)  # it anneals
+        assert recipe.warmup_weights == ("ema" if cell.dataset.name == "nuswide" else "model")
+        assert (hyper.gamma_neg, hyper.clip, hyper.clip_unlabelled, hyper.power) == (4, 0.2, 0.05, 2.0)
+        warm = methods.get("abl").warmup_hyper(hyper)
+        assert (warm.gamma_neg, warm.clip) == (10 if voc else 4, 0.2)
+
+
+def test_cap_s_second_model_differs_from_the_first_in_its_head_alone(monkeypatch, tmp_path):
+    one, two = (own_cells(monkeypatch, tmp_path, name, "cap") for name in ("cap-rn50", "cap-mlder"))
+    for first, second in zip(one, two, strict=True):
+        assert first.recipe == second.recipe
+        assert first.backbone == second.backbone
+        assert dataclasses.replace(second.hyper, head="linear") == first.hyper
+        assert second.hyper.head == "ml_decoder"
 
 
 def test_dualcoop_s_own_recipe_keeps_no_average(monkeypatch, tmp_path):
