@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from statistics import NormalDist
 from typing import Any
 
@@ -34,6 +35,9 @@ CELLS = 2_000_000
 """Statistics (patterns × pairs) that are held at once."""
 POWER = 0.8
 MOST_SEEDS = 1000
+ROUNDING = 1e-11
+"""Differences up to this, or this share of the largest score, are of rounding and count as none."""
+Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -48,10 +52,13 @@ class Comparison:
         level: family-wise level of the test.
         p_values: adjusted p of each tested method against the best; empty where nothing was compared.
         pair_p_values: adjusted p of every pair of tested methods, in the order of the values.
-        more_seeds: about how many more seeds would tell a method from the best, where that is not done
-            yet; None for more than `MOST_SEEDS`.
+        more_seeds: about how many more seeds (of every dataset) would tell a method from the best, where
+            that is not done yet; None for more than `MOST_SEEDS`. Empty with one unit, which has no spread.
         left_out: methods that were not tested, with the number of blocks that they have.
         methods: all that have values, tested or not.
+        means: score of each tested method, the mean over the units.
+        datasets: number of datasets of the units.
+        cuts: tested methods without which the others would share more units or blocks: how many of each.
     """
 
     best: str
@@ -64,6 +71,9 @@ class Comparison:
     more_seeds: Mapping[str, int | None]
     left_out: Mapping[str, int]
     methods: tuple[str, ...]
+    means: Mapping[str, float]
+    datasets: int
+    cuts: Mapping[str, tuple[int, int]]
 
     @property
     def decided(self) -> bool:
@@ -84,6 +94,74 @@ class Comparison:
         if method not in self.methods:
             raise ValueError(f"no method {method!r} was compared{nearest(method, self.methods)}")
         return self.decided and self.p_values.get(method, 1.0) <= self.level
+
+
+@dataclass(frozen=True)
+class Units:
+    """Scores by unit, of the methods that are tested.
+
+    Attributes:
+        names: tested methods, in the order of the values.
+        keys: (dataset, seed) of each unit.
+        scores: (K, U) mean of each method over the blocks of each unit.
+        blocks: number of blocks that all of them have.
+        total_blocks: blocks in which any method has a value.
+        left_out: methods that are not tested, with the number of blocks that they have.
+        cuts: see `Comparison`.
+    """
+
+    names: tuple[str, ...]
+    keys: tuple[tuple[Any, Any], ...]
+    scores: Floats
+    blocks: int
+    total_blocks: int
+    left_out: Mapping[str, int]
+    cuts: Mapping[str, tuple[int, int]]
+
+    def negligible(self) -> float:
+        """Differences up to this are of rounding."""
+        return ROUNDING * max(1.0, float(np.abs(self.scores).max(initial=0)))
+
+
+def units_of(values: Mapping[str, Mapping[Block, float]]) -> Units:
+    """Average the blocks of each (dataset, seed) unit that all tested methods have.
+
+    A method with values in fewer than half of the blocks would shrink those of all others; it is left out.
+
+    Args:
+        values: as for `compare`.
+
+    Raises:
+        ValueError: a method's name is no text, a block is not (dataset, ratio, seed), or a score is no finite
+            number.
+    """
+    _check(values)
+    every = {block for row in values.values() for block in row}
+    left_out = {name: len(row) for name, row in values.items() if not row or 2 * len(row) < len(every)}
+    tested = tuple(name for name in values if name not in left_out)
+    common = _common(values, tested)
+    units: dict[tuple[Any, Any], list[Block]] = {}
+    for block in sorted(common, key=repr):  # drawn signs and rounding follow the order
+        units.setdefault((block[0], block[2]), []).append(block)
+    scores = np.array(
+        [
+            [math.fsum(values[name][block] for block in unit) / len(unit) for unit in units.values()]
+            for name in tested
+        ]
+    )
+    cuts = {}
+    for name in tested if len(tested) > 2 else ():
+        if len(values[name]) < len(every):
+            others = _common(values, [other for other in tested if other != name])
+            if len(others) > len(common):
+                cuts[name] = len({(block[0], block[2]) for block in others}), len(others)
+    return Units(
+        tested, tuple(units), scores.reshape(len(tested), len(units)), len(common), len(every), left_out, cuts
+    )
+
+
+def _common(values: Mapping[str, Mapping[Block, float]], names: Sequence[str]) -> set[Block]:
+    return set.intersection(*(set(values[name]) for name in names)) if names else set()
 
 
 def compare(values: Mapping[str, Mapping[Block, float]], level: float = 0.05) -> Comparison:
@@ -108,7 +186,7 @@ def compare(values: Mapping[str, Mapping[Block, float]], level: float = 0.05) ->
         The comparison. With fewer than six units it gives no verdict.
 
     Raises:
-        ValueError: a score that is not finite, or a level outside (0, 1).
+        ValueError: see `units_of`, or a level outside (0, 1).
 
     >>> good = {("d", 0.05, seed): 60.0 + seed for seed in range(7)}
     >>> bad = {block: score - 2 for block, score in good.items()}
@@ -116,57 +194,82 @@ def compare(values: Mapping[str, Mapping[Block, float]], level: float = 0.05) ->
     >>> found.best, found.worse("b"), found.worse("c"), found.worse("a")
     ('a', True, False, False)
     """
-    if not 0 < level < 1:
-        raise ValueError(f"level is {level}; it must lie in (0, 1)")
-    _check(values)
-    every = {block for row in values.values() for block in row}
-    left_out = {name: len(row) for name, row in values.items() if not row or 2 * len(row) < len(every)}
-    tested = [name for name in values if name not in left_out]
-    common = set.intersection(*(set(values[name]) for name in tested)) if tested else set()
-    if len(tested) < 2 or not common:
-        return Comparison("", 0, len(common), len(every), level, {}, {}, {}, left_out, tuple(values))
-    units: dict[tuple[Any, Any], list[Block]] = {}
-    for block in sorted(common, key=repr):  # drawn signs and rounding follow the order
-        units.setdefault((block[0], block[2]), []).append(block)
-    table = np.array(
-        [
-            [math.fsum(values[name][block] for block in unit) / len(unit) for unit in units.values()]
-            for name in tested
-        ]
-    )
-    means = [math.fsum(row) for row in table]
-    best = max(range(len(tested)), key=means.__getitem__)  # ties: the first one
-    p_pairs = _all_pairs(table)
-    adjusted = {name: float(p_pairs[best, k]) for k, name in enumerate(tested) if k != best}
-    datasets = len({dataset for dataset, _ in units})
-    more = {
-        name: _more_seeds(table[best] - table[k], len(tested), level, datasets)
-        for k, name in enumerate(tested)
-        if k != best and adjusted[name] > level
-    }
-    pairs = {(tested[i], tested[j]): float(p_pairs[i, j]) for i, j in zip(*_pairs(len(tested)), strict=True)}
+    if not isinstance(level, Real) or not 0 < level < 1:
+        raise ValueError(f"level is {level!r}; it must be a number in (0, 1)")
+    found = units_of(values)
+    tested, table = found.names, found.scores
+    nothing = len(tested) < 2 or not found.blocks
+    means = [] if nothing else [math.fsum(row) / len(row) for row in table]
+    best, datasets = 0, len({dataset for dataset, _ in found.keys})
+    pairs: dict[tuple[str, str], float] = {}
+    adjusted: dict[str, float] = {}
+    more: dict[str, int | None] = {}
+    if not nothing:
+        # Ties, in spite of rounding: the first one.
+        best = next(k for k, mean in enumerate(means) if mean >= max(means) - found.negligible())
+        p_pairs = _all_pairs(table, found.negligible())
+        adjusted = {name: float(p_pairs[best, k]) for k, name in enumerate(tested) if k != best}
+        pairs = {
+            (tested[i], tested[j]): float(p_pairs[i, j]) for i, j in zip(*both(len(tested)), strict=True)
+        }
+        for k, name in enumerate(tested):
+            if k != best and adjusted[name] > level and table.shape[1] > 1:
+                differences = _real(table[best] - table[k], found.negligible())
+                more[name] = _more_seeds(differences, len(tested), level, datasets)
     return Comparison(
-        tested[best],
-        len(units),
-        len(common),
-        len(every),
-        level,
-        adjusted,
-        pairs,
-        more,
-        left_out,
-        tuple(values),
+        best="" if nothing else tested[best],
+        units=0 if nothing else len(found.keys),
+        blocks=found.blocks,
+        total_blocks=found.total_blocks,
+        level=level,
+        p_values=adjusted,
+        pair_p_values=pairs,
+        more_seeds=more,
+        left_out=found.left_out,
+        methods=tuple(values),
+        means=dict(zip(tested, means, strict=False)),
+        datasets=0 if nothing else datasets,
+        cuts=found.cuts,
     )
 
 
 def _check(values: Mapping[str, Mapping[Block, float]]) -> None:
+    form = "give method -> {(dataset, ratio, seed): score}"
+    if not isinstance(values, Mapping):
+        raise ValueError(f"the values are {_shown(values)}; {form}")
     for name, row in values.items():
+        if not isinstance(name, str):
+            raise ValueError(f"the method {_shown(name)} is no text; {form}")
+        if not isinstance(row, Mapping):
+            raise ValueError(f"the values of {name} are {_shown(row)}; {form}")
         for block, score in row.items():
+            if not isinstance(block, tuple) or len(block) != 3:
+                raise ValueError(
+                    f"{name} has a score at {_shown(block)}, not at (dataset, ratio, seed); {form}"
+                )
+            if any(part is None or part != part for part in block):
+                raise ValueError(f"{name} has a score at {_shown(block)}, of which a part is missing; {form}")
+            if not isinstance(score, Real) or isinstance(score, bool):
+                raise ValueError(
+                    f"the score of {name} at {block} is {_shown(score)}, no number; leave out what is missing"
+                )
             if not math.isfinite(score):
                 raise ValueError(f"the score of {name} at {block} is {score}; leave out what is missing")
 
 
-def _pairs(count: int) -> tuple[npt.NDArray[np.intp], ...]:
+def _shown(value: Any) -> str:
+    """A value in a message, on one line and shortened."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _real(differences: Floats, negligible: float) -> Floats:
+    """Differences, of which those of rounding are none."""
+    return np.where(np.abs(differences) <= negligible, 0.0, differences)
+
+
+def both(count: int) -> tuple[npt.NDArray[np.intp], ...]:
+    """First and second of every pair of ``count`` methods, (P,) each."""
     return np.triu_indices(count, 1)
 
 
@@ -183,41 +286,60 @@ def signs(units: int) -> npt.NDArray[np.float64]:
     return np.concatenate([np.ones((1, units)), drawn])
 
 
-def _all_pairs(table: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def _all_pairs(table: Floats, negligible: float) -> Floats:
     """Adjusted p-values of all pairs, (K, K) symmetric with 1 on the diagonal, of scores (K, units)."""
-    first, second = _pairs(len(table))
-    differences = (table[first] - table[second]).T
+    first, second = both(len(table))
+    differences = _real(table[first] - table[second], negligible).T
     squares = np.square(differences).mean(axis=0)
     spread = len(differences) * np.sqrt(squares + np.quantile(squares, 0.1))
     differences = differences / np.where(spread > 0, spread, 1)
     observed = np.abs(differences.sum(axis=0))
-    order = np.argsort(-observed, kind="stable")
-    # Patterns with the same mean must count as equal in spite of rounding.
-    bars = observed[order] * (1 - 1e-9)
     patterns = signs(len(differences))
-    reached = np.zeros(len(order))
-    rows = max(1, CELLS // len(order))
+    reached = np.zeros(len(observed))
+    rows = max(1, CELLS // len(observed))
     for start in range(0, len(patterns), rows):
-        flipped = np.abs(patterns[start : start + rows] @ differences[:, order])
-        # Of each pattern the largest statistic among a pair and those that are less clear than it.
-        largest = np.maximum.accumulate(flipped[:, ::-1], axis=1)[:, ::-1]
-        reached += (largest >= bars).sum(axis=0)
-    p = np.maximum.accumulate(reached / len(patterns))
+        reached += step_down(observed, np.abs(patterns[start : start + rows] @ differences))
+    p = adjusted_p(observed, reached / len(patterns))
     adjusted = np.ones((len(table), len(table)))
-    adjusted[first[order], second[order]] = p
-    adjusted[second[order], first[order]] = p
+    adjusted[first, second] = adjusted[second, first] = p
     return adjusted
 
 
-def _more_seeds(differences: Sequence[float] | Any, methods: int, level: float, datasets: int) -> int | None:
+def step_down(observed: Floats, drawn: Floats) -> Floats:
+    """How often the largest of a pair's and the less clear pairs' statistics reaches the pair's own.
+
+    Args:
+        observed: (P,) statistics of the data, at least 0.
+        drawn: (R, P) statistics without any difference.
+
+    Returns:
+        (P,) numbers of the R draws.
+    """
+    order = np.argsort(-observed, kind="stable")
+    largest = np.maximum.accumulate(drawn[:, order[::-1]], axis=1)[:, ::-1]
+    reached = np.empty(len(order))
+    # Patterns with the same mean must count as equal in spite of rounding.
+    reached[order] = (largest >= observed[order] * (1 - 1e-9)).sum(axis=0)
+    return reached
+
+
+def adjusted_p(observed: Floats, shares: Floats) -> Floats:
+    """P-values of `step_down`'s shares: that of a less clear pair is never below that of a clearer one."""
+    order = np.argsort(-observed, kind="stable")
+    p = np.empty(len(order))
+    p[order] = np.maximum.accumulate(shares[order])
+    return p
+
+
+def _more_seeds(differences: Floats, methods: int, level: float, datasets: int) -> int | None:
     """Seeds that are missing for a power of 80 %, by the normal approximation with Bonferroni's bar."""
     size = len(differences)
-    spread = float(np.std(differences, ddof=1)) if size > 1 else 0.0
-    effect = abs(float(np.mean(differences)))
-    if not spread or not effect:
+    spread, effect = float(np.std(differences, ddof=1)), abs(float(np.mean(differences)))
+    if not effect:
         return None
     normal = NormalDist()
     bar = normal.inv_cdf(1 - level / (methods * (methods - 1))) + normal.inv_cdf(POWER)
-    units = max((bar * spread / effect) ** 2, FEWEST_UNITS)
+    # With fewer than the last, even the clearest pattern of signs is not rare enough.
+    units = max((bar * spread / effect) ** 2, FEWEST_UNITS, 1 - math.log2(level))
     seeds = math.ceil((units - size) / datasets)
     return max(seeds, 1) if seeds <= MOST_SEEDS else None

@@ -149,6 +149,17 @@ def test_a_method_with_few_results_does_not_shrink_the_units_of_the_others() -> 
     assert not found.worse("c")
 
 
+def test_a_method_that_cuts_the_units_of_the_others_is_named() -> None:
+    rows = scores({"a": np.full(10, 5.0), "b": np.full(10, 4.0), "half": np.full(5, 4.5)})
+    found = compare(rows)
+    assert (found.units, found.left_out, found.cuts) == (5, {}, {"half": (10, 10)})
+    assert compare({name: rows[name] for name in "ab"}).cuts == {}
+    # Two that lack different units: each alone gives the others one more.
+    rows = scores({name: np.arange(8.0) for name in "abcd"})
+    del rows["c"]["d", 0.05, 0], rows["d"]["d", 0.05, 7]
+    assert compare(rows).cuts == {"c": (7, 7), "d": (7, 7)}
+
+
 def test_a_ratio_that_one_method_lacks_counts_for_no_method() -> None:
     # "b" lacks the easy ratio of one seed: its mean there must not be held against that of both ratios.
     rows = {
@@ -169,6 +180,67 @@ def test_nothing_to_compare() -> None:
             assert not found.worse(name)
     disjoint = {"a": {("d", 0.1, 1): 1.0}, "b": {("d", 0.2, 1): 1.0}}
     assert compare(disjoint).best == ""
+
+
+@pytest.mark.parametrize("base", [0.0, 0.6, 60.0, 1e6])
+def test_differences_of_the_size_of_rounding_are_none(base: float) -> None:
+    low = np.linspace(base, base * 1.1, 8)
+    above = low + 1e-12 * max(1, base)
+    found = compare(scores({"a": low, "b": above, "c": low - 1e-12 * max(1, base)}))
+    assert found.best == "a"
+    assert set(found.pair_p_values.values()) == {1.0}
+    assert found.more_seeds == {"b": None, "c": None}
+    assert compare(scores({"a": low, "b": low + 1e-6 * max(1, base)})).worse("a")
+
+
+def test_a_constant_difference_needs_the_units_at_which_its_pattern_is_rare() -> None:
+    row = np.arange(6.0)
+    assert compare(scores({"a": row + 1, "b": row}), level=0.01).more_seeds == {"b": 2}
+    assert not compare(scores({"a": np.arange(7.0) + 1, "b": np.arange(7.0)}), level=0.01).worse("b")
+    assert compare(scores({"a": np.arange(8.0) + 1, "b": np.arange(8.0)}), level=0.01).worse("b")
+    assert compare(scores({"a": np.ones(1), "b": np.zeros(1)})).more_seeds == {}  # a unit has no spread
+
+
+@pytest.mark.parametrize(
+    ("values", "line"),
+    [
+        ({"a": {("d", 0.1): 1.0}}, r"a has a score at \('d', 0.1\), not at \(dataset, ratio, seed\); give"),
+        ({"a": {"d": 1.0}}, "a has a score at 'd', not at"),
+        ({"a": {"abc": 1.0}}, "a has a score at 'abc', not at"),
+        ({"a": {("d", 0.1, 1, 2): 1.0}}, "not at"),
+        ({"a": {1: 1.0}}, "a has a score at 1, not at"),
+        ({"a": {(): 1.0}}, r"a has a score at \(\), not at"),
+        ({"a": {("d", None, 1): 1.0}}, "of which a part is missing"),
+        ({"a": {("d", float("nan"), 1): 1.0}}, "of which a part is missing"),
+        ({"a": {("d", 0.1, 1): "70"}}, r"the score of a at \('d', 0.1, 1\) is '70', no number; leave out"),
+        ({"a": {("d", 0.1, 1): None}}, "is None, no number"),
+        ({"a": {("d", 0.1, 1): True}}, "is True, no number"),
+        ({"a": {("d", 0.1, 1): [70.0, 71.0]}}, r"is \[70.0, 71.0\], no number"),
+        ({"a": [70.0]}, r"the values of a are \[70.0\]; give method -> "),
+        ({"a": 70.0}, "the values of a are 70.0"),
+        ({1: {("d", 0.1, 1): 1.0}}, "the method 1 is no text"),
+        ([("a", {})], "the values are"),
+        (None, "the values are None; give method -> "),
+    ],
+)
+def test_malformed_values_are_refused_in_one_line(values, line: str) -> None:
+    with pytest.raises(ValueError, match=line) as caught:
+        compare(values)
+    assert "\n" not in str(caught.value)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    values = {
+        name: {("d", np.float32(0.1), np.int64(s)): np.float32(k) for s in range(6)}
+        for k, name in enumerate("ab")
+    }
+    assert compare(values).worse("a")
+
+
+@pytest.mark.parametrize("level", [0, 1, -1, 5, float("nan"), "0.05", None])
+def test_levels_outside_zero_and_one_are_refused(level) -> None:
+    with pytest.raises(ValueError, match=r"level is .*; it must be a number in \(0, 1\)"):
+        compare({}, level=level)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
