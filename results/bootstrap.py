@@ -10,21 +10,27 @@ Average precision is the higher the fewer different positives there are, so resa
 half a point and more. Their distribution is centred on the score, so that an interval holds the expected
 score about as often as it says (`tests/results/test_bootstrap.py`).
 
-Source: Davison, Hinkley, "Bootstrap Methods and their Application", 1997, sections 3.8 and 5.2 (hierarchical
-data; bias).
+Which methods differ (`Resampled.pairs`) is told from the same resamples: the statistic of a pair is its
+difference in standard errors, its distribution without a difference that of the resamples about their mean,
+and the p-values hold for all pairs at once (step-down max-T).
+
+Sources: Davison, Hinkley, "Bootstrap Methods and their Application", 1997, sections 3.8 and 5.2 (hierarchical
+data; bias); Romano, Wolf, "Exact and Approximate Stepdown Methods for
+Multiple Hypothesis Testing", JASA 2005.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
+from results.statistics import ROUNDING, Floats, adjusted_p, both, step_down
+
 RESAMPLES = 2000
 PIECE = 16
 """Resamples that are computed together: their counts of one class stay in a processor's cache."""
@@ -115,6 +121,30 @@ class Resampled:
         value = self.values[method] - self.values[other]
         return _interval(value, self.draws[method] - self.draws[other], level)
 
+    def pairs(self) -> dict[tuple[str, str], tuple[Interval, float]]:
+        """The difference of every pair of methods, first less second, and its adjusted p.
+
+        A p is at least 1 / (R + 1). A pair whose resamples do not vary, one ranking under two names for
+        example, has p = 1.
+        """
+        names = list(self.values)
+        if len(names) < 2:
+            return {}
+        first, second = both(len(names))
+        values, draws = np.array([*self.values.values()]), np.stack([*self.draws.values()], axis=1)
+        draws = draws[np.isfinite(draws).all(axis=1)]
+        differences, drawn = values[first] - values[second], draws[:, first] - draws[:, second]
+        drawn = drawn - drawn.mean(axis=0)
+        errors = drawn.std(axis=0)
+        known = (errors > 100 * ROUNDING) & (np.abs(differences) > 100 * ROUNDING)
+        scale = np.where(known, errors, 1)
+        observed, without = np.where(known, np.abs(differences) / scale, 0), np.abs(drawn / scale) * known
+        p = adjusted_p(observed, (1 + step_down(observed, without)) / (1 + len(draws)))
+        return {
+            (names[i], names[j]): (self.difference(names[i], names[j]), min(float(one), 1.0))
+            for i, j, one in zip(first, second, p, strict=True)
+        }
+
 
 def _interval(value: float, draws: Floats, level: float) -> Interval:
     low, high = np.nanquantile(draws - np.nanmean(draws), [(1 - level) / 2, (1 + level) / 2])
@@ -124,12 +154,14 @@ def _interval(value: float, draws: Floats, level: float) -> Interval:
 def resample(
     runs: Mapping[str, Mapping[Any, tuple[npt.NDArray[Any], npt.NDArray[Any]]]],
     resamples: int = RESAMPLES,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Resampled:
     """Resample the runs of one dataset and budget.
 
     Args:
         runs: method -> seed -> (scores (N, K), labels (N, K)), all on the same images.
         resamples: number of resamples.
+        progress: gets how many of all resamples of runs are done, and how many there are.
 
     Returns:
         The resamples, from a fixed seed.
@@ -157,6 +189,8 @@ def resample(
         count[:] = np.bincount(rng.integers(0, images, images), minlength=images)
     once = np.ones((1, images), dtype=np.int32)
     values, draws = {}, {}
+    done, total = 0, len(runs) * len(seeds) * resamples
+    progress(done, total)
     for method, trained in runs.items():
         points, scores = [], np.zeros(resamples)
         for place, seed in enumerate(seeds):
@@ -165,6 +199,8 @@ def resample(
             for start in range(0, resamples, PIECE):
                 piece = slice(start, start + PIECE)
                 scores[piece] += drawn_seeds[piece, place] * ranked.mean_ap(counts[piece])
+                done += len(counts[piece])
+                progress(done, total)
         values[method] = math.fsum(points) / len(points)
         draws[method] = scores
     return Resampled(values, draws, tuple(seeds), images)

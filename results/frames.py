@@ -43,7 +43,8 @@ def collect(store: RunStore, wanted: Sequence[dict[str, Any]]) -> pd.DataFrame:
         `RunState.kind`), detail, digest (SHA-256 of result.json, "" without one), seconds, peeking_rule (what
         drew the labelled images, if it looked at all labels; else missing), made_by (`versions.MadeBy`,
         None without a result), evaluated (`results.evaluated.Evaluated`, None without a result), device (what
-        trained it, for people), trainable_parameters (NaN where an earlier version did not record them), and
+        trained it, for people), trainable_parameters (NaN where an earlier version did not record them),
+        spec (what was asked for; None without a result), and
         "<rule>/<metric>" for every rule of `RULES` and metric of `METRICS` (percent; NaN where
         there is none).
 
@@ -53,7 +54,7 @@ def collect(store: RunStore, wanted: Sequence[dict[str, Any]]) -> pd.DataFrame:
     import pandas as pd
 
     columns = [*COLUMNS, "state", "detail", "digest", "seconds", "peeking_rule", "made_by"]
-    columns += ["evaluated", "device", "trainable_parameters"]
+    columns += ["evaluated", "device", "trainable_parameters", "spec"]
     columns += [f"{rule}/{metric}" for rule in RULES for metric in METRICS]
     rows = []
     for item, directory in located(store, wanted):
@@ -66,6 +67,7 @@ def collect(store: RunStore, wanted: Sequence[dict[str, Any]]) -> pd.DataFrame:
             row["trainable_parameters"] = result["cost"].get("trainable_parameters")
             row["made_by"] = made_by(result)
             row["evaluated"] = evaluated(result)
+            row["spec"] = result["spec"]
             split = result.get("split")
             if split is not None and split.get("sees_hidden_labels"):
                 row["peeking_rule"] = split.get("rule", "a rule")

@@ -7,9 +7,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
-
-from tabulate import tabulate
+from typing import Any, TypeVar
 
 from results.bootstrap import RESAMPLES, Resampled, resample
 from results.columns import Column, percent
@@ -57,26 +55,80 @@ class Row:
     made_of: str
 
 
+@dataclass(frozen=True)
+class Pair:
+    """Two methods in one column: do these test images and trainings tell them apart?
+
+    Attributes:
+        dataset: its name.
+        ratio: labelled share.
+        budget: what the grid says instead of a share, or "".
+        first: row of the table.
+        second: another row.
+        difference: the first's value less the second's, points of percent.
+        low: lower end of its 95 % interval.
+        high: upper end.
+        p: adjusted over all pairs of the column, see `results.bootstrap.Resampled.pairs`.
+        made_of: as of `Row`.
+    """
+
+    dataset: str
+    ratio: float
+    budget: str
+    first: str
+    second: str
+    difference: float
+    low: float
+    high: float
+    p: float
+    made_of: str
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """What resampling says of a table's columns.
+
+    Attributes:
+        rows: a method in a column each.
+        pairs: two methods in a column each.
+        left_out: a line on each run, method or column without intervals.
+        resamples: of each column.
+    """
+
+    rows: tuple[Row, ...] = ()
+    pairs: tuple[Pair, ...] = ()
+    left_out: tuple[str, ...] = ()
+    resamples: int = RESAMPLES
+
+    def of(self, made_of: str) -> Intervals:
+        """The rows and pairs that were made of something; nothing if a pair is missing."""
+        rows = tuple(row for row in self.rows if row.made_of == made_of)
+        pairs = tuple(pair for pair in self.pairs if pair.made_of == made_of)
+        whole = 2 * len(pairs) == len(rows) * (len(rows) - 1)
+        return Intervals(rows, pairs) if whole else Intervals()
+
+
 def compute(
     store: RunStore,
     wanted: Sequence[dict[str, Any]],
     rule: str,
-    earlier: Sequence[Row] = (),
+    earlier: Intervals = Intervals(),
     resamples: int = RESAMPLES,
     say: Callable[[str], None] = lambda line: None,
-) -> tuple[list[Row], list[str]]:
+    counter: Callable[[str], Callable[[int, int], None]] = lambda title: lambda done, total: None,
+    keep: Callable[[Intervals], None] = lambda found: None,
+) -> Intervals:
     """Intervals of every column of a table.
 
     Args:
         store: where the runs are.
         wanted: see `results.frames.collect`.
         rule: "last" or "model"; of other rules no scores are stored.
-        earlier: rows that were computed before; a column that is made of the same is taken from them.
+        earlier: what was computed before; a column that is made of the same is taken from it.
         resamples: of each column.
         say: gets a line when a column begins.
-
-    Returns:
-        The rows, and a line on each run or method that is left out.
+        counter: gets a column's title, and gives what gets (done, total) while it is resampled.
+        keep: gets what there is, and what may still be taken from ``earlier``, after each computed column.
 
     Raises:
         StoreError: the rule has no stored scores.
@@ -101,6 +153,7 @@ def compute(
             store.digest(directory),
         )
     rows: list[Row] = []
+    pairs: list[Pair] = []
     for column, methods in columns.items():
         most = max(len(runs) for runs in methods.values())
         for label in [label for label, runs in methods.items() if len(runs) < most]:
@@ -109,16 +162,21 @@ def compute(
             )
             del methods[label]
         made_of = _made_of(column, methods, rule, resamples)
-        known = [row for row in earlier if row.made_of == made_of]
-        if not known:
-            what = f"{resamples} resamples of {len(methods)} methods"
-            say(f"intervals of {column.dataset}, {column.share}: {what}")
+        found = earlier.of(made_of)
+        if not found.rows:
+            title = f"intervals of {column.dataset}, {column.share}"
+            say(f"{title}: {resamples} resamples of {len(methods)} methods")
             try:
-                known = _rows(column, _resampled(store, methods, rule, resamples), made_of)
+                resampled = _resampled(store, methods, rule, resamples, counter(title))
             except ValueError as error:
                 left_out.append(f"{column.dataset} {column.share}: {one_line(str(error))}")
-        rows += known
-    return rows, left_out
+                continue
+            found = Intervals(_rows(column, resampled, made_of), _pairs(column, resampled, made_of))
+            before = Intervals((*rows, *found.rows, *earlier.rows), (*pairs, *found.pairs, *earlier.pairs))
+            keep(before)
+        rows += found.rows
+        pairs += found.pairs
+    return Intervals(tuple(rows), tuple(pairs), tuple(left_out), resamples)
 
 
 def _made_of(
@@ -133,7 +191,11 @@ def _made_of(
 
 
 def _resampled(
-    store: RunStore, methods: dict[str, dict[tuple[int, int], tuple[Path, str]]], rule: str, resamples: int
+    store: RunStore,
+    methods: dict[str, dict[tuple[int, int], tuple[Path, str]]],
+    rule: str,
+    resamples: int,
+    progress: Callable[[int, int], None],
 ) -> Resampled:
     arrays: dict[str, dict[tuple[int, int], tuple[Any, Any]]] = {}
     for label, runs in methods.items():
@@ -144,22 +206,38 @@ def _resampled(
             if "labels" not in found:
                 raise ValueError(f"{directory}: an earlier version stored no labels; run it again")
             arrays[label][seed] = scores, found["labels"]
-    return resample(arrays, resamples)
+    return resample(arrays, resamples, progress)
 
 
-def _rows(column: Column, found: Resampled, made_of: str) -> list[Row]:
+def _rows(column: Column, found: Resampled, made_of: str) -> tuple[Row, ...]:
     best = max(found.values, key=found.values.__getitem__)
     rows = []
     for label in found.values:
         own, behind = found.interval(label), found.difference(label, best)
         numbers = own.value, own.low, own.high, behind.value, behind.low, behind.high
         rows.append(Row(*column, label, *numbers, len(found.seeds), found.images, made_of))
-    return rows
+    return tuple(rows)
 
 
-def to_text(rows: Sequence[Row], left_out: Sequence[str]) -> str:
-    """A plain table with what it covers below it."""
-    head = ["method", "dataset", "labels", "mAP", "95 %", "behind the best", "95 %"]
+def _pairs(column: Column, found: Resampled, made_of: str) -> tuple[Pair, ...]:
+    return tuple(
+        Pair(*column, first, second, difference.value, difference.low, difference.high, p, made_of)
+        for (first, second), (difference, p) in found.pairs().items()
+    )
+
+
+def to_text(found: Intervals) -> str:
+    """A plain table with what it covers below it; p is adjusted over all pairs of a column."""
+    from tabulate import tabulate
+
+    rows = found.rows
+    p = {
+        (Column(pair.dataset, pair.ratio, pair.budget), *names): pair.p
+        for pair in found.pairs
+        for names in ((pair.first, pair.second), (pair.second, pair.first))
+    }
+    best = {Column(row.dataset, row.ratio, row.budget): row.label for row in rows if not row.behind}
+    head = ["method", "dataset", "labels", "mAP", "95 %", "behind the best", "95 %", "p"]
     shown = [
         [
             terminal(row.label),
@@ -169,8 +247,10 @@ def to_text(rows: Sequence[Row], left_out: Sequence[str]) -> str:
             f"{row.low:.1f} to {row.high:.1f}",
             f"{row.behind:.1f}" if row.behind else "",
             f"{row.behind_low:.1f} to {row.behind_high:.1f}" if row.behind else "",
+            p_text(p[column, row.label, best[column]]) if row.behind else "",
         ]
         for row in rows
+        for column in [Column(row.dataset, row.ratio, row.budget)]
     ]
     lines = [tabulate(shown, head, "simple", disable_numparse=True)]
     for dataset, seeds, images in sorted({(row.dataset, row.seeds, row.images) for row in rows}):
@@ -183,26 +263,33 @@ def to_text(rows: Sequence[Row], left_out: Sequence[str]) -> str:
             f"{terminal(dataset)}: hierarchical paired bootstrap, {seeds} seed{'s' * (seeds > 1)} and "
             f"{images} test images; covers {covered}."
         )
-    lines += [one_line(f"left out: {line}") for line in left_out]
+    lines += [one_line(f"left out: {line}") for line in found.left_out]
     return "\n".join(lines)
 
 
-def to_csv(rows: Sequence[Row]) -> str:
-    """A row per method and column, full precision."""
-    names = [field.name for field in fields(Row)]
-    return csv_of([names, *([exact(getattr(row, name)) for name in names] for row in rows)])
+def p_text(value: float) -> str:
+    """A p-value for people."""
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def from_csv(path: Path) -> list[Row]:
-    """Rows that `to_csv` wrote; none where the file is absent or anything else."""
+Record = TypeVar("Record", Row, Pair)
+_KINDS = {"float": float, "int": int, "str": str}
+
+
+def to_csv(records: Sequence[Record], kind: type[Record]) -> str:
+    """A line per row, or pair, and column of the table, full precision."""
+    names = [field.name for field in fields(kind)]
+    return csv_of([names, *([exact(getattr(record, name)) for name in names] for record in records)])
+
+
+def from_csv(path: Path, kind: type[Record]) -> tuple[Record, ...]:
+    """Rows or pairs that `to_csv` wrote; none where the file is absent or anything else."""
+    kinds = {field.name: _KINDS[str(field.type)] for field in fields(kind)}
     try:
         with path.open(encoding="utf-8", newline="") as stream:
-            kinds = {"ratio": float, "seeds": int, "images": int} | dict.fromkeys(
-                ("value", "low", "high", "behind", "behind_low", "behind_high"), float
+            return tuple(
+                kind(**{name: kinds[name](text) for name, text in line.items()})  # type: ignore[arg-type]
+                for line in csv.DictReader(stream)
             )
-            return [
-                Row(**{name: kinds.get(name, str)(text) for name, text in row.items()})
-                for row in csv.DictReader(stream)
-            ]
-    except (OSError, ValueError, TypeError, UnicodeDecodeError):
-        return []  # it is computed anew
+    except (OSError, ValueError, TypeError, KeyError, UnicodeDecodeError):
+        return ()  # it is computed anew

@@ -33,6 +33,9 @@ HEIGHT, TEXT = 470.0, 345.0
 """Height that rows and notes may have in one float, points: pages of `article` have 550, less caption and
 head; and the width of its lines."""
 
+CAPTION = 240
+"""Characters of a verdict that stand in the caption, too."""
+
 _Shown = tuple[Column, bool]
 
 
@@ -45,7 +48,8 @@ def to_latex(table: Table, label: str = "") -> str:
             become hyphens. Further floats of a table add -2, -3 and so on.
     """
     label = re.sub(r"[^A-Za-z0-9.:+-]+", "-", label or f"{table.metric}-{table.rule}").strip("-")
-    notes = [text.latex(note) for note in table.notes("Bold")]
+    lead, verdict = _lead(table), table.verdict.lines(short=True)
+    notes = [text.latex(note) for note in [*verdict[bool(lead) :], *table.notes("Bold")]]
     parts = [
         (columns, labels)
         for columns in _beside(table, shown_columns(table))
@@ -61,7 +65,7 @@ def to_latex(table: Table, label: str = "") -> str:
             "\\centering",
             # Under the caption the standard classes leave no space, for they set it below what it names.
             "\\setlength{\\abovecaptionskip}{0pt}\\setlength{\\belowcaptionskip}{6pt}",
-            f"\\caption{{{text.latex(table.title())}; selection rule: {table.rule}{of}.}}",
+            f"\\caption{{{text.latex(table.title())}; selection rule: {table.rule}{of}.{lead}}}",
             f"\\label{{tab:{label}{f'-{number}' if number > 1 else ''}}}",
             *_tabular(table, columns, labels),
             "\\ifdim\\wd0>\\linewidth\\resizebox{\\linewidth}{!}{\\usebox0}\\else\\usebox0\\fi",
@@ -77,6 +81,12 @@ def to_latex(table: Table, label: str = "") -> str:
     if found:
         head.append(f"% needs XeLaTeX or LuaLaTeX, and fonts that have {' '.join(found)}")
     return "\n".join([*head, *lines]) + "\n"
+
+
+def _lead(table: Table) -> str:
+    """Who leads, for a caption; "" where nothing was tested, or it would take several lines."""
+    lead = text.latex(" ".join(table.verdict.lead)) if table.verdict.question else ""
+    return f" {lead}" if lead and len(lead) <= CAPTION else ""
 
 
 def _tabular(table: Table, columns: Sequence[_Shown], labels: Sequence[str]) -> list[str]:

@@ -29,17 +29,21 @@ def row(
         table: the table.
         label: the row.
         shown: gives the text of one of our cells in the format.
-        quoted: gives the text of published numbers in the format.
+        quoted: gives the text of published numbers, and of marks, in the format.
         columns: some of `shown_columns`; default all.
     """
+
+    def ours(column: Column) -> str:
+        parts = shown(table.cells.get((label, column))), quoted(table.verdict.mark(label, column))
+        return " ".join(filter(None, parts))
+
     return [
-        quoted(table.published.cell(label, column))
-        if published and table.published
-        else shown(table.cells.get((label, column)))
+        quoted(table.published.cell(label, column)) if published and table.published else ours(column)
         for column, published in (shown_columns(table) if columns is None else columns)
     ]
 
 
 def dagger(table: Table, label: str) -> str:
-    """The mark of a method that is not significantly worse than the best, or ""."""
-    return " †" if label in table.comparison.equivalent else ""
+    """The mark of a method that cannot be told from the best of the table, or ""."""
+    mark = table.verdict.mark(label)
+    return f" {mark}" if mark else ""

@@ -17,10 +17,12 @@ from results.columns import Column
 from results.errors import StoreError, nearest
 from results.evaluated import class_notes
 from results.frames import COLUMNS, METRICS, collect
+from results.intervals import Intervals
 from results.lineage import SUPERSEDED
 from results.schema import RULES
-from results.statistics import FEWEST_UNITS, Comparison, compare
+from results.statistics import Comparison, compare
 from results.store import STATES
+from results.verdict import Verdict, judge
 from results.versions import MARK, mixed, notes, partly_unknown
 
 if TYPE_CHECKING:
@@ -97,6 +99,7 @@ class Table:
         columns: (dataset, ratio), in order.
         cells: (label, column) -> cell; a combination that the grid does not have is absent.
         comparison: every method against the best over all blocks.
+        verdict: what the table says.
         seeds: all seeds asked for.
         splits: all seeds of labelled subsets; they differ from `seeds` where a grid says its `split_seeds`.
         runs: a row per run: its keys, state, value (NaN without), digest and seconds.
@@ -111,6 +114,7 @@ class Table:
     columns: tuple[Column, ...]
     cells: Mapping[tuple[str, Column], TableCell]
     comparison: Comparison
+    verdict: Verdict
     seeds: tuple[int, ...]
     splits: tuple[int, ...]
     runs: pd.DataFrame
@@ -138,7 +142,7 @@ class Table:
             + (f" Fewer seeds by plan: {by_plan}." if by_plan else ""),
             f"{best_mark}: highest mean of its column among the cells without missing runs.",
             *class_notes(self.runs, "value", self.metric),
-            *self._test_notes(),
+            *self.verdict.legend,
         ]
         rules = sorted(set(self.runs["peeking_rule"].dropna()))
         if rules:
@@ -171,55 +175,14 @@ class Table:
         """What differs between the runs of a cell, for people."""
         return own_splits(self.runs) or f"seeds {_join(self.seeds)}"
 
-    def _unit(self) -> str:
-        """What a unit of the test is, for people."""
-        own = (self.runs["seed"] != self.runs["split_seed"]).any()
-        return f"dataset × {'split × seed' if own else 'seed'}"
 
-    def _test_notes(self) -> list[str]:
-        found = self.comparison
-        lines = []
-        units = f"{found.units} {self._unit()} units"
-        if found.blocks != found.units:
-            units += f" ({found.blocks} cells, averaged over the labelled shares)"
-        if not found.best:
-            # `compare` names no best for either reason; methods that are left out may share results.
-            lines.append(
-                "No significance test: there is no cell and seed in which all tested methods have a result."
-                if len(found.methods) - len(found.left_out) > 1
-                else "No significance test: fewer than two methods have results enough for it (in half of "
-                "the cells × seeds that any method has)."
-            )
-        elif found.decided:
-            lines.append(
-                f"†: not significantly worse than {found.best}, the best over the {units} that all tested "
-                f"methods have (paired sign-flip test of all pairs, step-down max-T, family-wise level "
-                f"{found.level:g}). Adjusted p: "
-                + "; ".join(f"{name} {_p(p)}" for name, p in found.p_values.items())
-                + "."
-            )
-            more = [
-                f"{name} {'over 1,000' if seeds is None else seeds}"
-                for name, seeds in found.more_seeds.items()
-            ]
-            if more:
-                lines.append(
-                    f"About how many more seeds would tell them apart (power 80 %): {'; '.join(more)}."
-                )
-        else:
-            lines.append(
-                f"No significance marks: all tested methods, with {found.best} the best of them, share "
-                f"{units}, and a verdict needs {FEWEST_UNITS}."
-            )
-        if found.left_out:
-            names = ", ".join(f"{name} ({n})" for name, n in found.left_out.items())
-            lines.append(
-                f"Not tested, with results in fewer than half of {found.total_blocks} cells × seeds: {names}."
-            )
-        return lines
-
-
-def table(frame: pd.DataFrame, rule: str, metric: str = "mAP", remarks: Sequence[str] = ()) -> Table:
+def table(
+    frame: pd.DataFrame,
+    rule: str,
+    metric: str = "mAP",
+    remarks: Sequence[str] = (),
+    intervals: Intervals | None = None,
+) -> Table:
     """Arrange collected runs as a table.
 
     Args:
@@ -227,6 +190,7 @@ def table(frame: pd.DataFrame, rule: str, metric: str = "mAP", remarks: Sequence
         rule: a selection rule, see `RULE_TEXT`; the table holds numbers of this rule only.
         metric: mAP, OF1, CF1, head, medium or tail.
         remarks: further sentences of the footer.
+        intervals: of the mAP of the same runs under the same rule; None where they were not computed.
 
     Returns:
         The table.
@@ -241,7 +205,9 @@ def table(frame: pd.DataFrame, rule: str, metric: str = "mAP", remarks: Sequence
         raise StoreError(f"unknown metric '{metric}'{nearest(metric, metrics)}")
     if frame.empty:
         raise StoreError("no run is wanted, so there is no table; check the grid and its filters")
-    runs = frame[[*COLUMNS, "state", "digest", "seconds", "peeking_rule", "made_by", "evaluated"]].copy()
+    runs = frame[
+        [*COLUMNS, "state", "digest", "seconds", "peeking_rule", "made_by", "evaluated", "spec"]
+    ].copy()
     runs.insert(len(COLUMNS) + 1, "value", frame[f"{rule}/{metric}"])
     labels = tuple(dict.fromkeys(runs["label"]))
     datasets = list(dict.fromkeys(runs["dataset"]))
@@ -275,6 +241,9 @@ def table(frame: pd.DataFrame, rule: str, metric: str = "mAP", remarks: Sequence
         for mean, key in whole:
             if mean == max(m for m, _ in whole):
                 cells[key] = TableCell(**{**cells[key].__dict__, "best": True})
+    comparison = compare(blocks, LEVEL)
+    differing = [f"{label} on {column.dataset} {column.share}" for label, column in parted]
+    verdict = judge(comparison, runs, rule, intervals if metric == "mAP" else None, differing)
     used = runs[runs["value"].notna()]
     lines = sorted(f"{r} {d}\n" for r, d in zip(used["run_id"], used["digest"], strict=True))
     return Table(
@@ -283,7 +252,8 @@ def table(frame: pd.DataFrame, rule: str, metric: str = "mAP", remarks: Sequence
         labels=labels,
         columns=columns,
         cells=cells,
-        comparison=compare(blocks, LEVEL),
+        comparison=comparison,
+        verdict=verdict,
         seeds=tuple(sorted({int(seed) for seed in runs["seed"]})),
         splits=tuple(sorted({int(seed) for seed in runs["split_seed"]})),
         runs=runs,
@@ -309,10 +279,6 @@ def _cell(runs: pd.DataFrame, rule: str, differing: Sequence[str]) -> TableCell:
         missing={kind: counts[kind] for kind in order if counts[kind]},
         differing=tuple(differing),
     )
-
-
-def _p(value: float) -> str:
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def own_splits(runs: pd.DataFrame) -> str:

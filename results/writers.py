@@ -12,10 +12,11 @@ from results.files import atomic_write_bytes
 from results.latex import to_latex as to_latex
 from results.rows import dagger, row, shown_columns
 from results.tables import Table, TableCell
+from results.verdict import ACROSS, HERE
 
 
 def to_markdown(table: Table) -> str:
-    """GitHub Markdown: the table, then its footer as a list."""
+    """GitHub Markdown: the verdict, the table, then its footer as a list."""
 
     def shown(cell: TableCell | None) -> str:
         if cell is None:
@@ -31,11 +32,13 @@ def to_markdown(table: Table) -> str:
         rows.append([name, *row(table, label, shown, text.markdown)])
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     notes = [f"- {text.markdown(note)}" for note in table.notes("Bold")]
-    return "\n".join([*lines, "", *notes]) + "\n"
+    verdict, *more = map(text.markdown, table.verdict.lines())
+    above = [f"**{verdict.replace(':', '.**', 1)}", "", *(f"- {line}" for line in more), ""]
+    return "\n".join([*above, *lines, "", *notes]) + "\n"
 
 
 def to_text(table: Table) -> str:
-    """Plain text for a terminal; the best cell of a column carries an asterisk."""
+    """Plain text for a terminal: the verdict and the table; the best cell of a column has an asterisk."""
     from tabulate import tabulate
 
     def shown(cell: TableCell | None) -> str:
@@ -61,14 +64,15 @@ def to_text(table: Table) -> str:
         disable_numparse=True,
     )
     lines = [line.rstrip() for line in body.splitlines()]
-    return "\n".join([*lines, "", *map(text.one_line, table.notes("*"))]) + "\n"
+    above = map(text.one_line, table.verdict.lines())
+    return "\n".join([*above, "", *lines, "", *map(text.one_line, table.notes("*"))]) + "\n"
 
 
 def to_csv(table: Table) -> str:
     """Tidy CSV, one row per cell, full precision; empty where there is no value.
 
     Where a mean is over results that different code made, there is a column ``differing_code``, see
-    `results.versions`.
+    `results.versions`. P-values are over all units, or of the column where a column ``question`` says so.
     """
     rows: list[list[Any]] = [
         [
@@ -86,6 +90,7 @@ def to_csv(table: Table) -> str:
             "p_adjusted",
             "budget",
             *(["differing_code"] if table.mixed() else []),
+            *(["question"] if table.verdict.question == HERE else []),
         ]
     ]
     for column in table.columns:
@@ -127,6 +132,16 @@ def to_runs_csv(table: Table) -> str:
     return text.csv_of(rows)
 
 
+def to_pairs_csv(table: Table) -> str:
+    """CSV with one row per two methods, the higher first: difference of their means over all units, and p."""
+    (ranking,) = table.verdict.rankings
+    rows = [
+        [higher, lower, text.exact(ranking.values[higher] - ranking.values[lower]), text.exact(p)]
+        for (higher, lower), p in ranking.p.items()
+    ]
+    return text.csv_of([["higher", "lower", "difference", "p_adjusted"], *rows])
+
+
 def write_tables(table: Table, directory: Path | str, stem: str = "", name: str = "") -> list[Path]:
     """Write a table in every format.
 
@@ -138,7 +153,8 @@ def write_tables(table: Table, directory: Path | str, stem: str = "", name: str 
 
     Returns:
         The files: <stem>.md, .txt, .tex, .csv (a row per cell) and <stem>-runs.csv (a row per run); with
-        published numbers <stem>-published.csv (a row for each of them).
+        published numbers <stem>-published.csv (a row for each of them), and where units were enough for a
+        verdict across datasets and seeds <stem>-pairs.csv (a row for each two methods).
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -152,6 +168,10 @@ def write_tables(table: Table, directory: Path | str, stem: str = "", name: str 
     }
     if table.published is not None:
         contents[f"{stem}-published.csv"] = table.published.to_csv(table.rule)
+    if table.verdict.question == ACROSS:
+        contents[f"{stem}-pairs.csv"] = to_pairs_csv(table)
+    else:
+        (directory / f"{stem}-pairs.csv").unlink(missing_ok=True)  # of an earlier table
     for name, content in contents.items():
         atomic_write_bytes(directory / name, text.utf8(content))
     return [directory / name for name in contents]
@@ -159,6 +179,7 @@ def write_tables(table: Table, directory: Path | str, stem: str = "", name: str 
 
 def _csv_row(table: Table, label: str, column: Column, cell: TableCell) -> list[Any]:
     missing = "; ".join(f"{count} {kind}" for kind, count in cell.missing.items())
+    here = table.verdict.question == HERE
     return [
         column.dataset,
         text.exact(column.ratio),
@@ -171,7 +192,8 @@ def _csv_row(table: Table, label: str, column: Column, cell: TableCell) -> list[
         cell.wanted,
         missing,
         int(cell.best),
-        text.exact(table.comparison.p_values.get(label)),
+        text.exact(table.verdict.p(label, column) if here else table.comparison.p_values.get(label)),
         column.budget,
         *(["; ".join(cell.differing)] if table.mixed() else []),
+        *([HERE] if here else []),
     ]

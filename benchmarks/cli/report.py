@@ -8,7 +8,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.cli import options, table_diff
+from benchmarks.cli import intervals, options, table_diff
 from benchmarks.cli.published import with_published
 from benchmarks.cli.verify import Check, of_grid
 from benchmarks.data.disk import FULL
@@ -19,6 +19,7 @@ from results.errors import StoreError
 from results.text import one_line
 
 if TYPE_CHECKING:
+    from results.intervals import Intervals
     from results.tables import Table
 
 
@@ -68,7 +69,7 @@ def add(verbs: options.Verbs) -> None:
     tables_parser.add_argument(
         "--intervals",
         action="store_true",
-        help="also 95 %% intervals of scores and of differences from the best, by resampling",
+        help="also 95 %% intervals of scores and differences, by resampling; the verdict uses them",
     )
     options.verb(
         verbs,
@@ -114,9 +115,10 @@ def tables(args: argparse.Namespace) -> int:
         write_superseded(plan, workspace, args.rule, args.out, bib=args.bib, check=check)
         return _code((), check)
     chosen = {"bib": args.bib, "check": check, "published": args.published}
-    unreadable = write(plan, workspace, args.rule, args.out, plots=False, **chosen)
+    found = None
     if args.intervals:
-        write_intervals(plan, workspace, args.rule, args.out)
+        found = intervals.write(plan, workspace, args.rule, _folder(plan, workspace, args.out), _unwritten)
+    unreadable = write(plan, workspace, args.rule, args.out, plots=False, found=found, **chosen)
     return _code(unreadable, check)
 
 
@@ -152,6 +154,7 @@ def write(
     bib: bool = False,
     check: Check | None = None,
     published: bool = False,
+    found: Intervals | None = None,
 ) -> set[str]:
     """Write the table of a grid in every format, print it, and write the figures.
 
@@ -166,6 +169,7 @@ def write(
         bib: whether to write the references of the finished runs too.
         check: recomputes the results; None leaves it.
         published: whether to put published numbers beside ours.
+        found: intervals of its scores; None where they were not computed.
 
     Returns:
         Identities of the runs whose folder or result cannot be read; each is named on stderr.
@@ -189,7 +193,7 @@ def write(
         _unreadable(f"{titles[run_id]}: {detail}")
     remarks = [outdated(workspace.store, [run.directory(workspace) for run in plan.runs]), note(old)]
     remarks += check.remarks(wanted) if check else []
-    made = table(frame, rule, remarks=[*filter(None, remarks)])
+    made = table(frame, rule, remarks=[*filter(None, remarks)], intervals=found)
     made = with_published(made, workspace, wanted) if published else made
     paths = _written(made, folder, name=plan.name)
     if plots:
@@ -197,30 +201,6 @@ def write(
     _say_written(folder, paths)
     _cite(workspace, wanted, folder, bib)
     return set(unread)
-
-
-def write_intervals(plan: PlanSummary, workspace: Workspace, rule: str, out: Path | None) -> None:
-    """Write and print intervals of a grid's scores; columns that have not changed are taken from the file.
-
-    Raises:
-        OSError: the disk is full.
-        StoreError: the rule's scores are not stored.
-        UserError: the folder cannot be written to.
-    """
-    from results import intervals
-    from results.files import atomic_write_bytes
-
-    folder = _folder(plan, workspace, out)
-    path = folder / f"mAP-{rule}-intervals.csv"
-    rows, left_out = intervals.compute(
-        workspace.store, [run.wanted() for run in plan.runs], rule, intervals.from_csv(path), say=_remark
-    )
-    print(intervals.to_text(rows, left_out), flush=True)
-    try:
-        atomic_write_bytes(path, intervals.to_csv(rows).encode())
-    except OSError as error:
-        raise _unwritten(folder, error) from error
-    _say_written(folder, [path])
 
 
 def write_superseded(

@@ -24,6 +24,7 @@ def test_scores_have_the_variance_and_correlations_that_the_study_states(
     assert np.corrcoef(first, second)[0, 1] == pytest.approx(differences, abs=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("means", [[0.0] * 7, [1.0, 1.0, 0.0, 0.0, 0.0, 0.0, -30.0]], ids=str)
 def test_a_truly_best_method_is_called_worse_in_at_most_six_percent(kind: str, means: list[float]) -> None:

@@ -35,6 +35,7 @@ class FakeRuns:
         state: str = "done",
         val: float | None = None,
         method: str = "",
+        arrays: dict[str, np.ndarray] | None = None,
         **hyper: Any,
     ) -> str:
         """Want a run and bring it into a state; returns its identity."""
@@ -85,7 +86,7 @@ class FakeRuns:
                     },
                     "finished": "2026-01-01T00:00:00Z",
                 },
-                {"scores": np.zeros((2, 6), np.float32)},
+                arrays or {"scores": np.zeros((2, 6), np.float32)},
             )
         if state != "running":
             lease.release()
