@@ -276,10 +276,11 @@ Record = TypeVar("Record", Row, Pair)
 _KINDS = {"float": float, "int": int, "str": str}
 
 
-def to_csv(records: Sequence[Record], kind: type[Record]) -> str:
+def to_csv(records: Sequence[Row] | Sequence[Pair], kind: type[Row] | type[Pair]) -> str:
     """A line per row, or pair, and column of the table, full precision."""
     names = [field.name for field in fields(kind)]
-    return csv_of([names, *([exact(getattr(record, name)) for name in names] for record in records)])
+    lines = [[exact(getattr(record, name)) for name in names] for record in records]
+    return csv_of([names, *lines])
 
 
 def from_csv(path: Path, kind: type[Record]) -> tuple[Record, ...]:

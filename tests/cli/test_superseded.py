@@ -90,7 +90,7 @@ def test_tables_keep_them_apart(earlier, capsys):
     assert "(1/2; 1 superseded)" in out
     assert "– (0/2; 1 not started, 1 superseded)" in out
     assert "Superseded, and in no cell: 3 results of earlier versions (moved: " in out
-    assert "Made of 1 runs" in out
+    assert "Made of 1 run" in out
     assert main(["tables", "--grid", "grid.toml", "--superseded"]) == 0
     out = capsys.readouterr().out
     assert "zero_shot (superseded)" in out
@@ -132,7 +132,7 @@ def test_why_names_the_run_of_the_plan_that_supersedes(earlier, capsys):
 def test_tables_without_a_grid_keep_them_apart_too(earlier, capsys):
     assert main(["tables"]) == 0
     out = capsys.readouterr().out
-    assert "Made of 1 runs" in out
+    assert "Made of 1 run" in out
     assert "Superseded, and in no cell: 4 results of earlier versions" in out
     assert main(["tables", "--superseded"]) == 0
     out = capsys.readouterr().out

@@ -74,7 +74,7 @@ def test_pictures_that_are_gone_do_not_hide_a_table(original, tmp_path, monkeypa
 def test_a_part_of_a_remembered_grid(copied, capsys):
     assert main(["tables", "--grid", "grid.toml", "--methods", "again", "--seeds", "2"]) == 0
     out = capsys.readouterr().out
-    assert "Made of 1 runs" in out
+    assert "Made of 1 run" in out
     assert "zero_shot" not in out.replace("written to", "")
     assert main(["tables", "--grid", "grid.toml", "--methods", "again", "--split-seeds", "2"]) == 0
     assert capsys.readouterr().out == out  # in this grid each seed has its own split
