@@ -1,4 +1,4 @@
-"""The finished epochs of a run, a line each in `epochs.jsonl`; the first epoch is 1.
+"""The finished epochs of a run, a line each in `epochs.jsonl`; the first epoch is 1. Fields: docs/results.md.
 
 A line says its format. Those without one were written by earlier versions, and their epochs count from 0;
 readers get all of them counted from 1. A line that a killed writer left unfinished is no line.

@@ -1,4 +1,4 @@
-"""The arrays of a finished run, `predictions.npz`, and how its result names them.
+"""The arrays of a finished run, `predictions.npz`, and how its result names them; docs/results.md lists them.
 
 `result.json` has the SHA-256 of each array's bytes: of the scores as `predictions_sha256`, and of all arrays
 by name in `arrays_sha256`, which came later. The first versions named neither.

@@ -2,7 +2,7 @@
 
 Format 1 has no number; format 2 says its own, and may hold the peak memory of the run; in format 3 the chosen
 epochs count from 1, before from 0. Fields that are not listed here are kept and not looked at, so that a
-newer writer may add some without a new format.
+newer writer may add some without a new format. The other files of a run are described in docs/results.md.
 """
 
 from __future__ import annotations

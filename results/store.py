@@ -3,8 +3,8 @@
     <root>/<dataset>/<method>/p<ratio>-s<seed>-<run id, 16 characters>/
         spec.json          what was asked for
         result.json        written once, last; a run is done when it exists
-        predictions.npz    test scores and labels, from which every metric can be recomputed
-        epochs.jsonl       one line per finished epoch, the first of which is epoch 1
+        predictions.npz    test scores and labels, from which every metric can be recomputed (docs/results.md)
+        epochs.jsonl       one line per finished epoch, the first of which is epoch 1 (docs/results.md)
         failure.json       error of the newest attempt; older ones are failure.<attempt>.json
         lease.000001 ...   who works or worked on it, see `results.lease`
 
