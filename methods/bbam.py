@@ -23,7 +23,8 @@ What the official code leaks: (1) From its second epoch after the warm-up on it 
 HIDDEN labels of the unlabelled images as y in θ' (`pseudo_label` hands the targets of its loader to `BBAM`).
 (2) Its two scripts draw the labelled images with different default seeds, 1000 for the warm-up and 1 after
 it, and the published commands set neither: at p = 0.05 the warm-up learns from labels of which about 95 %
-are hidden ones afterwards. Here y = .5, and the warm-up is on the labelled images of the run.
+are hidden ones afterwards. Here y = .5, and the warm-up is on the labelled images of the run. What each is
+worth on GlyphScenes: `python -m benchmarks.checks.bbam_leak`.
 
 What else differs: a class keeps θ' = θ while it has no spread of positives or of negatives (the code divides
 by 0, and all losses become NaN). The code counts each unused entry as −1 positive when it samples negatives;
