@@ -20,7 +20,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FILE = "figures.json"
-SOURCES = [Path(__file__).with_name(name) for name in ("plots.py", "text.py", "tables.py", "columns.py")]
+_HERE = Path(__file__).parent
+SOURCES = [
+    *(_HERE / name for name in ("plots.py", "text.py", "tables.py", "columns.py", "evaluated.py")),
+    *sorted((_HERE / "drawing").glob("*.py")),
+]
+"""Code that decides about a figure's bytes."""
 PACKAGES = ("matplotlib", "seaborn", "pandas", "numpy")
 """Packages that decide about a figure's bytes."""
 _NO_GLYPH = re.compile(r"Glyph (\d+) .*missing from")
@@ -89,14 +94,16 @@ def rendered(draw: Callable[[], Figure], kind: str, report: Callable[[str], None
 
     Args:
         draw: makes the figure, which is closed afterwards.
-        kind: "png" or "pdf".
+        kind: "png", "pdf" or "svg".
         report: gets a line that names the letters for which the font has no shape.
     """
     import matplotlib.pyplot as plt
 
-    metadata = (
-        {"Software": None} if kind == "png" else {"CreationDate": None, "Producer": None, "Creator": None}
-    )
+    metadata = {
+        "png": {"Software": None},
+        "pdf": {"CreationDate": None, "Producer": None, "Creator": None},
+        "svg": {"Date": None, "Creator": None},
+    }[kind]
     buffer = io.BytesIO()
     before = set(plt.get_fignums())
     try:

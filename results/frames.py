@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 METRICS = ("mAP", "OF1", "CF1", "head", "medium", "tail", "num_classes")
 QUALITY = ("OP", "OR", "OF1", "CP", "CR", "CF1", "coverage")
+SCORES = ("mAP_ema", "mAP_model", "mAP_val")
+"""Scores of an epoch: on the test images with the EMA's and the raw weights, on held-out images."""
 KEYS = ("run_id", "dataset", "ratio", "seed", "method", "label")
 """What a wanted run has to say."""
 COLUMNS = (*KEYS, "budget", "split_seed")
@@ -109,10 +111,10 @@ def collect_classes(store: RunStore, wanted: Sequence[dict[str, Any]], rule: Rul
     return pd.DataFrame(rows, columns=pd.Index(columns)).astype({"AP": "float64"})
 
 
-def collect_epochs(
+def collect_curves(
     store: RunStore, wanted: Sequence[dict[str, Any]], left_out: Callable[[str], None] = to_stderr
 ) -> pd.DataFrame:
-    """Pseudo-label quality of every epoch of every run, finished or not.
+    """Every epoch of every run, finished or not.
 
     Args:
         store: where the runs are.
@@ -120,8 +122,9 @@ def collect_epochs(
         left_out: gets a line on each run whose epochs cannot be read; none of them is in the frame.
 
     Returns:
-        A row per run and epoch that has pseudo-labels: the keys of the run, epoch, and the columns
-        of `QUALITY` (percent, NaN where undefined).
+        A row per run and epoch: the keys of the run, epoch (from 1), pseudo (whether it has pseudo-labels),
+        losses (term -> sum or None), and the columns of `SCORES` and `QUALITY` (percent, NaN where undefined
+        or not computed in that epoch).
     """
     import pandas as pd
 
@@ -133,12 +136,32 @@ def collect_epochs(
             left_out(str(error))
             continue
         for epoch in epochs:
-            quality = epoch.get("pseudo_labels")
-            if quality:
-                values = {name: quality.get(name) for name in QUALITY}
-                rows.append({**item, "epoch": epoch["epoch"], **values})
-    frame = pd.DataFrame(rows, columns=pd.Index([*COLUMNS, "epoch", *QUALITY]))
-    return frame.astype(dict.fromkeys(QUALITY, "float64"))
+            quality = epoch.get("pseudo_labels") or {}
+            values = {name: quality.get(name) for name in QUALITY}
+            scores = {name: epoch.get(name) for name in SCORES}
+            said = {"epoch": epoch["epoch"], "pseudo": bool(quality), "losses": epoch.get("losses", {})}
+            rows.append({**item, **said, **scores, **values})
+    columns = [*COLUMNS, "epoch", "pseudo", "losses", *SCORES, *QUALITY]
+    frame = pd.DataFrame(rows, columns=pd.Index(columns))
+    return frame.astype({**dict.fromkeys((*SCORES, *QUALITY), "float64"), "pseudo": "bool"})
+
+
+def collect_epochs(
+    store: RunStore, wanted: Sequence[dict[str, Any]], left_out: Callable[[str], None] = to_stderr
+) -> pd.DataFrame:
+    """Pseudo-label quality of every epoch of every run, finished or not.
+
+    Args:
+        store: where the runs are.
+        wanted: see `collect`.
+        left_out: see `collect_curves`.
+
+    Returns:
+        A row per run and epoch that has pseudo-labels: the keys of the run, epoch, and the columns
+        of `QUALITY` (percent, NaN where undefined).
+    """
+    curves = collect_curves(store, wanted, left_out)
+    return curves[curves["pseudo"]][[*COLUMNS, "epoch", *QUALITY]].reset_index(drop=True)
 
 
 def finished(store: RunStore, wanted: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], Result]]:

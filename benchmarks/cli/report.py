@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from benchmarks.plan.summary import PlanSummary
 from benchmarks.workspace import Workspace
 from methods.errors import UserError
 from results.errors import StoreError
+from results.plots import FORMATS
 from results.text import one_line
 
 if TYPE_CHECKING:
@@ -71,13 +72,20 @@ def add(verbs: options.Verbs) -> None:
         action="store_true",
         help="also 95 %% intervals of scores and differences, by resampling; the verdict uses them",
     )
-    options.verb(
+    plots_parser = options.verb(
         verbs,
         "plots",
         plots,
         help="write the figures of a grid",
-        examples=["plots --grid demo", "plots --grid full --methods csaa fixmatch --out paper"],
+        examples=["plots --grid demo", "plots --grid full --methods csaa fixmatch --out paper --formats pdf"],
         parents=shared,
+    )
+    plots_parser.add_argument(
+        "--formats",
+        nargs="+",
+        choices=FORMATS,
+        default=["png"],
+        help="kinds of files: png (the default), pdf, svg",
     )
 
 
@@ -138,7 +146,8 @@ def plots(args: argparse.Namespace) -> int:
     from benchmarks.cli.planning import known
 
     plan, workspace = known(args, _remark), options.workspace(args)
-    paths, failed = write_figures(plan, workspace, _folder(plan, workspace, args.out), args.rule)
+    folder = _folder(plan, workspace, args.out)
+    paths, failed = write_figures(plan, workspace, folder, args.rule, args.formats)
     for path in paths:
         print(path)
     return 1 if failed else 0
@@ -331,7 +340,7 @@ def _say_written(folder: Path, paths: list[Path]) -> None:
 
 
 def write_figures(
-    plan: PlanSummary, workspace: Workspace, folder: Path, rule: str
+    plan: PlanSummary, workspace: Workspace, folder: Path, rule: str, formats: Sequence[str] = ("png",)
 ) -> tuple[list[Path], list[str]]:
     """Write the figures that the finished runs allow; what goes wrong is named on stderr.
 
@@ -351,7 +360,9 @@ def write_figures(
         from results.plots import write_plots
 
         wanted = [run.wanted() for run in plan.runs]
-        paths = write_plots(workspace.store, wanted, folder, rule=rule, failed=left_out, remark=remark)
+        paths = write_plots(
+            workspace.store, wanted, folder, rule, formats=formats, failed=left_out, remark=remark
+        )
     except StoreError:
         raise
     except Exception as error:  # the drawing packages are absent or broken, or the folder is read-only

@@ -1,21 +1,36 @@
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from results.drawing.classes import classes_figure
+from results.drawing.epochs import quality_figure
+from results.drawing.shares import ratio_figure
+from results.drawing.styles import method_styles
 from results.errors import StoreError
 from results.frames import collect, collect_classes, collect_epochs
-from results.plots import (
-    classes_figure,
-    method_styles,
-    quality_figure,
-    ratio_figure,
-    write_plots,
-)
+from results.plots import write_plots
 
 plt = pytest.importorskip("matplotlib.pyplot")
+
+
+KINDS = ("classes", "pseudo-labels", "training", "cost")
+SPEC = {"method": "csaa", "dataset": {"alias": "GlyphScenes"}}
+
+
+@pytest.fixture
+def cheap(monkeypatch: Any) -> None:
+    """Figures of a dataset and ratio that take no time: files and their names are tested."""
+
+    def plain(*arguments: Any) -> Any:
+        return plt.figure()
+
+    for kind in ("classes", "quality", "training", "cost"):
+        monkeypatch.setattr(f"results.plots.{kind}_figure", plain)
 
 
 def fill(fake: Any) -> None:
@@ -24,12 +39,6 @@ def fill(fake: Any) -> None:
             fake.add("FixMatch", 60.0 + shift + 20 * ratio, seed=seed, ratio=ratio)
             fake.add("CSAA", 64.0 + shift + 20 * ratio, seed=seed, ratio=ratio)
     fake.add("Zero-shot", None, state="not started")
-
-
-def test_styles_are_distinct_and_follow_the_order() -> None:
-    styles = method_styles([f"m{i}" for i in range(30)])
-    assert len({tuple(look.values()) for look in styles.values()}) == 30
-    assert method_styles(["m0", "m1"])["m1"] == styles["m1"]
 
 
 def test_ratio_figure_draws_means_and_spread(fake: Any) -> None:
@@ -45,6 +54,7 @@ def test_ratio_figure_draws_means_and_spread(fake: Any) -> None:
     assert (high - low) / 2 == pytest.approx(2**0.5)  # ddof = 1 of two values 2 apart
     assert [t.get_text() for t in axis.get_xticklabels()] == ["5 %", "20 %"]
     assert [t.get_text() for t in figure.legends[0].get_texts()] == ["FixMatch", "CSAA"]
+    assert list(line.get_xdata()) == [0.05, 0.2]
     plt.close(figure)
 
 
@@ -88,7 +98,7 @@ def test_classes_figure_sorts_by_frequency(fake: Any) -> None:
     assert names == ["kite", "moon", "comet", "star", "cloud", "sun"]
     points = {line.get_label(): list(line.get_ydata()) for line in axis.lines}
     assert points["CSAA"][:2] == [66.0, 71.0]
-    assert [t.get_text() for t in axis.texts] == ["head", "medium", "tail"]
+    assert [t.get_text() for t in axis.texts] == ["undefined", "head", "medium", "tail"]
     plt.close(figure)
 
 
@@ -104,25 +114,45 @@ def test_quality_figure_has_a_panel_per_measure(fake: Any) -> None:
     plt.close(figure)
 
 
-def test_files_are_deterministic_and_only_made_with_data(fake: Any, tmp_path: Path) -> None:
+def test_files_are_only_made_with_data(fake: Any, tmp_path: Path) -> None:
     fill(fake)
     wanted = [item for item in fake.wanted if item["ratio"] == 0.05]
-    formats = ("png", "pdf")
-    first = write_plots(fake.store, wanted, tmp_path / "a", "last", formats=formats)
-    assert sorted(path.name for path in first) == sorted(
-        f"{stem}.{kind}"
-        for stem in ("mAP-vs-ratio", "classes-GlyphScenes-0.05", "pseudo-labels-GlyphScenes-0.05")
-        for kind in formats
-    )
-    second = write_plots(fake.store, wanted, tmp_path / "b", "last", formats=formats)
-    for a, b in zip(first, second, strict=True):
-        assert a.read_bytes() == b.read_bytes()
-        assert b"CreationDate" not in a.read_bytes()
-    # No held-out part, so nothing but the pseudo-labels can be drawn under this rule.
+    first = write_plots(fake.store, wanted, tmp_path / "a", "last")
+    assert [path.name for path in first] == [
+        "mAP-vs-ratio.png",
+        *(f"{kind}-GlyphScenes-0.05.png" for kind in KINDS),
+    ]
+    # No held-out part, so nothing but curves over epochs can be drawn under this rule.
     val = write_plots(fake.store, wanted, tmp_path / "c", "val")
-    assert [path.name for path in val] == ["pseudo-labels-GlyphScenes-0.05.png"]
+    assert [path.name for path in val] == [f"{kind}-GlyphScenes-0.05.png" for kind in KINDS[1:3]]
     empty = [item for item in fake.wanted if item["label"] == "Zero-shot"]
     assert write_plots(fake.store, empty, tmp_path / "d", "last") == []
+
+
+def test_each_format_is_deterministic(fake: Any, tmp_path: Path, cheap: None) -> None:
+    fill(fake)
+    formats = ("png", "pdf", "svg")
+    first, second = (
+        write_plots(fake.store, fake.wanted, tmp_path / name, "last", formats=formats) for name in "ab"
+    )
+    assert {path.suffix for path in first} == {".png", ".pdf", ".svg"}
+    for a, b in zip(first, second, strict=True):
+        assert a.read_bytes() == b.read_bytes()
+        assert not re.search(rb"CreationDate|<dc:date>", a.read_bytes())
+    starts = {path.suffix: path.read_bytes()[:5] for path in first}
+    assert starts == {".png": b"\x89PNG\r", ".pdf": b"%PDF-", ".svg": b"<?xml"}
+
+
+def test_losses_that_are_all_null_make_no_figure(fake: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("tests.results.conftest.quality", lambda epoch: None)
+    fake.add("CSAA", 60.0)
+    run = fake.store.directory(fake.wanted[0]["run_id"], {"seed": 1, "ratio": 0.05, **SPEC})
+    rows = [json.loads(line) for line in (run / "epochs.jsonl").read_text().splitlines()]
+    lines = [json.dumps({**row, "mAP_ema": None, "losses": {"labelled": None}}) for row in rows]
+    (run / "epochs.jsonl").write_text("\n".join(lines) + "\n")
+    names = [path.name for path in write_plots(fake.store, fake.wanted, tmp_path, "last")]
+    assert "classes-GlyphScenes-0.05.png" in names
+    assert not [name for name in names if name.startswith(("training", "pseudo"))]
 
 
 NAMES = ["Ba$$in", "$x^{", "_a", "two\nlines", r"\frac{", "tau ≥ .5 שלום"]
@@ -133,24 +163,26 @@ def test_names_are_drawn_as_they_are(fake: Any, tmp_path: Path, capsys: Any, mon
     for number, name in enumerate(NAMES):
         fake.add(name, 50.0 + number, dataset="$a$ and $b$", method=f"m{number}")
     figure = ratio_figure(collect(fake.store, fake.wanted), "last", "mAP", method_styles(NAMES))
-    texts = [entry.get_text() for entry in figure.legends[0].get_texts()]
+    texts = [entry.get_text() for entry in figure.axes[0].get_yticklabels()]  # a row for each
     assert texts == ["Ba$$in", "$x^{", "\u200b_a", "two lines", r"\frac{", "tau ≥ .5 שלום"]
     assert not any(entry.get_parse_math() for entry in figure.findobj(plt.Text))
     plt.close(figure)
-    assert len(write_plots(fake.store, fake.wanted, tmp_path, "last")) == 3
+    assert len(write_plots(fake.store, fake.wanted, tmp_path, "last")) == 5
     assert capsys.readouterr().err == ""
 
 
-def test_datasets_whose_file_names_would_be_equal_get_files_of_their_own(fake: Any, tmp_path: Path) -> None:
+def test_datasets_whose_file_names_would_be_equal_get_files_of_their_own(
+    fake: Any, tmp_path: Path, cheap: None
+) -> None:
     for dataset in ("a b", "a&b", "A_b", "c d"):
         fake.add("CSAA", 60.0, dataset=dataset)
     names = [path.name for path in write_plots(fake.store, fake.wanted, tmp_path, "last")]
-    assert len(set(names)) == len(names) == 9
+    assert len(set(names)) == len(names) == 17
     assert "classes-c_d-0.05.png" in names
 
 
 def test_a_figure_that_fails_is_named_and_the_others_are_drawn(
-    fake: Any, tmp_path: Path, monkeypatch: Any
+    fake: Any, tmp_path: Path, cheap: None, monkeypatch: Any
 ) -> None:
     def broken(*arguments: Any) -> None:
         plt.figure()
@@ -164,7 +196,10 @@ def test_a_figure_that_fails_is_named_and_the_others_are_drawn(
     open_before = plt.get_fignums()
     paths = write_plots(fake.store, fake.wanted, tmp_path, "last", failed=lines.append)
     assert lines == ["classes-GlyphScenes-0.05.png is left out: ValueError: no room"]
-    assert [path.name for path in paths] == ["mAP-vs-ratio.png", "pseudo-labels-GlyphScenes-0.05.png"]
+    assert [path.name for path in paths] == [
+        "mAP-vs-ratio.png",
+        *(f"{kind}-GlyphScenes-0.05.png" for kind in KINDS[1:]),
+    ]
     assert not (tmp_path / "classes-GlyphScenes-0.05.png").exists()  # it showed older numbers
     assert plt.get_fignums() == open_before
 
@@ -172,7 +207,7 @@ def test_a_figure_that_fails_is_named_and_the_others_are_drawn(
 def test_letters_that_the_font_lacks_are_named(fake: Any, tmp_path: Path, recwarn: Any) -> None:
     fake.add("猫 and 犬", 60.0, method="m")
     lines: list[str] = []
-    assert len(write_plots(fake.store, fake.wanted, tmp_path, "last", remark=lines.append)) == 3
+    assert len(write_plots(fake.store, fake.wanted, tmp_path, "last", remark=lines.append)) == 5
     assert "mAP-vs-ratio.png: the font has no shape for 猫 犬; boxes stand for them" in lines
     assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]
 

@@ -324,5 +324,5 @@ def test_importing_results_is_cheap() -> None:
 
 def test_results_imports_nothing_of_the_other_packages() -> None:
     root = Path(__file__).resolve().parents[2]
-    for path in (root / "results").glob("*.py"):
+    for path in (root / "results").rglob("*.py"):
         assert not re.search(r"(from|import) (benchmarks|methods|csaa)\b", path.read_text()), path
