@@ -117,7 +117,7 @@ def training_figure(epochs: pd.DataFrame, style: Style, title: str) -> Figure:
         kind = "mAP" if measure in scores else measure
         every = frame[scores if kind == "mAP" else [measure]].stack().dropna()
         axis.set_ylabel("mAP (%)" if kind == "mAP" else _loss_scale(axis, every))
-        limits.setdefault(kind, _limits(every, log=axis.get_yscale() == "log"))
+        limits.setdefault(kind, _limits(every, axis.get_yscale()))
         axis.set_ylim(limits[kind])
         whole_epochs(axis, part["epoch"])
     for axis in axes[len(shown) :]:
@@ -192,11 +192,14 @@ def _lengths(epochs: pd.DataFrame) -> list[pd.DataFrame]:
     return [epochs[epochs["label"].map(last).isin(part)] for part in parts]
 
 
-def _limits(values: pd.Series, *, log: bool) -> tuple[float, float]:
-    """Ends of a vertical axis that shows all values; bands may leave it."""
+def _limits(values: pd.Series, scale: str) -> tuple[float, float]:
+    """Ends of a vertical axis of a scale that shows all values; bands may leave it."""
     low, high = float(values.min()), float(values.max())
-    if log:
+    if scale == "log":
         return low / 1.3, high * 1.3
+    if scale == "symlog":  # 0 lies between the ends, or is one of them
+        edge = float(values[values != 0].abs().min()) / 2
+        return min(1.5 * low, -edge), max(1.5 * high, edge)
     room = 0.06 * (high - low) or max(1e-6, 0.05 * abs(high))
     return low - room, high + room
 
