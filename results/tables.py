@@ -100,6 +100,7 @@ class Table:
         cells: (label, column) -> cell; a combination that the grid does not have is absent.
         comparison: every method against the best over all blocks.
         verdict: what the table says.
+        blocks: label -> (dataset, budget, seeds) -> value, what was compared.
         seeds: all seeds asked for.
         splits: all seeds of labelled subsets; they differ from `seeds` where a grid says its `split_seeds`.
         runs: a row per run: its keys, state, value (NaN without), digest and seconds.
@@ -115,6 +116,7 @@ class Table:
     cells: Mapping[tuple[str, Column], TableCell]
     comparison: Comparison
     verdict: Verdict
+    blocks: Mapping[str, Mapping[tuple, float]]
     seeds: tuple[int, ...]
     splits: tuple[int, ...]
     runs: pd.DataFrame
@@ -254,6 +256,7 @@ def table(
         cells=cells,
         comparison=comparison,
         verdict=verdict,
+        blocks=blocks,
         seeds=tuple(sorted({int(seed) for seed in runs["seed"]})),
         splits=tuple(sorted({int(seed) for seed in runs["split_seed"]})),
         runs=runs,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.cli import intervals, options, table_diff
+from benchmarks.cli import intervals, options, ranks, table_diff
 from benchmarks.cli.published import with_published
 from benchmarks.cli.verify import Check, of_grid
 from benchmarks.data.disk import FULL
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from results.tables import Table
 
 
+Further = Callable[["Table", Path], None]
 OLD_NUMBERS = "All numbers here are SUPERSEDED: earlier versions made them; do not mix them with today's."
 
 
@@ -72,6 +74,7 @@ def add(verbs: options.Verbs) -> None:
         action="store_true",
         help="also 95 %% intervals of scores and differences, by resampling; the verdict uses them",
     )
+    ranks.add(tables_parser)
     plots_parser = options.verb(
         verbs,
         "plots",
@@ -109,20 +112,22 @@ def tables(args: argparse.Namespace) -> int:
         raise UserError(
             "--intervals is for the present results of a grid; give --grid, and leave --superseded out"
         )
+    ranks.check(args)
     if args.superseded and args.published:
         raise UserError("--published: superseded results are not compared; leave out one of the two")
+    further = partial(ranks.write, rope=args.rope, unwritten=_unwritten) if args.ranks else None
     if args.grid is None:
         options.without_grid(args)
         check = Check(workspace.store) if args.verify else None
         chosen = {"superseded": args.superseded, "bib": args.bib, "check": check, "published": args.published}
-        unread = write_whole(workspace, args.rule, args.out, **chosen)
+        unread = write_whole(workspace, args.rule, args.out, further=further, **chosen)
         return _code(unread, check)
     plan = known(args, _remark)
     check = Check(workspace.store, of_grid(args)) if args.verify else None
     if args.superseded:
         write_superseded(plan, workspace, args.rule, args.out, bib=args.bib, check=check)
         return _code((), check)
-    chosen = {"bib": args.bib, "check": check, "published": args.published}
+    chosen = {"bib": args.bib, "check": check, "published": args.published, "further": further}
     found = None
     if args.intervals:
         found = intervals.write(plan, workspace, args.rule, _folder(plan, workspace, args.out), _unwritten)
@@ -164,6 +169,7 @@ def write(
     check: Check | None = None,
     published: bool = False,
     found: Intervals | None = None,
+    further: Further | None = None,
 ) -> set[str]:
     """Write the table of a grid in every format, print it, and write the figures.
 
@@ -179,6 +185,7 @@ def write(
         check: recomputes the results; None leaves it.
         published: whether to put published numbers beside ours.
         found: intervals of its scores; None where they were not computed.
+        further: gets the table and the folder at the end.
 
     Returns:
         Identities of the runs whose folder or result cannot be read; each is named on stderr.
@@ -209,6 +216,8 @@ def write(
         paths += write_figures(plan, workspace, folder, rule)[0]
     _say_written(folder, paths)
     _cite(workspace, wanted, folder, bib)
+    if further:
+        further(made, folder)
     return set(unread)
 
 
@@ -255,6 +264,7 @@ def write_whole(
     bib: bool,
     check: Check | None,
     published: bool = False,
+    further: Further | None = None,
 ) -> list[str]:
     """Write and print a table of all finished runs of the store.
 
@@ -266,6 +276,7 @@ def write_whole(
         bib: as for `write`.
         check: as for `write`.
         published: as for `write`.
+        further: as for `write`.
 
     Returns:
         A line on each run, or folder of runs, that cannot be read; they were said on stderr.
@@ -307,6 +318,8 @@ def write_whole(
     folder, stem = out or workspace.tables / "store", "-superseded" if superseded else ""
     _say_written(folder, _written(made, folder, f"{made.metric}-{rule}{stem}", "store"))
     _cite(workspace, wanted, folder, bib)
+    if further:
+        further(made, folder)
     return unread
 
 

@@ -7,7 +7,7 @@ import argparse
 from benchmarks.cli import options
 from methods.errors import UserError
 
-OF_A_STORE = ("grid", "superseded", "published", "bib", "verify", "intervals", "out")
+OF_A_STORE = ("grid", "superseded", "published", "bib", "verify", "intervals", "ranks", "rope", "out")
 """Options of `tables` that are about the runs of a store."""
 
 
