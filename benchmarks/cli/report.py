@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.cli import intervals, options, ranks, table_diff
+from benchmarks.cli import costs, intervals, options, ranks, table_diff
 from benchmarks.cli.published import with_published
 from benchmarks.cli.verify import Check, of_grid
 from benchmarks.data.disk import FULL
@@ -75,11 +75,7 @@ def add(verbs: options.Verbs) -> None:
         help="also 95 %% intervals of scores and differences, by resampling; the verdict uses them",
     )
     ranks.add(tables_parser)
-    tables_parser.add_argument(
-        "--costs",
-        action="store_true",
-        help="also what the runs cost: seconds, time an image, memory, trained parameters",
-    )
+    costs.add(tables_parser)
     plots_parser = options.verb(
         verbs,
         "plots",
@@ -118,10 +114,7 @@ def tables(args: argparse.Namespace) -> int:
             "--intervals is for the present results of a grid; give --grid, and leave --superseded out"
         )
     ranks.check(args)
-    if args.costs and (args.grid is None or args.superseded):
-        raise UserError(
-            "--costs is for the present results of a grid; give --grid, and leave --superseded out"
-        )
+    costs.check(args)
     if args.superseded and args.published:
         raise UserError("--published: superseded results are not compared; leave out one of the two")
     further = partial(ranks.write, rope=args.rope, unwritten=_unwritten) if args.ranks else None
@@ -142,24 +135,8 @@ def tables(args: argparse.Namespace) -> int:
         found = intervals.write(plan, workspace, args.rule, _folder(plan, workspace, args.out), _unwritten)
     unreadable = write(plan, workspace, args.rule, args.out, plots=False, found=found, **chosen)
     if args.costs:
-        _write_costs(plan, workspace, _folder(plan, workspace, args.out))
+        costs.write(plan, workspace, _folder(plan, workspace, args.out), _unwritten)
     return _code(unreadable, check)
-
-
-def _write_costs(plan: PlanSummary, workspace: Workspace, folder: Path) -> None:
-    """Print what the finished runs cost, and write it."""
-    from results.costs import costs, to_markdown, write_costs
-    from results.frames import finished
-
-    found = costs(finished(workspace.store, [run.wanted() for run in plan.runs]))
-    if not found:
-        print("no run is finished, so there are no costs")
-        return
-    print(to_markdown(found), flush=True)
-    try:
-        _say_written(folder, write_costs(found, folder))
-    except OSError as error:
-        raise _unwritten(folder, error) from error
 
 
 def _code(unread: Collection[str], check: Check | None) -> int:
