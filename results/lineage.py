@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from results.errors import StoreError
 from results.files import folders
-from results.moves import LEDGER, Change, changes
+from results.moves import LEDGER, Change, changes, flat
 from results.schema import Result
 from results.store import RunStore
 
@@ -112,11 +112,13 @@ def reasons(found: Iterable[Predecessor]) -> list[str]:
 
 def moves_since(result: Mapping[str, Any]) -> list[str]:
     """What has moved since a result was made, a reason each; a result of today's identities has none."""
-    generation = result.get("identities", 1)
+    generation, spec = result.get("identities", 1), flat(result["spec"])
     return [
         f"{move.reason} ({move.date})"
         for move in LEDGER
-        if move.generation > generation and (not move.methods or result["spec"]["method"] in move.methods)
+        if move.generation > generation
+        and (not move.methods or spec["method"] in move.methods)
+        and move.concerned(spec)
     ]
 
 

@@ -52,6 +52,8 @@ class Move:
         values: recognises it by the old and the new value.
         reason: what changed, as a clause.
         methods: only runs of these methods; empty for all.
+        concerned: whether a result of an earlier generation has another identity since, by its spec as `flat`
+            gives it; a result that keeps its identity is not superseded.
     """
 
     generation: int
@@ -60,6 +62,7 @@ class Move:
     values: Values
     reason: str
     methods: tuple[str, ...] = ()
+    concerned: Callable[[Mapping[str, Any]], bool] = lambda spec: True
 
     def explains(self, field: str, old: Any, new: Any, method: str, generation: int) -> bool:
         """Whether this is why a field differs from a result of an earlier generation."""
@@ -127,6 +130,7 @@ LEDGER: tuple[Move, ...] = (
             field,
             lambda old, new: new == ABSENT,
             "without a moving average there is nothing that this field could choose; the number is the same",
+            concerned=lambda spec: spec.get("recipe.ema_decay") == 0,
         )
         for field in ("recipe.ema_warmup", "recipe.warmup_weights")
     ),

@@ -224,6 +224,13 @@ def test_todays_results_say_their_generation(store: RunStore, run: Path):
     assert len(moves_since(OLD)) >= 4
 
 
+@pytest.mark.parametrize(("decay", "reasons"), [(0.99, 0), (0.0, 1), (None, 0)])
+def test_a_result_whose_identity_an_update_left_alone_is_not_superseded(decay, reasons):
+    changed = {"recipe.ema_decay": ... if decay is None else decay}  # a fitted method's recipe has none
+    result = {"identities": 2, "spec": moved(OLD["spec"], **changed)}
+    assert len(set(moves_since(result))) == reasons
+
+
 def test_a_plan_in_memory_has_tuples_where_files_have_lists(store: RunStore):
     put(
         store,
