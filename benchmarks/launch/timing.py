@@ -228,20 +228,34 @@ def _measure_refresh(trainer: Trainer, job: Job, strategy: Strategy) -> float:
     wanted = sum(trainer.method.wants_pool(epoch) for epoch in range(epochs))
     if not wanted:
         return 0.0
-    pool, module = trainer.data.unlabelled, trainer.ema.module
+    pool, known, method = trainer.data.unlabelled, trainer.data.labelled, trainer.method
     scores, each = _timed_scores(
         trainer.scorer,
         strategy,
-        module.score_pool,
+        trainer.ema.module.score_pool,
         "train",
         _some(pool, job, strategy),
         trainer.batches.views.weak,
     )
-    whole = scores[torch.arange(len(pool)) % len(scores)].to(strategy.accelerator.device)
-    classes = trainer.data.targets.shape[1]
+    classes, wants, scored = trainer.data.targets.shape[1], method.pool_wants, 0
+
+    def rows(count: int, wanted: bool = True) -> Tensor | None:
+        """So many scores, of the images that were scored, where a method asks for them."""
+        nonlocal scored
+        scored += count if wanted else 0
+        found = scores[torch.arange(count) % len(scores)].to(strategy.accelerator.device)
+        return found if wanted else None
+
+    whole = rows(len(pool) if method.scores_pool else 0)
+    assert whole is not None  # it is wanted
+    extras = {
+        "labelled": rows(len(known), "labelled" in wants),
+        "model_scores": rows(len(pool), "model_scores" in wants),
+        "model_labelled": rows(len(known), "model_labelled" in wants),
+    }
     started = _clock(strategy)
-    trainer.method.refresh(Pool(0, whole[:, :classes], whole[:, classes:]))
-    seconds = each * len(pool) + _clock(strategy) - started
+    method.refresh(Pool(0, whole[:, :classes], whole[:, classes:], **extras))
+    seconds = each * scored + _clock(strategy) - started
     steps, labelled = trainer.steps_per_epoch, trainer.schedule.batch_labelled
     return wanted / epochs * seconds / (len(pool) + steps * labelled)
 

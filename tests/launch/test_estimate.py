@@ -238,3 +238,17 @@ def test_a_probe_foretells_a_run_within_a_factor(jobs, workspace):
         after = Estimates(workspace).run(job)
         assert after.source.startswith("1 finished run on ")
         assert after.seconds >= cost["seconds"]
+
+
+@pytest.mark.parametrize(
+    "method", ["dicap", *(pytest.param(n, marks=pytest.mark.slow) for n in ("bbam", "d2l"))]
+)
+def test_methods_with_further_scores_patches_and_phases_are_measured(method, voc_root, tmp_path):
+    (tmp_path / "tiny.toml").write_text(grid_text(voc_root, f'["{method}"]', epochs=2))
+    grid = load(str(tmp_path / "tiny.toml"))
+    (job,) = resolve(grid, Workspace(tmp_path / "data", tmp_path / "runs"), progress=silent, workers=1)
+    found = timing.measure_steps(job, None, make("ddp", "fp32", Group()))
+    assert found["images"] > 0
+    assert found["image"] > 0
+    images = Estimates(Workspace(tmp_path / "data", tmp_path / "runs")).run(job)
+    assert images.seconds is None  # nothing is known of it yet
