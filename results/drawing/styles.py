@@ -48,7 +48,7 @@ def method_styles(labels: Iterable[str]) -> Style:
     """Colour, marker and line of each method; no two are equal, up to 44 of one colour.
 
     The colour follows from the name alone, and of the names in `KNOWN` so do marker and line. Of other names
-    that would look alike, the marker or line of the later one in the alphabet is the next that is free.
+    of one colour, each has a line of its own while there are some, and then a marker.
 
     Args:
         labels: methods in the order of the legend.
@@ -66,7 +66,10 @@ def method_styles(labels: Iterable[str]) -> Style:
         else:
             number = int.from_bytes(hashlib.sha256(text.utf8(label)).digest()[:8], "big")
             colour, first = number % len(COLOURS), number // len(COLOURS) % len(MARKERS)
-            others = itertools.product(range(len(LINES)), range(len(MARKERS)))
+            # Markers are small on lines: of one colour, lines differ first.
+            used = [line for one, _, line in taken if one == colour]
+            lines = sorted(range(len(LINES)), key=used.count)
+            others = itertools.product(lines, range(len(MARKERS)))
             free = ((colour, (first + step) % len(MARKERS), line) for line, step in others)
             look = next((found for found in free if found not in taken), (colour, first, 0))
         taken.add(look)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
+from collections import Counter
 from typing import Any
 
 import pandas as pd
@@ -58,6 +59,14 @@ def test_known_methods_are_all_unlike_and_neighbours_have_other_colours() -> Non
     assert len({look[:2] for look in looks}) == len(KNOWN)
     assert all(a[0] != b[0] for a, b in itertools.pairwise(looks))
     assert len(set(COLOURS)) == len(COLOURS)
+
+
+def test_lines_of_one_colour_differ_in_more_than_their_markers():
+    names = [f"variant {number}" for number in range(2 * len(COLOURS))]
+    looks = method_styles(names).values()
+    shared = Counter((look["color"], look["linestyle"]) for look in looks)
+    assert max(Counter(look["color"] for look in looks).values()) in (2, 3, 4)
+    assert max(shared.values()) == 1
 
 
 def test_looks_do_not_depend_on_the_order_of_the_legend() -> None:
