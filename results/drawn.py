@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FILE = "figures.json"
+FORMATS = ("png", "pdf", "svg")
 _HERE = Path(__file__).parent
 SOURCES = [
     *(_HERE / name for name in ("plots.py", "text.py", "tables.py", "columns.py", "evaluated.py")),

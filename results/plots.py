@@ -22,7 +22,7 @@ from results.drawing.cost import cost_figure
 from results.drawing.epochs import quality_figure, training_figure
 from results.drawing.shares import ratio_figure
 from results.drawing.styles import Style, method_styles
-from results.drawn import Drawn, rendered
+from results.drawn import FORMATS, Drawn, rendered
 from results.errors import StoreError, nearest
 from results.frames import METRICS, SCORES, collect, collect_classes, collect_curves
 from results.schema import RULES
@@ -31,8 +31,6 @@ from results.store import RunStore
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
-
-FORMATS = ("png", "pdf", "svg")
 
 
 def _to_stderr(line: str) -> None:

@@ -16,8 +16,8 @@ from benchmarks.data.disk import FULL
 from benchmarks.plan.summary import PlanSummary
 from benchmarks.workspace import Workspace
 from methods.errors import UserError
+from results.drawn import FORMATS
 from results.errors import StoreError
-from results.plots import FORMATS
 from results.text import one_line
 
 if TYPE_CHECKING:
