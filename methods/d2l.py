@@ -20,9 +20,10 @@ What differs from the official code: patches are cut from the cached image (see
 a class without a labelled positive has no pseudo-positive, where the code makes every image one. It stops
 when the best epoch on the TEST images is more than five epochs old; here training goes on to the last.
 
-Expected score: COCO, ImageNet ResNet-50, 224 pixels, p = 0.05: 69.3 mAP, VOC 2012: 79.3 (printed in the
-tables of DiCaP, AAAI 2026; best epoch on test). Cost: five forward passes without gradients and five
-forward and backward passes per unlabelled image and epoch; scores cost five passes too.
+Expected score: COCO, ImageNet ResNet-50 with an ML-Decoder, 224 pixels, p = 0.05: 69.3 mAP, VOC 2012: 79.3
+(tables of DiCaP, AAAI 2026, from third-party notes; best epoch on test; its own paper's were not read). Cost:
+five forward passes without gradients and five forward and backward passes per unlabelled image and epoch;
+scores cost five passes too.
 """
 
 from __future__ import annotations
