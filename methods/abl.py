@@ -50,7 +50,7 @@ from methods.base import (
 from methods.errors import check_range
 from methods.losses import beta_loss
 from methods.parts.hypers import OptimizerHyper
-from methods.parts.linear import rate_groups
+from methods.parts.linear import rate_groups, set_training
 from methods.registry import register
 
 LARGEST = 30.0
@@ -130,9 +130,7 @@ class ABL(StepMethod):
 
     def __init__(self, backbone: Backbone, task: Task, hyper: ABLHyper) -> None:
         super().__init__(backbone, task, hyper)
-        backbone.freeze_bn = hyper.freeze_bn
-        if not hyper.lr_backbone:
-            backbone.requires_grad_(False)
+        set_training(backbone, hyper)
         self.backbone = backbone
         sizes = (backbone.dim, hyper.hidden, hyper.width, task.num_classes)
         self.clean, self.noisy = Evidence(*sizes), Evidence(*sizes)

@@ -10,7 +10,7 @@ that it is handed contains the labels of the unlabelled pool. What goes to and f
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -38,6 +38,7 @@ __all__ = [
     "Task",
     "at_least_fp32",
     "full_precision",
+    "pool_of",
     "seeded_rng",
     "trainable",
 ]
@@ -95,7 +96,7 @@ class StepMethod(Planned, nn.Module):
         wants_teacher: whether `teacher` is used.
         pool_wants: which of `POOL_EXTRAS` are to be filled in the `Pool` given to `refresh`.
         scores_pool: False for a method whose `refresh` reads ``Pool.labelled`` alone: the pool is not scored,
-            and ``Pool.scores`` and ``extra`` have no rows.
+            and ``Pool.scores`` and ``extra`` have no rows. It names something in ``pool_wants``.
     """
 
     name: ClassVar[str]
@@ -346,6 +347,24 @@ class FitMethod(Planned):
     def predict(self, features: Tensor) -> Tensor:
         """Return (N, K) float32 scores for features (N, d); higher = more present."""
         raise NotImplementedError
+
+
+def pool_of(method: StepMethod, epoch: int, rows: Callable[[str], Tensor]) -> Pool:
+    """The `Pool` that a method asks for, by ``scores_pool`` and ``pool_wants``.
+
+    Args:
+        method: whose `StepMethod.refresh` it is for.
+        epoch: the epoch about to begin.
+        rows: gives (n, K + extra) scores by name: "scores", or one of `POOL_EXTRAS`; called for those that
+            are asked for, in the order in which these stand there.
+    """
+    found = {"scores": rows("scores")} if method.scores_pool else {}
+    found |= {name: rows(name) for name in POOL_EXTRAS if name in method.pool_wants}
+    scores = found.pop("scores", None)
+    if scores is None:
+        scores = next(iter(found.values()))[:0]
+    classes = method.task.num_classes
+    return Pool(epoch, scores[:, :classes], scores[:, classes:], **found)
 
 
 @contextlib.contextmanager

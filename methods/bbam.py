@@ -73,7 +73,7 @@ from methods.parts.angular import (
     nearest_negatives,
 )
 from methods.parts.hypers import OptimizerHyper
-from methods.parts.linear import rate_groups
+from methods.parts.linear import rate_groups, set_training
 from methods.registry import register
 from methods.thresholds import ETA_NEG, ETA_POS, class_distribution_pseudo_labels
 
@@ -137,9 +137,7 @@ class BBAM(StepMethod):
 
     def __init__(self, backbone: Backbone, task: Task, hyper: BBAMHyper) -> None:
         super().__init__(backbone, task, hyper)
-        backbone.freeze_bn = hyper.freeze_bn
-        if not hyper.lr_backbone:
-            backbone.requires_grad_(False)
+        set_training(backbone, hyper)
         classes, pool = task.num_classes, (task.num_unlabelled, task.num_classes)
         self.classifier = AngularClassifier(backbone, classes, hyper.hidden, hyper.width)
         for name in ("means", "variances"):  # of negatives, then of positives

@@ -70,7 +70,7 @@ from methods.errors import UserError, check_range
 from methods.losses import asymmetric_loss
 from methods.parts.class_features import ClassFeatures, check_width, info_nce
 from methods.parts.hypers import AsymmetricHyper, OptimizerHyper
-from methods.parts.linear import rate_groups
+from methods.parts.linear import rate_groups, set_training
 from methods.registry import register
 
 
@@ -152,9 +152,7 @@ class DiCaP(StepMethod):
             raise UserError(f"{share} takes no image out of {len(task.labels)} labelled ones; raise it")
         self.estimation = task.estimation
         self.labelling = True
-        backbone.freeze_bn = hyper.freeze_bn
-        if not hyper.lr_backbone:
-            backbone.requires_grad_(False)
+        set_training(backbone, hyper)
         self.classifier = ClassFeatures(backbone, task, hyper.width)
         self.register_state("reliability", torch.zeros(hyper.bins))
         for name in ("present", "absent"):

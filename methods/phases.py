@@ -6,6 +6,7 @@ weights that the phase before it left. A method without phases has one training,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -62,3 +63,13 @@ class Phase:
                 raise UserError(f"{where}: {field} is {value}; it must be at least 1, or None")
         if self.batch_unlabelled and not self.pool:
             raise UserError(f"{where}: batch_unlabelled is given, and pool = False")
+
+
+def main_of(phases: Sequence[Phase]) -> Phase | None:
+    """The phase that is the semi-supervised part of a run: the first as long as the recipe's ``epochs``.
+
+    Args:
+        phases: of a method, in order; where none is like that, the first is taken, and None for no phases.
+    """
+    main = (phase for phase in phases if phase.recipe == "main" and phase.epochs is None)
+    return next(main, phases[0] if phases else None)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from results.columns import Column
 from results.intervals import Intervals
 from results.statistics import FEWEST_UNITS, Comparison
+from results.text import listed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -212,6 +213,4 @@ def _counts(counts: Mapping[str, int]) -> str:
 
 
 def _list(names: Iterable[str]) -> str:
-    names = list(names)
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
+    return listed(list(names), SHOWN)

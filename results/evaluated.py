@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from results.schema import RULES
+from results.text import listed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -79,11 +80,5 @@ def behind(found: pd.Series, metric: str) -> str:
         counts = sorted(total - len(absent) for total, absent in parts)
         return f"{counts[0]} to {counts[-1]}, NOT the same in all runs, so that they cannot be compared"
     ((total, absent),) = parts
-    names = f" (no positive among the test images: {listed(absent)})" if absent else ""
+    names = f" (no positive among the test images: {listed(absent, SHOWN)})" if absent else ""
     return f"{total - len(absent)} of {total}{names}"
-
-
-def listed(names: tuple[str, ...]) -> str:
-    """Names of classes, the first of many."""
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more

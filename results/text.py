@@ -147,6 +147,16 @@ def figure(text: str) -> str:
     return f"\N{ZERO WIDTH SPACE}{text}" if text.startswith("_") else text
 
 
+def listed(names: Sequence[str], most: int) -> str:
+    """The first of some names, and how many follow.
+
+    >>> listed(["cat", "dog", "tram"], 2)
+    'cat, dog and 1 more'
+    """
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
 def exact(value: Any) -> Any:
     """A field of a CSV file: the shortest exact text of a float; "" for a value that does not exist."""
     if value is None or value != value:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from results import text
 from results.columns import Column
 
 if TYPE_CHECKING:
@@ -173,9 +174,8 @@ def against_today(files: Mapping[str, Any], differs: Differs) -> str:
 
 
 def listed(names: Sequence[str]) -> str:
-    """The first of some names, and how many follow."""
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
+    """The first of some files, and how many follow."""
+    return text.listed(names, SHOWN)
 
 
 def _cells_of(keys: Sequence[tuple[str, Column]]) -> list[str]:

@@ -24,8 +24,9 @@ from torch import Tensor
 
 import methods
 from methods.backbones.clip import VisionLanguageModel
-from methods.base import ALONE, Batch, FitMethod, Phase, Pool, Processes, StepMethod, StepOutput, Task
+from methods.base import ALONE, Batch, FitMethod, Phase, Processes, StepMethod, StepOutput, Task, pool_of
 from methods.errors import UserError, nearest
+from methods.phases import main_of
 
 NAMES = ("cat", "traffic light", "dog", "hair drier")
 POOL, SIZE = 10, 64
@@ -202,8 +203,7 @@ def tiny_batch(
 
 def main_phase(method: StepMethod | None) -> Phase | None:
     """The phase of a method with phases that is its semi-supervised part; None without phases."""
-    found = method.phases(method.hyper) if method is not None else ()
-    return next((phase for phase in found if phase.recipe == "main" and phase.pool), None)
+    return main_of(method.phases(method.hyper)) if method is not None else None
 
 
 def create(name: str, overrides: Mapping[str, Any], task: Task | None = None) -> Any:
@@ -226,21 +226,11 @@ def started(method: StepMethod, dtype: torch.dtype = torch.float32) -> StepMetho
             images = tiny_images(2, method, generator).to(dtype)
             columns = method.eval().score_pool(images).shape[1]
         known = len(method.task.labels)
-        scores, labelled, model, model_labelled = (
-            torch.randn(count, columns, generator=generator).to(dtype) for count in (POOL, known, POOL, known)
-        )
-        classes = method.task.num_classes
-        scores = scores if method.scores_pool else scores[:0]
-        method.refresh(
-            Pool(
-                0,
-                scores[:, :classes],
-                scores[:, classes:],
-                labelled if "labelled" in method.pool_wants else None,
-                model if "model_scores" in method.pool_wants else None,
-                model_labelled if "model_labelled" in method.pool_wants else None,
-            )
-        )
+        sizes = {"scores": POOL, "labelled": known, "model_scores": POOL, "model_labelled": known}
+        drawn = {
+            kind: torch.randn(count, columns, generator=generator).to(dtype) for kind, count in sizes.items()
+        }
+        method.refresh(pool_of(method, 0, drawn.__getitem__))
     return method.train()
 
 

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from methods.errors import UserError
+from results.drawn import FORMATS
 from results.text import one_line
 
 if TYPE_CHECKING:
     from results.tables import Table
-
-KINDS = ("png", "pdf", "svg")
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -62,7 +61,7 @@ def write(
     from results.text import utf8
 
     stem = f"{made.metric}-{made.rule}-ranks"
-    paths = [folder / f"{stem}.{kind}" for kind in ("csv", *KINDS)]
+    paths = [folder / f"{stem}.{kind}" for kind in ("csv", *FORMATS)]
     found = ranks(made.blocks, ROPE if rope is None else rope)
     try:
         if found is None:
@@ -80,7 +79,7 @@ def write(
         try:
             from results.ranks_figure import files
 
-            drawn = files(found, ranking, made.title(), KINDS, lambda line: _say(f"{stem}: {line}"))
+            drawn = files(found, ranking, made.title(), FORMATS, lambda line: _say(f"{stem}: {line}"))
             contents |= {f"{stem}.{kind}": content for kind, content in drawn.items()}
         except Exception as error:  # the drawing packages are absent or broken
             for path in paths[1:]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from benchmarks.cli import options
 from benchmarks.progress import Progress
 from methods.errors import UserError
+from results.text import listed
 
 if TYPE_CHECKING:
     from benchmarks.data.dataset import Dataset
@@ -186,8 +187,7 @@ def _wanted(args: argparse.Namespace) -> list[tuple[DatasetSpec, Budget, int]]:
 
 
 def _names(absent: tuple[str, ...]) -> str:
-    more = f" and {len(absent) - NAMED} more" if len(absent) > NAMED else ""
-    return ", ".join(absent[:NAMED]) + more or "none"
+    return listed(absent, NAMED) or "none"
 
 
 def verify_splits(args: argparse.Namespace) -> int:

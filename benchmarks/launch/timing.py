@@ -43,7 +43,7 @@ from benchmarks.training.scoring import Scorer
 from benchmarks.training.strategy import Strategy, make
 from benchmarks.training.trainer import Trainer
 from benchmarks.workspace import Workspace
-from methods.base import Pool
+from methods.base import pool_of
 from methods.errors import UserError
 
 LONG = 10_000
@@ -237,25 +237,17 @@ def _measure_refresh(trainer: Trainer, job: Job, strategy: Strategy) -> float:
         _some(pool, job, strategy),
         trainer.batches.views.weak,
     )
-    classes, wants, scored = trainer.data.targets.shape[1], method.pool_wants, 0
+    counts = []
 
-    def rows(count: int, wanted: bool = True) -> Tensor | None:
-        """So many scores, of the images that were scored, where a method asks for them."""
-        nonlocal scored
-        scored += count if wanted else 0
-        found = scores[torch.arange(count) % len(scores)].to(strategy.accelerator.device)
-        return found if wanted else None
+    def rows(kind: str) -> Tensor:
+        """As many scores as there are images of a kind, of the few that were scored."""
+        counts.append(len(known) if "labelled" in kind else len(pool))
+        return scores[torch.arange(counts[-1]) % len(scores)].to(strategy.accelerator.device)
 
-    whole = rows(len(pool) if method.scores_pool else 0)
-    assert whole is not None  # it is wanted
-    extras = {
-        "labelled": rows(len(known), "labelled" in wants),
-        "model_scores": rows(len(pool), "model_scores" in wants),
-        "model_labelled": rows(len(known), "model_labelled" in wants),
-    }
+    found = pool_of(method, 0, rows)
     started = _clock(strategy)
-    method.refresh(Pool(0, whole[:, :classes], whole[:, classes:], **extras))
-    seconds = each * scored + _clock(strategy) - started
+    method.refresh(found)
+    seconds = each * sum(counts) + _clock(strategy) - started
     steps, labelled = trainer.steps_per_epoch, trainer.schedule.batch_labelled
     return wanted / epochs * seconds / (len(pool) + steps * labelled)
 

@@ -40,7 +40,7 @@ from benchmarks.workspace import Workspace
 from methods.errors import UserError
 from results.errors import StoreError
 from results.lease import DEFAULT_TTL
-from results.text import replace_signs
+from results.text import listed, replace_signs
 from slurm.protocol import EXIT_LOST, EXIT_STOPPED
 
 POLL_SECONDS = 0.3
@@ -175,10 +175,7 @@ class Worker:
     def _leave(self, pending: list[tuple[Stage | None, Job]]) -> None:
         names = [job.spec.title for stage, job in pending if stage is None]
         if names:
-            self.execution.options.report(
-                f"left to the processes that hold them: {', '.join(names[:5])}"
-                + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-            )
+            self.execution.options.report(f"left to the processes that hold them: {listed(names, 5)}")
 
     def _follow(self) -> None:
         while True:

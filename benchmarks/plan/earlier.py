@@ -20,6 +20,7 @@ from benchmarks.plan.reads import State, installed, sources
 from benchmarks.plan.remembered import CODE, FOLDER, VARIABLES, Question, plan_of, read
 from benchmarks.plan.summary import PlannedRun, PlanSummary
 from benchmarks.workspace import REPOSITORY, Workspace
+from results.text import listed
 
 SHOWN = 3
 """Inputs that a line names."""
@@ -188,5 +189,4 @@ def _some(names: tuple[str, ...]) -> str:
     here = os.path.join(os.getcwd(), "")
     # What a user knows first: files that the harness made lie in deeper folders.
     shown = sorted((name.removeprefix(here) for name in names), key=lambda name: (name.count(os.sep), name))
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(shown[:SHOWN]) + more
+    return listed(shown, SHOWN)

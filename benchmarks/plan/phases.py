@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import methods
 from benchmarks.plan.recipe import Recipe
+from methods.phases import main_of
 
 if TYPE_CHECKING:
     from benchmarks.plan.grid import Cell
@@ -22,9 +23,7 @@ def phases_of(cell: Cell) -> tuple[Phase, ...]:
 
 def main_phase(cell: Cell) -> Phase | None:
     """The phase that is the semi-supervised part of a run; None for a method without phases."""
-    found = phases_of(cell)
-    main = (phase for phase in found if phase.recipe == "main" and phase.epochs is None)
-    return next(main, found[0] if found else None)
+    return main_of(phases_of(cell))
 
 
 def epochs_of(recipe: Recipe, phase: Phase) -> int:

@@ -23,6 +23,7 @@ from benchmarks.plan.user_code import imported_names, module_of, sources
 from benchmarks.workspace import REPOSITORY
 from methods.errors import UserError
 from methods.registry import built_in
+from results.text import listed
 
 ROOMS = ("benchmarks/data", "benchmarks/training", "csaa", "methods")
 SINGLE = ("benchmarks/launch/tasks.py",)
@@ -142,7 +143,7 @@ def _files_of(dotted: str) -> frozenset[str]:
 
 
 def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return listed(names, 3)
 
 
 @lru_cache(maxsize=1024)

@@ -61,7 +61,7 @@ def divided(job: Job, stage: Stage | None = None) -> tuple[NDArray[np.int64], ND
 
 def method_of(job: Job, stage: Stage | None = None) -> tuple[str, Any]:
     """Name and hyper-parameters of the method of a run, or of its warm-up."""
-    if stage is None or stage.kind != "warmup":
+    if stage is None:
         return job.spec.method, job.cell.hyper
     found = warmup(job.cell)
     assert found is not None  # the stage exists because the method has a warm-up

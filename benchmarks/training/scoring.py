@@ -13,7 +13,7 @@ from benchmarks.data.loader import Loader
 from benchmarks.data.views.patches import make_views
 from benchmarks.training.schedule import TrainData
 from benchmarks.training.strategy import Strategy
-from methods.base import Pool, StepMethod, at_least_fp32
+from methods.base import Pool, StepMethod, at_least_fp32, pool_of
 
 
 class OutOfMemory(RuntimeError):  # noqa: N818 - it is an outcome of a run before it is an error
@@ -119,19 +119,13 @@ class Scorer:
             found = self.scores(module.score_pool, "train", images, policy, epoch)
             return found.to(self.accelerator.device)
 
-        classes, wants = data.targets.shape[1], method.pool_wants
-        if method.scores_pool:
-            scores = score(average, data.unlabelled)
-        else:
-            scores = torch.empty((0, classes), device=self.accelerator.device, dtype=self.strategy.dtype)
-        return Pool(
-            epoch,
-            scores[:, :classes],
-            scores[:, classes:],
-            labelled=score(average, data.labelled) if "labelled" in wants else None,
-            model_scores=score(method.eval(), data.unlabelled) if "model_scores" in wants else None,
-            model_labelled=score(method.eval(), data.labelled) if "model_labelled" in wants else None,
-        )
+        kinds = {
+            "scores": lambda: score(average, data.unlabelled),
+            "labelled": lambda: score(average, data.labelled),
+            "model_scores": lambda: score(method.eval(), data.unlabelled),
+            "model_labelled": lambda: score(method.eval(), data.labelled),
+        }
+        return pool_of(method, epoch, lambda kind: kinds[kind]())
 
     def _gather(self, mine: Tensor, scores: Tensor | None, total: int) -> Tensor:
         device = self.accelerator.device

@@ -18,7 +18,14 @@ from methods.losses import asymmetric_loss, binary_cross_entropy
 from methods.parts.heads import HEADS, LinearClassifier
 from methods.parts.hypers import AsymmetricHyper, OptimizerHyper
 
-__all__ = ["LinearClassifier", "LinearHyper", "LinearMethod", "calibrated_bias", "rate_groups"]
+__all__ = [
+    "LinearClassifier",
+    "LinearHyper",
+    "LinearMethod",
+    "calibrated_bias",
+    "rate_groups",
+    "set_training",
+]
 
 
 def calibrated_bias(logits: Tensor, frequencies: Tensor) -> Tensor:
@@ -105,6 +112,19 @@ def rate_groups(weight_decay: float, *parts: tuple[list[nn.Parameter], float]) -
     ]
 
 
+def set_training(backbone: Backbone, hyper: Any) -> None:
+    """Prepare a backbone for training as ``freeze_bn`` and ``lr_backbone`` of hyper-parameters say.
+
+    Args:
+        backbone: its batch normalisation keeps its statistics with ``freeze_bn``; it is frozen at a rate of
+            0.
+        hyper: has both fields.
+    """
+    backbone.freeze_bn = hyper.freeze_bn
+    if not hyper.lr_backbone:
+        backbone.requires_grad_(False)
+
+
 class LinearMethod(StepMethod):
     """A step method around a backbone with a head; a subclass adds `training_step`.
 
@@ -116,9 +136,7 @@ class LinearMethod(StepMethod):
 
     def __init__(self, backbone: Backbone, task: Task, hyper: LinearHyper) -> None:
         super().__init__(backbone, task, hyper)
-        backbone.freeze_bn = hyper.freeze_bn
-        if not hyper.lr_backbone:
-            backbone.requires_grad_(False)
+        set_training(backbone, hyper)
         self.classifier = HEADS[hyper.head](backbone, task, hyper.init, hyper.scale)
 
     @classmethod

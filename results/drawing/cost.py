@@ -7,7 +7,7 @@ import re
 from typing import TYPE_CHECKING
 
 from results import text
-from results.drawing.panels import caption, heading, legend, listed, missing, panels, plain_numbers
+from results.drawing.panels import BARS, caption, heading, legend, listed, missing, panels, plain_numbers
 from results.drawing.styles import Style
 from results.tables import means_over
 
@@ -47,11 +47,8 @@ def cost_figure(runs: pd.DataFrame, rule: str, metric: str, style: Style, title:
                 [mine[column].mean()],
                 yerr=[mine[column].std(ddof=1) if len(mine) > 1 else 0.0],
                 label=text.figure(label),
-                capsize=2,
-                elinewidth=1,
                 markersize=6.5,
-                markeredgecolor="white",
-                markeredgewidth=0.6,
+                **BARS,
                 **{**style[label], "linestyle": "none"},
             )
         axis.set_xlabel(f"{COSTS[cost]} ({_scale(axis, used[cost].dropna())})")

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 ENTRY, LETTER, HANDLE = 0.215, 0.085, 0.62
 """Height of a legend's entry, and width of a letter and of the line before it, inches."""
+BARS: dict[str, Any] = {"capsize": 2, "elinewidth": 1, "markeredgecolor": "white", "markeredgewidth": 0.6}
+"""Look of a mean with its standard deviation, beside that of its method."""
 SHOWN = 8
 """Names that a sentence of a caption lists."""
 
@@ -143,8 +145,7 @@ def no_value(axis: Axes, line: str) -> None:
 
 def listed(names: Sequence[str]) -> str:
     """The first of some names, and how many follow."""
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
+    return text.listed(names, SHOWN)
 
 
 def missing(runs: pd.DataFrame, value: str) -> str:

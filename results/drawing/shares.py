@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from results import text
 from results.columns import Column
-from results.drawing.panels import caption, legend, missing, panels
+from results.drawing.panels import BARS, caption, legend, missing, panels
 from results.drawing.styles import Style
 from results.evaluated import class_notes
 from results.tables import RULE_TEXT, means_over
@@ -109,12 +109,9 @@ def _lines(axis: Axes, part: pd.DataFrame, column: str, labels: list[str], style
             grouped.mean(),
             yerr=grouped.std(ddof=1).fillna(0),
             label=text.figure(label),
-            capsize=2,
-            elinewidth=1,
             linewidth=1.4,
             markersize=5.5,
-            markeredgecolor="white",
-            markeredgewidth=0.6,
+            **BARS,
             **style[label],
         )
     shares = sorted(Column.present(part))
@@ -148,10 +145,7 @@ def _rows(axis: Axes, part: pd.DataFrame, column: str, labels: list[str], style:
             [place],
             xerr=[spread],
             label=text.figure(label),
-            capsize=2,
-            elinewidth=1,
             markersize=6,
-            markeredgecolor="white",
-            markeredgewidth=0.6,
+            **BARS,
             **look,
         )

@@ -23,6 +23,7 @@ from benchmarks.data.dataset import Dataset
 from benchmarks.data.disk import FULL, DiskFullError, amount, reserve, unallocated
 from methods.errors import UserError
 from results.files import atomic_write_bytes, atomic_write_json, fsync_directory, remove_temporaries
+from results.text import listed
 
 FORMAT = 2
 HASHES = "sources.npy"
@@ -310,5 +311,4 @@ def content_digest(dataset: Dataset, size: int, sources: str) -> str:
 
 def named(found: Sequence[tuple[object, str]], most: int) -> str:
     """The first `most` images with their reasons, for a message."""
-    text = ", ".join(f"{image} ({reason})" for image, reason in found[:most])
-    return text + (f" and {len(found) - most} more" if len(found) > most else "")
+    return listed([f"{image} ({reason})" for image, reason in found], most)

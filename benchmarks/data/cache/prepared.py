@@ -46,6 +46,7 @@ from benchmarks.data.disk import DiskFullError, exclusive
 from benchmarks.provenance import cores
 from methods.errors import UserError
 from results.files import fsync_directory
+from results.text import listed
 
 if TYPE_CHECKING:
     import torch
@@ -145,8 +146,7 @@ class Prepared:
         for what, where in (("changed", wrong), ("missing or unreadable", ~sources.known)):
             names = [sources.paths[k] for k in np.flatnonzero(where)]
             if names:
-                more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-                parts.append(f"{len(names)} {what}: {', '.join(names[:NAMED])}{more}")
+                parts.append(f"{len(names)} {what}: {listed(names, NAMED)}")
         if sources.known.all():
             sources.write()
         elif wrong.any():

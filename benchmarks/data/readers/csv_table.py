@@ -31,6 +31,7 @@ from benchmarks.data.readers.csv_file import SPLITS, Form, Row, Table, read_tabl
 from benchmarks.data.readers.files import check_files, composed, holder, read_lines
 from benchmarks.data.readers.rules import joined_classes, read_classes
 from methods.errors import UserError, nearest
+from results.text import listed
 
 NAMED = 20
 """Problems that an error names, and duplicates that a note names."""
@@ -247,8 +248,7 @@ def _unique(rows: Sequence[Row], merge: bool, problems: list[str], notes: list[s
     if alike:
         problems[-1] += "; to make one image of such lines, set duplicates = 'merge'"
     if merged:
-        more = f" and {len(merged) - NAMED} more" if len(merged) > NAMED else ""
-        notes.append(f"{len(merged)} lines merged with an earlier one: {', '.join(merged[:NAMED])}{more}")
+        notes.append(f"{len(merged)} lines merged with an earlier one: {listed(merged, NAMED)}")
     return list(seen.values())
 
 

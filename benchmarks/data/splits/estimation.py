@@ -31,18 +31,19 @@ def split_off(labels: NDArray[np.uint8], share: float) -> tuple[NDArray[np.int64
         raise UserError(f"estimation_share: {share:g} is not allowed; it must lie in (0, 1)")
     count = max(1, int(share * len(labels)))
     left = labels.sum(axis=0, dtype=np.int64)
-    taken = np.zeros(len(labels), dtype=np.bool_)
-    for place in range(len(labels) - 1, -1, -1):
-        if taken.sum() == count:
+    taken: list[int] = []
+    for place in reversed(range(len(labels))):
+        if len(taken) == min(count, len(labels) - 1):  # one image always stays
             break
         shown = labels[place] > 0
-        if len(labels) - taken.sum() > 1 and (left[shown] > 1).all():
-            taken[place] = True
+        if (left[shown] > 1).all():
+            taken.append(place)
             left -= shown
-    if taken.sum() < count:
+    if len(taken) < count:
         raise UserError(
             f"estimation_share: {share:g} of {len(labels)} labelled images takes {count}, and only "
-            f"{int(taken.sum())} can leave without a class losing its last positive; lower it, or take more "
+            f"{len(taken)} can leave without a class losing its last positive; lower it, or take more "
             "labelled images"
         )
-    return np.flatnonzero(~taken), np.flatnonzero(taken)
+    leave = np.array(taken[::-1], dtype=np.int64)
+    return np.setdiff1d(np.arange(len(labels)), leave), leave

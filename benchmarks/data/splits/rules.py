@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from benchmarks.data.dataset import Dataset
 from benchmarks.data.splits import lists
 from methods.errors import UserError, nearest
+from results.text import listed
 
 SPLIT_RULES = ("published", "stratified")
 _PER_CLASS = re.compile(r"([1-9]\d*)-per-class")
@@ -380,9 +381,8 @@ def _too_small(
     missing: NDArray[np.int64], ratio: float, size: int, total: int, classes: Sequence[str]
 ) -> UserError:
     names = [repr(classes[k]) if classes else f"column {k}" for k in missing]
-    shown = ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
     return UserError(
-        f"ratio {ratio:g} of {total} training images leaves no labelled image of {shown}; a "
+        f"ratio {ratio:g} of {total} training images leaves no labelled image of {listed(names, 12)}; a "
         f"stratified split needs a ratio of at least {smallest_ratio(size, total)!r} ({size} images)"
     )
 
