@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from results import text
+from results.drawing.panels import FILES
 from results.drawn import rendered
 from results.ranks import Ranks
 from results.verdict import Ranking
@@ -109,14 +110,6 @@ def files(
     """
     import matplotlib
 
-    settings = {
-        "font.family": "DejaVu Sans",
-        "font.size": 8,
-        "pdf.fonttype": 42,
-        "savefig.dpi": 160,
-        # Names hold dollars and backslashes that mean nothing.
-        "text.parse_math": False,
-        "text.usetex": False,
-    }
+    settings: dict[str, Any] = {**FILES, "font.family": "DejaVu Sans", "font.size": 8}
     with matplotlib.rc_context(settings):  # type: ignore[arg-type]
         return {kind: rendered(lambda: draw(found, ranking, title), kind, report) for kind in kinds}

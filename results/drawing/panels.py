@@ -18,6 +18,15 @@ ENTRY, LETTER, HANDLE = 0.215, 0.085, 0.62
 """Height of a legend's entry, and width of a letter and of the line before it, inches."""
 BARS: dict[str, Any] = {"capsize": 2, "elinewidth": 1, "markeredgecolor": "white", "markeredgewidth": 0.6}
 """Look of a mean with its standard deviation, beside that of its method."""
+FILES: dict[str, Any] = {
+    "pdf.fonttype": 42,
+    "savefig.dpi": 160,
+    "svg.hashsalt": "ssmll-bench",  # else names inside the file are drawn by lot
+    # Names hold dollars and backslashes that mean nothing.
+    "text.parse_math": False,
+    "text.usetex": False,
+}
+"""Settings of Matplotlib that every file has."""
 SHOWN = 8
 """Names that a sentence of a caption lists."""
 
@@ -43,12 +52,7 @@ def theme() -> None:
             "figure.constrained_layout.use": True,
             "grid.color": "#DDDDDD",
             "grid.linewidth": 0.6,
-            "pdf.fonttype": 42,
-            "savefig.dpi": 160,
-            "svg.hashsalt": "ssmll-bench",  # else names inside the file are drawn by lot
-            # Names hold dollars and backslashes that mean nothing.
-            "text.parse_math": False,
-            "text.usetex": False,
+            **FILES,
         },
     )
 

@@ -172,7 +172,7 @@ def test_the_figure_joins_what_the_verdict_cannot_tell_apart() -> None:
     assert drawn == {frozenset(group) for group in ranks_figure.groups(verdict)}
     assert drawn
     said: list[str] = []
-    first = ranks_figure.files(found, verdict, "50 % $x_", ("png", "pdf"), said.append)
-    assert first == ranks_figure.files(found, verdict, "50 % $x_", ("png", "pdf"), said.append)
+    first = ranks_figure.files(found, verdict, "50 % $x_", ("png", "pdf", "svg"), said.append)
+    assert first == ranks_figure.files(found, verdict, "50 % $x_", ("png", "pdf", "svg"), said.append)
     assert first["png"].startswith(b"\x89PNG")
     assert said == []
