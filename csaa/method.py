@@ -30,7 +30,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from csaa.contexts import Affinity, check_num_contexts, context_targets, label_contexts
-from csaa.model import AlignmentClassifier, AlignmentSpec, Features, Reading
 from methods.backbones.clip import VisionLanguageModel
 from methods.backbones.spec import BackboneSpec
 from methods.base import Batch, Pool, PseudoLabels, StepMethod, StepOutput, Task, at_least_fp32
@@ -38,6 +37,7 @@ from methods.errors import UserError
 from methods.losses import asymmetric_loss, binary_cross_entropy
 from methods.parts.hypers import AsymmetricHyper, OptimizerHyper
 from methods.parts.linear import calibrated_bias
+from methods.parts.prompt_classifiers import AlignmentClassifier, AlignmentSpec, Features, Reading
 from methods.registry import register
 from methods.thresholds import class_distribution_pseudo_labels, fixed_pseudo_labels
 
@@ -47,7 +47,7 @@ class CSAAHyper(OptimizerHyper, AsymmetricHyper):
     """Hyper-parameters; [P] fixed by the paper, [G] its group's code, [I] our reading.
 
     Attributes:
-        reading: the roles of the prompts, see `csaa.model` [I; two per label is P].
+        reading: the roles of the prompts, see `AlignmentClassifier` [I; two per label is P].
         features: "label-specific" [P] or "global" (ablation).
         temperature: τ of the spatial softmax [I, DualCoOp's value].
         context_length: learnt tokens of a prompt [I, DualCoOp's value].
@@ -197,7 +197,7 @@ class CSAA(StepMethod):
         if use_pool:
             images = torch.cat([images, batch.strong_unlabelled])
         labelled = len(batch.labelled)
-        logits, whole, specific = self.classifier(images)
+        logits, whole, specific = self.classifier.described(images)
         losses = {"labelled": self._asl(logits[:labelled], batch.targets).sum()}
         pseudo = None
         if use_pool:
@@ -238,7 +238,7 @@ class CSAA(StepMethod):
 
     def score_pool(self, images: Tensor) -> Tensor:
         """Return (B, K [+ M]) class logits, and context logits if they become pseudo-labels."""
-        logits, whole, specific = self.classifier(images)
+        logits, whole, specific = self.classifier.described(images)
         if not (self.teaches("context") and self.hyper.context_labels == "head"):
             return logits
         return torch.cat([logits, self._context_logits(whole, specific)], dim=1)
@@ -271,7 +271,7 @@ class CSAA(StepMethod):
 
     def predict(self, images: Tensor) -> Tensor:
         """(B, K) float32 logits."""
-        return self.classifier(images)[0]
+        return self.classifier.described(images)[0]
 
     @classmethod
     def resolve_hyper(cls, hyper: CSAAHyper, num_classes: int, backbone: BackboneSpec) -> CSAAHyper:

@@ -28,7 +28,6 @@ scores cost five passes too.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -41,7 +40,7 @@ from methods.backbones.base import Backbone
 from methods.base import Batch, Pool, PseudoLabels, StepOutput, Task, trainable
 from methods.errors import check_choice, check_range
 from methods.parts.heads import Classifier
-from methods.parts.linear import LinearMethod, calibrated_bias, rate_groups
+from methods.parts.linear import LinearMethod, calibrated_bias
 from methods.parts.pseudo_labelling import PseudoLabelHyper
 from methods.registry import register
 from methods.thresholds import metric_adaptive_thresholds
@@ -98,7 +97,7 @@ class D2L(LinearMethod):
 
     def __init__(self, backbone: Backbone, task: Task, hyper: D2LHyper) -> None:
         super().__init__(backbone, task, hyper)
-        heads = [_head_of(self.classifier) for _ in range(3)]
+        heads = [self.classifier.head() for _ in range(3)]
         self.patch_head = heads[0] if hyper.grid else None
         self.pool_head = heads[1] if hyper.pairs == "decoupled" else None
         self.pool_patch_head = heads[2] if hyper.grid and hyper.pairs == "decoupled" else None
@@ -117,11 +116,7 @@ class D2L(LinearMethod):
     def param_groups(self) -> list[dict[str, Any]]:
         """Backbone and heads at their own learning rates."""
         others = [parameter for head in self.heads() for parameter in trainable(head)]
-        return rate_groups(
-            self.hyper.weight_decay,
-            (trainable(self.classifier.backbone), self.hyper.lr_backbone),
-            ([*self.classifier.head_parameters(), *others], self.hyper.lr_head),
-        )
+        return self.groups_with(others)
 
     def calibrate(self, logits: Tensor) -> None:
         """Shift the biases of all heads: the joined logits, and so their mean, are shifted as much."""
@@ -201,12 +196,6 @@ class D2L(LinearMethod):
             if ours is not None and theirs is not None:
                 values = theirs.state_dict()
                 ours.load_state_dict({name: values[name] for name in ours.state_dict()})
-
-
-def _head_of(classifier: Classifier) -> Classifier:
-    """A copy of a classifier's head, without the backbone; its `classify` works."""
-    # Found in the memo, the backbone is replaced by nothing instead of being copied.
-    return copy.deepcopy(classifier, {id(classifier.backbone): None})
 
 
 def _joined(head: Classifier, features: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ NAMES: dict[str, dict[str, dict[str, str]]] = {
     "zero_shot": {"CLIP zero-shot (80 templates)": {"templates": "imagenet80"}},
 }
 """Our methods: their names in the sources, and the hyper-parameters that such a name asks for."""
-_ABSENT = {"loss": "asl", "head": "match", "templates": "single"}
+_ABSENT = {"loss": "asl", "head": "match", "classifier": "linear", "templates": "single"}
 """What a hyper-parameter was in results from before it was recorded."""
 _ONLY_LABELLED = ("supervised", "dualcoop", "linear_probe")
 _OWN_HEADS = {"abl": "linear", "dicap": "ml_decoder"}
@@ -134,7 +134,9 @@ class Facts:
 def _backbone(backbone: Mapping[str, Any], hyper: Mapping[str, Any], method: str) -> str:
     name = str(backbone.get("name", "not recorded"))
     if name in _CLIP:
-        return f"{_CLIP[name]} from scratch" if backbone.get("weights_sha256") == _RANDOM else _CLIP[name]
+        found = f"{_CLIP[name]} from scratch" if backbone.get("weights_sha256") == _RANDOM else _CLIP[name]
+        named = ((kind, hyper.get(kind, _ABSENT[kind])) for kind in ("classifier", "head"))
+        return found + "".join(f" with {kind} {value}" for kind, value in named if value != _ABSENT[kind])
     if name not in _IMAGE_ONLY:
         return name
     if backbone.get("weights_sha256") == _RANDOM:

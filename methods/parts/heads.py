@@ -1,6 +1,7 @@
 """Classification heads: they turn the features of a backbone into the logits of K classes.
 
-`HEADS` lists them by name. A method takes one as an argument and does not inherit from it:
+`HEADS` lists them by name. A method takes one as an argument and does not inherit from it. (Classifiers whose
+class weights are texts behind learnt prompts stand in `methods.parts.prompt_classifiers`.)
 
 - "match": cosines that start at the texts (vision-language), or a linear layer on features of unit
   size (image-only); the default, and the form of the results made before heads could be chosen;
@@ -11,8 +12,8 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -35,16 +36,17 @@ class Classifier(nn.Module):
     Args:
         backbone: trained in place.
 
-    Class attributes:
+    Attributes:
+        bias: (K,) parameter that is added to the logits; required where ``calibrated``.
         reads_map: whether the head reads local features instead of the global one.
         calibrated: whether the biases are shifted to the labelled frequencies before the training.
-
-    Attributes:
-        bias: (K,) parameter that is added to the logits.
+        decays_vectors: whether the weight decay holds for parameters of one dimension too, of head and
+            backbone, such as biases.
     """
 
-    reads_map: ClassVar[bool] = False
-    calibrated: ClassVar[bool] = True
+    reads_map: bool = False
+    calibrated: bool = True
+    decays_vectors: bool = True
     bias: nn.Parameter
 
     def __init__(self, backbone: Backbone) -> None:
@@ -64,6 +66,11 @@ class Classifier(nn.Module):
     def classify(self, features: Tensor) -> Tensor:
         """Return (B, K) float32 logits of features (B, d), or (B, L, C) if ``reads_map``."""
         raise NotImplementedError
+
+    def head(self) -> Classifier:
+        """A copy without the backbone: its `classify` works."""
+        # Found in the memo, the backbone is replaced by nothing instead of being copied.
+        return copy.deepcopy(self, {id(self.backbone): None})
 
     def head_parameters(self) -> list[nn.Parameter]:
         """The trained parameters outside the backbone."""

@@ -67,6 +67,22 @@ def test_the_search_tried_as_many_settings_of_every_method_and_the_recipe_has_on
             assert cell.method == "zero_shot" or cell.hyper in tried[cell.method]
 
 
+def test_the_classifiers_are_crossed_with_rules_whose_settings_do_not_depend_on_them(cells):
+    found = [cell for cell in cells("classifiers") if cell.method != "csaa"]
+    kinds = {"linear", "aligned", "dualcoop"}
+    crossed = {(cell.method, cell.hyper.classifier, cell.seed) for cell in found}
+    assert len(found) == len(crossed) == 4 * 3 * 3
+    assert {kind for _, kind, _ in crossed} == kinds
+    for cell in found:
+        (label, kind), hyper = cell.label.split(" × "), cell.hyper
+        assert (label, kind) == (cell.method, hyper.classifier)
+        plain = next(each.hyper for each in found if each.label == f"{label} × linear")
+        own = {name for name in hyper.shared() if getattr(hyper, name) != getattr(plain, name)}
+        assert own <= {"classifier", "context_words", "negative_words", "spatial_temperature"}
+    field = {(cell.method, repr(cell.hyper)) for cell in cells("field")}
+    assert {(cell.method, repr(cell.hyper)) for cell in found if cell.hyper.classifier == "linear"} <= field
+
+
 def test_full_has_cap_s_rules_for_single_datasets(cells, monkeypatch):
     found = cells("full")
     starts = {cell.dataset.name: cell.recipe.warmup_weights for cell in found}

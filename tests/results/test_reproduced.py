@@ -92,7 +92,14 @@ def test_the_published_deviation_is_the_bound_where_it_is_larger(fake: Any) -> N
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"backbone": {"name": "open_clip/RN101"}}, "backbone RN50-ImageNet, ours CLIP RN101"),
+        (
+            {"backbone": {"name": "open_clip/RN101"}},
+            "backbone RN50-ImageNet, ours CLIP RN101 with head linear",
+        ),
+        (
+            {"backbone": {"name": "open_clip/RN101"}, "hyper": {"classifier": "aligned"}},
+            "ours CLIP RN101 with classifier aligned",
+        ),
         ({"backbone": {**RN50, "weights_sha256": "random"}}, "ours RN50 from scratch"),
         ({"backbone": {**RN50, "pool": "max"}}, "ours RN50-ImageNet with max pooling"),
         ({"backbone": {"name": "timm/convnext_base"}}, "ours timm/convnext_base"),
