@@ -112,6 +112,18 @@ def has_attention_pool(spec: BackboneSpec) -> bool:
     return isinstance(model_config(spec)["vision_cfg"].get("layers"), list | tuple)
 
 
+def has_dense_features(spec: BackboneSpec) -> bool:
+    """Whether the image tower has features of locations here (`VisionLanguageModel.dense_features`).
+
+    Raises:
+        UserError: unknown model.
+    """
+    if spec.name == "glyphclip":
+        return True
+    vision = model_config(spec)["vision_cfg"]
+    return "timm_model_name" not in vision and not vision.get("attentional_pool")
+
+
 def tag_source(spec: BackboneSpec) -> str:
     """Where open_clip fetches a pretrained tag: its file on the hub, or an address."""
     entry = tag_entry(spec.model, tag_of(spec))

@@ -26,6 +26,7 @@ FROZEN = {
     "zero_shot",
     "linear_probe",
     "dualcoop",
+    *("dualcoop_pp", "positivecoop", "negativecoop", "vision_only"),
 }
 """Methods that leave the image tower as it is."""
 
@@ -39,6 +40,7 @@ def test_every_method_of_full_trains_the_image_tower_at_one_rate(cells):
 
 UNSEARCHED = {
     *("abl", "bbam", "d2l", "dicap", "mixmatch", "soft_consistency"),
+    *("dualcoop_pp", "positivecoop", "negativecoop", "vision_only"),
 }
 """Methods of the grids `rivals` and `vlm` whose settings were not searched on GlyphScenes-dev."""
 
