@@ -1,18 +1,24 @@
 """Intervals for scores and differences on given test images and trainings: a hierarchical paired bootstrap.
 
-Every resample draws seeds with replacement, and test images with replacement; all methods get the same draws,
-so the difficulty of images and seeds cancels in differences. A method's score in a resample is the mean over
-the drawn seeds of the exact macro average precision on the drawn images. What an interval covers: the score
-on other test sets of this size and, with several seeds, of other trainings and labelled subsets of the same
+Every resample draws test images with replacement, the same for all methods, so their difficulty cancels in
+differences, and computes each run's exact macro average precision on them. It draws trainings too, where
+there are several seeds: from a t distribution of what other trainings would do to the mean, because two
+or three seeds drawn with replacement show too little of their spread. What an interval covers: the score on
+other test sets of this size and, with several seeds, of other trainings and labelled subsets of the same
 kind; with one seed, test sets alone.
+
+The spread between seeds is known by few numbers, and looks small by chance where it is not. So no method
+(and no pair of methods) counts as steadier than the median one, unless its seeds have equal scores, as those
+of a method without training do.
 
 Average precision is the higher the fewer different positives there are, so resamples lie above the score by
 half a point and more. Their distribution is centred on the score, so that an interval holds the expected
-score about as often as it says (`tests/results/test_bootstrap.py`).
+score about as often as it says.
 
 Which methods differ (`Resampled.pairs`) is told from the same resamples: the statistic of a pair is its
-difference in standard errors, its distribution without a difference that of the resamples about their mean,
-and the p-values hold for all pairs at once (step-down max-T).
+difference in standard errors, and the p-values hold for all pairs at once (step-down max-T).
+`python -m benchmarks.checks.coverage` measures how often intervals hold the truth and how often equal methods
+are told apart; see docs/statistics.md.
 
 Sources: Davison, Hinkley, "Bootstrap Methods and their Application", 1997, sections 3.8 and 5.2 (hierarchical
 data; bias); Romano, Wolf, "Exact and Approximate Stepdown Methods for
@@ -28,6 +34,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy import special
 
 from results.statistics import ROUNDING, Floats, adjusted_p, both, step_down
 
@@ -98,28 +105,36 @@ class Ranked:
 
 @dataclass(frozen=True)
 class Resampled:
-    """Scores of methods in every resample.
+    """Scores of methods in every resample of the test images.
 
     Attributes:
-        values: method -> score of the data as they are, percent.
-        draws: method -> (R,) scores of the resamples, percent.
-        seeds: seeds that all methods have, which were drawn from.
+        points: method -> (S,) score of each seed on the data as they are, percent.
+        draws: method -> (S, R) score of each seed on resampled images, percent.
+        seeds: seeds that all methods have, S of them.
         images: test images.
     """
 
-    values: Mapping[str, float]
+    points: Mapping[str, Floats]
     draws: Mapping[str, Floats]
     seeds: tuple[Any, ...]
     images: int
 
+    @property
+    def values(self) -> dict[str, float]:
+        """Method -> mean over the seeds on the data as they are, percent."""
+        return {name: _mean(points) for name, points in self.points.items()}
+
     def interval(self, method: str, level: float = 0.95) -> Interval:
         """The score of a method."""
-        return _interval(self.values[method], self.draws[method], level)
+        own, draws = self.points[method], self.draws[method]
+        # Seeds are common to all methods, so that more methods say no more of what seeds do.
+        variance = _variance(own, draws, np.stack([*self.points.values()]))
+        return _interval(own, draws, variance, max(len(self.seeds) - 1, 1), level)
 
     def difference(self, method: str, other: str, level: float = 0.95) -> Interval:
         """The score of a method less that of another."""
-        value = self.values[method] - self.values[other]
-        return _interval(value, self.draws[method] - self.draws[other], level)
+        own, draws = self.points[method] - self.points[other], self.draws[method] - self.draws[other]
+        return _interval(own, draws, _variance(own, draws, self._differences()), self._freedom(), level)
 
     def pairs(self) -> dict[tuple[str, str], tuple[Interval, float]]:
         """The difference of every pair of methods, first less second, and its adjusted p.
@@ -127,28 +142,110 @@ class Resampled:
         A p is at least 1 / (R + 1). A pair whose resamples do not vary, one ranking under two names for
         example, has p = 1.
         """
-        names = list(self.values)
+        names = list(self.points)
         if len(names) < 2:
             return {}
         first, second = both(len(names))
-        values, draws = np.array([*self.values.values()]), np.stack([*self.draws.values()], axis=1)
-        draws = draws[np.isfinite(draws).all(axis=1)]
-        differences, drawn = values[first] - values[second], draws[:, first] - draws[:, second]
-        drawn = drawn - drawn.mean(axis=0)
-        errors = drawn.std(axis=0)
-        known = (errors > 100 * ROUNDING) & (np.abs(differences) > 100 * ROUNDING)
-        scale = np.where(known, errors, 1)
-        observed, without = np.where(known, np.abs(differences) / scale, 0), np.abs(drawn / scale) * known
-        p = adjusted_p(observed, (1 + step_down(observed, without)) / (1 + len(draws)))
+        differences = self._differences()
+        values = np.array([_mean(row) for row in differences])
+        drawn = np.stack([*self.draws.values()])  # (K, S, R)
+        drawn = drawn[:, :, np.isfinite(drawn).all(axis=(0, 1))]
+        trainings = np.array(
+            [
+                _variance(row, drawn[i] - drawn[j], differences)
+                for row, i, j in zip(differences, first, second, strict=True)
+            ]
+        )
+        images = drawn.mean(axis=1)[first] - drawn.mean(axis=1)[second]
+        variances = images.var(axis=1) + trainings
+        known = (np.sqrt(variances) > 100 * ROUNDING) & (np.abs(values) > 100 * ROUNDING)
+        observed = np.where(known, np.abs(values) / np.sqrt(np.where(known, variances, 1)), 0)
+        # Where seeds matter: as many standard errors as were as rare if their spread was known.
+        rare = -special.ndtri(special.stdtr(self._freedom(), -observed))
+        observed = np.where(trainings > 0, np.minimum(rare, observed), observed)
+        seeds = self._trainings(images.shape[1], float(np.median(trainings)))
+        without = images - images.mean(axis=1, keepdims=True) + seeds[first] - seeds[second]
+        spread = without.std(axis=1, keepdims=True)
+        without = np.abs(without / np.where(spread > 0, spread, 1)) * known[:, None]
+        p = adjusted_p(observed, (1 + step_down(observed, without.T)) / (1 + images.shape[1]))
         return {
             (names[i], names[j]): (self.difference(names[i], names[j]), min(float(one), 1.0))
             for i, j, one in zip(first, second, p, strict=True)
         }
 
+    def _differences(self) -> Floats:
+        """(P, S) differences of all pairs at each seed."""
+        scores = np.stack([*self.points.values()])
+        first, second = both(len(scores))
+        return scores[first] - scores[second]
 
-def _interval(value: float, draws: Floats, level: float) -> Interval:
-    low, high = np.nanquantile(draws - np.nanmean(draws), [(1 - level) / 2, (1 + level) / 2])
-    return Interval(value, value + float(low), value + float(high))
+    def _freedom(self) -> int:
+        """Degrees of freedom of a pair's variance, which is at least the median of all pairs."""
+        return max(len(self.points) - 1, 1) * max(len(self.seeds) - 1, 1)
+
+    def _trainings(self, count: int, typical: float) -> Floats:
+        """(K, R) what other trainings would do to each method's mean, for the joint distribution of pairs.
+
+        Args:
+            count: number of draws.
+            typical: the median of the pairs' variances.
+        """
+        scores = np.stack([*self.points.values()])
+        methods, seeds = scores.shape
+        if seeds < 2:
+            return np.zeros((methods, count))
+        own = scores - scores.mean(axis=1, keepdims=True)
+        own = own - own.mean(axis=0)  # what seeds do to all methods cancels in differences
+        variance = np.square(own).sum(axis=1) / (seeds - 1) / seeds * methods / (methods - 1)
+        spread = np.sqrt(np.maximum(variance, typical / 2))
+        return spread[:, None] * np.random.Generator(np.random.PCG64(1)).standard_normal((methods, count))
+
+
+def _mean(points: Floats) -> float:
+    return math.fsum(points) / len(points)
+
+
+def _variance(own: Floats, draws: Floats, every: Floats) -> float:
+    """Variance of a mean over seeds beyond what the images explain.
+
+    The variance between seeds is that of these seeds or, if that is more, the median of all rows. What images
+    do to one seed and not to another is a part of it, and is in the resamples already.
+
+    Args:
+        own: (S,) a score, or difference of scores, of each seed.
+        draws: (S, R) the same of resampled images.
+        every: (P, S) as ``own``, of all methods or pairs of methods.
+
+    Returns:
+        0 with one seed, or where the seeds are equal.
+    """
+    seeds = len(own)
+    if seeds < 2 or np.ptp(own) <= 100 * ROUNDING:
+        return 0.0
+    varying = every[np.ptp(every, axis=1) > 100 * ROUNDING]
+    # The median of sample variances lies below the variance.
+    median = np.median(varying.var(axis=1, ddof=1)) * (seeds - 1) / special.chdtri(seeds - 1, 0.5)
+    images = np.nanmean(np.nanvar(draws - draws.mean(axis=0), axis=1)) * seeds / (seeds - 1)
+    return max(float(max(own.var(ddof=1), median) - images), 0.0) / seeds
+
+
+def _interval(points: Floats, draws: Floats, trainings: float, freedom: int, level: float) -> Interval:
+    """The interval of a mean over seeds.
+
+    Args:
+        points: (S,) of the data as they are.
+        draws: (S, R) of resampled images.
+        trainings: variance of the mean between trainings.
+        freedom: degrees of freedom of that variance.
+        level: share of the resamples inside.
+    """
+    drawn = draws.mean(axis=0)
+    drawn = drawn - np.nanmean(drawn)
+    if trainings:
+        rng = np.random.Generator(np.random.PCG64(2))
+        drawn = drawn + math.sqrt(trainings) * rng.standard_t(freedom, drawn.shape)
+    low, high = np.nanquantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(_mean(points), _mean(points) + float(low), _mean(points) + float(high))
 
 
 def resample(
@@ -183,24 +280,21 @@ def resample(
         raise ValueError("no class has a positive test image")
     images = len(labels)
     rng = np.random.Generator(np.random.PCG64(0))
-    drawn_seeds = rng.multinomial(len(seeds), np.full(len(seeds), 1 / len(seeds)), resamples) / len(seeds)
     counts = np.empty((resamples, images), dtype=np.int32)  # the same images for all methods and seeds
     for count in counts:
         count[:] = np.bincount(rng.integers(0, images, images), minlength=images)
     once = np.ones((1, images), dtype=np.int32)
-    values, draws = {}, {}
+    points, draws = {}, {}
     done, total = 0, len(runs) * len(seeds) * resamples
     progress(done, total)
     for method, trained in runs.items():
-        points, scores = [], np.zeros(resamples)
+        points[method], draws[method] = np.zeros(len(seeds)), np.zeros((len(seeds), resamples))
         for place, seed in enumerate(seeds):
             ranked = Ranked(*trained[seed])
-            points.append(float(ranked.mean_ap(once)[0]))
+            points[method][place] = ranked.mean_ap(once)[0]
             for start in range(0, resamples, PIECE):
                 piece = slice(start, start + PIECE)
-                scores[piece] += drawn_seeds[piece, place] * ranked.mean_ap(counts[piece])
+                draws[method][place, piece] = ranked.mean_ap(counts[piece])
                 done += len(counts[piece])
                 progress(done, total)
-        values[method] = math.fsum(points) / len(points)
-        draws[method] = scores
-    return Resampled(values, draws, tuple(seeds), images)
+    return Resampled(points, draws, tuple(seeds), images)

@@ -116,8 +116,8 @@ def _dependence_here(intervals: Intervals) -> Found:
         weak.append("one seed: nothing is said about other trainings and labelled images")
     elif min(seeds) < FEWEST_UNITS:
         weak.append(
-            f"{min(seeds)} seeds: the spread between trainings is known badly, and differences look clearer "
-            "than they are"
+            f"{min(seeds)} seeds show little of the spread between trainings: that of the median pair of "
+            "methods stands in where a pair's own is smaller"
         )
     several = [name for name, count in columns.items() if count > 1]
     if several:

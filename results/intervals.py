@@ -182,7 +182,8 @@ def compute(
 def _made_of(
     column: Column, methods: dict[str, dict[tuple[int, int], tuple[Path, str]]], rule: str, resamples: int
 ) -> str:
-    text = f"{tuple(column)} {rule} {resamples}\n" + "".join(
+    # With another rule for what trainings add, another word.
+    text = f"{tuple(column)} {rule} {resamples} median\n" + "".join(
         f"{label} {seed} {digest}\n"
         for label, runs in methods.items()
         for seed, (_, digest) in sorted(runs.items())

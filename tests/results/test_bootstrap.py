@@ -72,6 +72,25 @@ def test_values_and_intervals_of_methods_and_of_their_difference() -> None:
     assert np.array_equal(found.draws["a"], again.draws["a"])
 
 
+def test_trainings_that_differ_widen_what_images_say_and_equal_ones_do_not() -> None:
+    rng = np.random.default_rng(5)
+    _, labels = data(rng, 300, 6, 0)
+    noise = rng.normal(size=labels.shape)
+    same = dict.fromkeys((1, 2, 3), (noise + labels, labels))
+    apart = {seed: (noise + signal * labels, labels) for seed, signal in ((1, 0.7), (2, 1.1), (3, 1.8))}
+    one, three = resample({"a": {1: same[1]}}, 200), resample({"a": same, "b": apart}, 200)
+    assert three.interval("a") == one.interval("a")  # as of a method without training
+    spread = np.std(three.points["b"], ddof=1) / np.sqrt(3)
+    assert (
+        three.interval("b").high - three.interval("b").low > 2 * 4.3 * spread
+    )  # t with 2 degrees of freedom
+    # Their mean is above by points, and told from nothing: one training in three was below.
+    assert three.values["b"] - three.values["a"] > 2
+    assert three.pairs()["a", "b"][1] > 0.05
+    close = {seed: (noise + 1.2 * labels + 0.01 * rng.normal(size=labels.shape), labels) for seed in same}
+    assert resample({"a": same, "b": close}, 200).pairs()["a", "b"][1] < 0.05
+
+
 def test_all_methods_get_the_same_images() -> None:
     rng = np.random.default_rng(2)
     scores, labels = data(rng, 100, 4, 1.0)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats
 from sklearn.metrics import average_precision_score
 
 from results import intervals
@@ -73,32 +74,55 @@ def test_verdict_marks_and_intervals_of_one_column_are_those_of_literal_resampli
             labels = file["labels"]
     values = {label: np.mean([mean_ap(scores, labels) for scores in three]) for label, three in runs.items()}
     rng = np.random.Generator(np.random.PCG64(0))
-    weights = rng.multinomial(3, [1 / 3] * 3, RESAMPLES) / 3
     picks = [rng.integers(0, len(labels), len(labels)) for _ in range(RESAMPLES)]
+    points = {label: np.array([mean_ap(scores, labels) for scores in three]) for label, three in runs.items()}
     draws = {
-        label: np.array(
-            [
-                sum(
-                    w * mean_ap(scores[pick], labels[pick])
-                    for w, scores in zip(weight, three, strict=True)
-                    if w
-                )
-                for weight, pick in zip(weights, picks, strict=True)
-            ]
-        )
+        label: np.array([[mean_ap(scores[pick], labels[pick]) for pick in picks] for scores in three])
         for label, three in runs.items()
     }
-    for row in found.rows:
-        low, high = (
-            np.quantile(draws[row.label], [0.025, 0.975]) - draws[row.label].mean() + values[row.label]
-        )
-        assert (row.value, row.low, row.high) == pytest.approx((values[row.label], low, high))
     pairs = list(itertools.combinations(METHODS, 2))
-    away = {(a, b): draws[a] - draws[b] - np.mean(draws[a] - draws[b]) for a, b in pairs}
-    clear = {(a, b): abs(values[a] - values[b]) / away[a, b].std() for a, b in pairs}
+    points |= {(a, b): points[a] - points[b] for a, b in pairs}
+    draws |= {(a, b): draws[a] - draws[b] for a, b in pairs}
+
+    def beyond(name: str | tuple[str, str], group: list[Any]) -> float:
+        """What trainings add to the variance of a mean of three seeds; chi-squared, 2: median 2 log 2."""
+        median = np.median([points[other].var(ddof=1) for other in group]) / np.log(2)
+        # Each seed's own part of what the images do.
+        own = sum((draws[name] - draws[name].mean(axis=0)).var(axis=1)) / 2
+        return max(max(points[name].var(ddof=1), median) - own, 0) / 3
+
+    t = {f: np.random.Generator(np.random.PCG64(2)).standard_t(f, RESAMPLES) for f in (2, 18)}
+    for row in found.rows:
+        away = draws[row.label].mean(axis=0)
+        away = away - away.mean() + np.sqrt(beyond(row.label, METHODS)) * t[2]
+        low, high = np.quantile(away, [0.025, 0.975]) + values[row.label]
+        assert (row.value, row.low, row.high) == pytest.approx((values[row.label], low, high))
+    of_trainings = {pair: beyond(pair, pairs) for pair in pairs}
+    assert min(of_trainings.values()) == 0 < max(of_trainings.values())
+    grid = np.array([points[label] for label in METHODS])
+    grid = grid - grid.mean(axis=0) - grid.mean(axis=1)[:, None] + grid.mean()
+    noise = np.random.Generator(np.random.PCG64(1)).standard_normal((10, RESAMPLES))
+    half = np.median([*of_trainings.values()]) / 2
+    noise = {
+        label: np.sqrt(max((row**2).sum() / 2 / 3 * 10 / 9, half)) * one
+        for label, row, one in zip(METHODS, grid, noise, strict=True)
+    }
+    away, clear = {}, {}
+    for pair in pairs:
+        images = draws[pair].mean(axis=0)
+        error = np.sqrt(images.var() + of_trainings[pair])
+        clear[pair] = abs(points[pair].mean()) / error
+        if of_trainings[pair]:
+            clear[pair] = stats.norm.isf(stats.t.sf(clear[pair], 18))
+        low, high = np.quantile(images - images.mean() + np.sqrt(of_trainings[pair]) * t[18], [0.025, 0.975])
+        (stored,) = (one for one in found.pairs if (one.first, one.second) == pair)
+        expected = points[pair].mean() + np.array([0, low, high])
+        assert (stored.difference, stored.low, stored.high) == pytest.approx(tuple(expected))
+        away[pair] = images - images.mean() + noise[pair[0]] - noise[pair[1]]
+        away[pair] = away[pair] / away[pair].std()
     left, p, running = sorted(pairs, key=lambda pair: -clear[pair]), {}, 0.0
     while left:
-        largest = np.max([np.abs(away[pair]) / away[pair].std() for pair in left], axis=0)
+        largest = np.max([np.abs(away[pair]) for pair in left], axis=0)
         running = max(running, (1 + np.sum(largest >= clear[left[0]])) / (1 + RESAMPLES))
         p[left.pop(0)] = running
     assert {(pair.first, pair.second): pair.p for pair in found.pairs} == pytest.approx(p)
