@@ -8,9 +8,9 @@ training adds is a change of its expected score, with a standard deviation in po
 "steady" methods have none, so that only images decide, "even" ones 2, "uneven" ones from 0.5 to 10.
 
 Error: any two of five methods with the same expected score are told apart at level 0.05, by
-`results.bootstrap.Resampled.pairs`. Score, score of the last, difference: share of 95 % intervals that hold the
-expected score of the steadiest method and of the least steady one, and the difference of 0. Power: one method
-is better by 3 points; the share of the other four that are told from it.
+`results.bootstrap.Resampled.pairs`. Score, score of the last, difference: share of 95 % intervals that hold
+the expected score of the steadiest method and of the least steady one, and the difference of 0. Power: one
+method is better by 3 points; the share of the other four that are told from it.
 """
 
 from __future__ import annotations
