@@ -10,6 +10,7 @@ from methods.errors import UserError
 
 MEASUREMENTS = {
     "input": "pairs of views per second, against per-image Pillow transforms in a DataLoader",
+    "intervals": "seconds of the bootstrap of `tables --intervals` for a test set of COCO's size",
     "prompts": "text features of learnt prompts, against prompts of full length one by one",
     "scaling": "images trained on per second by two processes, against one",
     "status": "seconds that `run.py status` takes for thousands of runs",
