@@ -17,9 +17,10 @@ What differs from the official code: as for `dualcoop`, the labelled share with 
 epoch at a constant rate (there 5e-3), a schedule that steps per optimiser step. ``lr`` is 0.5, of the one
 whole command in its README; the sentence above it, which is DualCoOp's, says .001 and .002, and at a
 hundredth of that the contexts would stand still. ``class_specific`` is off, as the authors advise for few
-labels; that command has it on. A trap: residuals start from N(0, 1), 22.6 long in 512 dimensions, and are
-added to text features that are 7 to 10 long, so that prompts say little at first; ``residual_std`` = 0 starts
-from the prompts.
+labels; that command has it on. A trap: vectors start from N(0, 1), 22.6 long in 512 dimensions. The residual
+hides the prompt, whose feature is 7 to 10 long; where it does not, the random vector on the other side makes
+a pair of logits that are 20 and more apart, and a saturated soft-max has no gradient. ``start = "text"``
+begins with equal logits.
 
 Expected score: none known under this protocol; the paper's are of all images with a part of their labels.
 Cost: as `dualcoop`, with half of its prompts; `vision_only` has no text tower at all.
@@ -36,7 +37,6 @@ from torch.nn import functional as F
 
 from methods.backbones.clip import VisionLanguageModel
 from methods.base import Task, at_least_fp32, full_precision
-from methods.errors import check_range
 from methods.parts.pairs import PairHyper, PairMethod
 from methods.parts.prompts import LearntPrompts
 from methods.parts.regions import SUM_SCALE, region_logits
@@ -52,8 +52,8 @@ class OneSidedHyper(PairHyper):
         context_words: words that the context starts from; their tokens replace ``context_length``; empty
             for the official N(0, 0.02²).
         class_specific: one context for each class.
-        residual_std: standard deviation of the vectors that are added to the prompts' features, at the start
-            (official: 1).
+        start: of the learnt vectors. "random": N(0, 1), official. "text": the residual from 0 and the vector
+            from the prompt's own feature, so that the two logits of a pair are equal at first.
         lr: learning rate of the learnt vectors.
         lr_context: learning rate of the context (official: a hundredth of ``lr``).
         weight_decay: of all that is learnt (official: 0).
@@ -62,14 +62,10 @@ class OneSidedHyper(PairHyper):
     context_length: int = field(default=16, metadata={"low": 4, "high": 16, "scale": "linear"})
     context_words: str = ""
     class_specific: bool = False
-    residual_std: float = field(default=1.0, metadata={"low": 0.0, "high": 1.0, "scale": "linear"})
+    start: Literal["random", "text"] = "random"
     lr: float = field(default=0.5, metadata={"low": 1e-3, "high": 1.0, "scale": "log"})
     lr_context: float = field(default=5e-3, metadata={"low": 1e-5, "high": 1e-1, "scale": "log"})
     weight_decay: float = field(default=0.0, metadata={"low": 0.0, "high": 1e-2, "scale": "linear"})
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range("residual_std", self.residual_std, 0)
 
 
 @dataclass(frozen=True)
@@ -105,9 +101,12 @@ class OneSided(PairMethod):
             seed=2 * task.seed + (self.side == "negative"),  # where `dualcoop` starts on this side
             words=hyper.context_words,
         )
-        shape = (task.num_classes, backbone.dim)
-        self.residual = nn.Parameter(hyper.residual_std * torch.randn(shape))
-        self.embedding = nn.Parameter(torch.randn(shape))
+        with torch.no_grad():
+            text = self.prompt()
+        residual, vector = torch.randn_like(text), torch.randn_like(text)
+        if hyper.start == "text":
+            residual, vector = torch.zeros_like(text), text.clone()
+        self.residual, self.embedding = nn.Parameter(residual), nn.Parameter(vector)
 
     def param_groups(self) -> list[dict[str, Any]]:
         """The context, and the learnt vectors."""
