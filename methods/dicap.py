@@ -51,8 +51,8 @@ Expected score: COCO, ImageNet ResNet-50 with a decoder of this kind, 224 pixels
 83.5 (`published --method dicap`: its main table, known from others' notes on it only; another split, best
 epoch on test). Cost: per epoch a forward pass over the pool and the labelled images; per pool image a
 forward pass of the average and a forward and a backward pass; and products of all pairs of entries of a
-step, (B_u · K)², masked instead of selected, so that nothing is read from the device: 92 MB in float32, a
-few times, for 60 images of 80 classes.
+step, (B_u · K)² on a device, where they are masked, so that nothing is read from it: 92 MB in float32, a few
+times, for 60 images of 80 classes; on a CPU only those of the entries between the thresholds.
 """
 
 from __future__ import annotations

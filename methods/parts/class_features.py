@@ -66,8 +66,8 @@ def info_nce(
     """InfoNCE of entries, an entry being a class of an image, summed; inner products are not normalised.
 
     An entry costs −log softmax of the product of its query and its key among those of its query and all
-    allowed candidates, divided by the temperature. Products of all pairs are made and masked, so that nothing
-    is read from the device.
+    allowed candidates, divided by the temperature. On a device products of all pairs are made and masked, so
+    that nothing is read from it; on a CPU, where reading costs nothing, those of the entries that count.
 
     Args:
         queries: (B, K, d).
@@ -86,7 +86,19 @@ def info_nce(
     """
     with full_precision(queries):
         queries, keys, candidates = (at_least_fp32(each) for each in (queries, keys, candidates))
-        products = queries.flatten(0, 1) @ candidates.flatten(0, 1).T / temperature
         own = (queries * keys).sum(dim=-1).flatten() / temperature
-        products = products.masked_fill(allowed.flatten() < 0.5, LEFT_OUT)
-        return (used.flatten() * (products.logsumexp(dim=1) - own)).sum()
+        queries, candidates = queries.flatten(0, 1), candidates.flatten(0, 1)
+        counts, allowed = used.flatten(), allowed.flatten() > 0.5
+        if _reading_is_free(queries):
+            entries = counts > 0.5
+            if not entries.any():
+                return (own * counts).sum()
+            queries, own, counts = queries[entries], own[entries], counts[entries]
+            candidates, allowed = candidates[allowed], allowed[allowed]
+        products = (queries @ candidates.T / temperature).masked_fill(~allowed, LEFT_OUT)
+        return (counts * (products.logsumexp(dim=1) - own)).sum()
+
+
+def _reading_is_free(tensor: Tensor) -> bool:
+    """Whether a value can be read without waiting for a device."""
+    return tensor.device.type == "cpu"

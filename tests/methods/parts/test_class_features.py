@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
+from methods.parts import class_features
 from methods.parts.class_features import info_nce
+
+
+@pytest.fixture(autouse=True, params=["as on a device", "as on a CPU"])
+def place(request, monkeypatch):
+    """Products are masked on a device, and left out on a CPU: both are tested here."""
+    monkeypatch.setattr(class_features, "_reading_is_free", lambda tensor: request.param == "as on a CPU")
 
 
 def test_info_nce_is_the_sum_by_hand():
