@@ -49,6 +49,17 @@ class Table(nn.Module):
         return self.rows[images[:, 0, 0, 0].long()]
 
 
+class Text(nn.Module):
+    """Text features in place of a prompt and its tower."""
+
+    def __init__(self, features):
+        super().__init__()
+        self.features = nn.Parameter(features.clone())
+
+    def forward(self):
+        return self.features
+
+
 def task(labels, unlabelled=10):
     """The task of (n, K) labels."""
     labels = torch.as_tensor(labels).float()

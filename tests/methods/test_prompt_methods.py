@@ -16,22 +16,11 @@ from methods.backbones import BackboneSpec
 from methods.base import Batch, Task
 from methods.dualcoop_pp import evidence_logits
 from methods.errors import UserError
-from tests.methods.table import numbers, same
+from tests.methods.table import Text, numbers, same
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "prompts.json").read_text())
 """Numbers that official code gave; an entry names the repository and the commit."""
 INPUTS = {name: numbers(values) for name, values in GOLDEN["inputs"].items()}
-
-
-class Text(nn.Module):
-    """Text features in place of a prompt and its tower."""
-
-    def __init__(self, features):
-        super().__init__()
-        self.features = nn.Parameter(features.clone())
-
-    def forward(self):
-        return self.features
 
 
 @pytest.fixture
