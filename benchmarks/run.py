@@ -15,6 +15,7 @@
     python benchmarks/run.py published              numbers that papers print; --method, --dataset
     python benchmarks/run.py plots --grid NAME      write its figures
     python benchmarks/run.py why RUN                where a number comes from
+    python benchmarks/run.py predict RUN IMAGES     a trained model on your images
     python benchmarks/run.py test FILE              does a method of your own keep the contract?
 
 `--launcher slurm` submits runs to a cluster instead. `torchrun`, `accelerate launch` and `srun` may
@@ -43,6 +44,7 @@ from benchmarks.cli import (
     merge,
     options,
     output,
+    predict,
     published,
     report,
     runs,
@@ -57,7 +59,7 @@ from methods.errors import UserError, nearest
 from results.errors import StoreError
 from slurm.protocol import EXIT_STOPPED
 
-FILES = (runs, listing, datasets, splits, status, slurm, report, why, published, merge, test)
+FILES = (runs, listing, datasets, splits, status, slurm, report, why, predict, published, merge, test)
 """The modules that add verbs, in the order of `--help`."""
 
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from results import epochs, predictions
+from results import epochs, predictions, weights
 from results.damage import read_bytes, read_table, refused
 from results.errors import StoreError
 from results.files import atomic_write_bytes, create_bytes, folders
@@ -50,7 +50,7 @@ class Met:
             process works on it here); damaged (there, or here); unfinished there; foreign (no run of a
             store).
         path: its directory there.
-        detail: one line on why; "" for taken and equal.
+        detail: one line on why; for taken and equal on the weights that the run kept, or "".
     """
 
     kind: Kind
@@ -187,7 +187,7 @@ def _run(target: RunStore, source: RunStore, place: Path, dry_run: bool) -> Met:
     if expected.relative_to(target.root) != place.relative_to(source.root):
         return Met("foreign", place, f"its result is that of {expected.relative_to(target.root)}")
     if os.path.lexists(expected / "result.json"):
-        return _compared(target, expected, source, place, theirs)
+        return _compared(target, expected, source, place, theirs, dry_run)
     try:
         scores = _predictions(place, theirs)
         source.epochs(place)  # each line of it is one
@@ -211,16 +211,19 @@ def _take(
     lease = target.claim(here, _spec(source, place, theirs), ttl=seconds_to_live())
     if lease is None:
         if (here / "result.json").exists():  # this very moment
-            return _compared(target, here, source, place, theirs)
+            return _compared(target, here, source, place, theirs, dry_run)
         return Met("held", place, f"{here}: {_state(target, here)}")
     with lease:
-        (here / predictions.NAME).unlink(missing_ok=True)  # of an attempt that has left no result
+        for name in (predictions.NAME, weights.NAME):  # of an attempt that has left no result
+            (here / name).unlink(missing_ok=True)
         create_bytes(here / predictions.NAME, scores, whole=True)
         rows = (place / epochs.NAME).read_bytes() if (place / epochs.NAME).exists() else None
         if rows is None:
             (here / epochs.NAME).unlink(missing_ok=True)
         else:
             atomic_write_bytes(here / epochs.NAME, rows)
+        lease.require()
+        problem = weights.take(place, here, theirs)[1]
         lease.require()
         text = (place / "result.json").read_bytes()
         if json.loads(text)["run_id"] != theirs["run_id"] or not create_bytes(
@@ -230,7 +233,7 @@ def _take(
         for name in ("spec.json", "result.json"):  # their difference is how long the run took
             _copy_times(place / name, here / name)
         _clear(here)
-    return Met("taken", place)
+    return Met("taken", place, problem)
 
 
 def _foreseen(target: RunStore, here: Path, place: Path) -> Met:
@@ -240,15 +243,18 @@ def _foreseen(target: RunStore, here: Path, place: Path) -> Met:
     return Met("held", place, f"{here}: {state.detail}") if held else Met("taken", place)
 
 
-def _compared(target: RunStore, here: Path, source: RunStore, place: Path, theirs: Result) -> Met:
-    """Two results of one run: equal, or a conflict."""
+def _compared(
+    target: RunStore, here: Path, source: RunStore, place: Path, theirs: Result, dry_run: bool
+) -> Met:
+    """Two results of one run: equal, or a conflict. Of an equal one its weights are taken."""
     try:
         ours = target.load(here)
         differing = _differences(target, here, ours, source, place, theirs)
     except StoreError as error:
         return Met("damaged", place, f"it cannot be compared: {error}")
     if not differing:
-        return Met("equal", place)
+        taken, problem = (False, "") if dry_run else weights.take(place, here, ours)
+        return Met("equal", place, "its weights are taken" if taken else problem)
     return Met("conflict", place, f"{here} has another result: {'; '.join(differing)}")
 
 

@@ -4,6 +4,7 @@
         spec.json          what was asked for
         result.json        written once, last; a run is done when it exists
         predictions.npz    test scores and labels, from which every metric can be recomputed (docs/results.md)
+        model.safetensors  its weights, if the run kept them, see `results.weights`
         epochs.jsonl       one line per finished epoch, the first of which is epoch 1 (docs/results.md)
         failure.json       error of the newest attempt; older ones are failure.<attempt>.json
         lease.000001 ...   who works or worked on it, see `results.lease`
@@ -44,14 +45,7 @@ from results.files import (
     remove_temporaries,
     uptime,
 )
-from results.lease import (
-    DEFAULT_TTL,
-    Lease,
-    MemberLease,
-    acquire,
-    generation_of,
-    seen,
-)
+from results.lease import DEFAULT_TTL, Lease, MemberLease, acquire, generation_of, seen
 from results.moves import GENERATION
 from results.schema import FORMAT, Result, check, check_spec
 

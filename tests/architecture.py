@@ -29,9 +29,10 @@ GROUND = {"workspace", "arguments", "progress", "signals", "provenance"}
 ROOMS: dict[str, set[str]] = {
     "run": {"cli"},
     "worker": {"launch"},  # the old name of benchmarks/launch/worker.py, which saved plans call
-    "cli": {"launch", "checks", "plan", "status", "data"},
+    "cli": {"launch", "models", "checks", "plan", "status", "data"},
     "perf": {"launch", "training", "plan", "data"},
-    "launch": {"training", "plan", "status", "data"},
+    "launch": {"models", "training", "plan", "status", "data"},
+    "models": {"training", "plan", "data"},
     "training": {"plan", "data"},
     "checks": {"launch", "training", "plan", "data"},  # whole trainings of the contract
     "plan": {"data"},

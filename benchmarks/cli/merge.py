@@ -75,13 +75,13 @@ def _store(runs: Path) -> RunStore:
 
 
 class _Lines:
-    """Prints a line on each run that is not simply taken, the first few of a kind."""
+    """Prints a line on each run that is not simply taken or equal, the first few of a kind."""
 
     def __init__(self, most: int) -> None:
         self.most, self.counts = most, Counter[str]()
 
     def __call__(self, met: Met) -> None:
-        if met.kind in ("taken", "equal"):
+        if met.kind in ("taken", "equal") and not met.detail:
             return
         self.counts[met.kind] += 1
         if self.counts[met.kind] <= self.most:

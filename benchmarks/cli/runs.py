@@ -64,6 +64,7 @@ def add(verbs: options.Verbs) -> None:
     plan_parser.add_argument(
         "--save", type=Path, default=None, metavar="FILE", help="write the bundles for slurm/array.sbatch"
     )
+    _add_keeping(plan_parser)
     slurm.add_flags(plan_parser)
 
 
@@ -87,12 +88,26 @@ def _add_execution(parser: argparse.ArgumentParser) -> None:
         help="a group of processes that does not move for so long ends, the late one "
         "is named and the run counts as failed (default 600)",
     )
+    _add_keeping(parser)
     parser.add_argument("--no-plots", action="store_true", help="leave the figures out")
     parser.add_argument("--yes", action="store_true", help="submit to SLURM without asking")
     parser.add_argument(
         "--wait", action="store_true", help="with --launcher slurm: until the jobs have ended"
     )
     slurm.add_flags(parser)
+
+
+def _add_keeping(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--keep-weights",
+        nargs="?",
+        const="all",
+        default="",
+        choices=("all", "best"),
+        metavar="best",
+        help="runs that are executed keep their weights (docs/models.md); with --keep-weights=best, once "
+        "the grid is done, only those of the best method of each column",
+    )
 
 
 def _add_verbose(parser: argparse.ArgumentParser) -> None:
@@ -135,7 +150,7 @@ def run(args: argparse.Namespace) -> int:
     if remembered is not None and not _missing(args, remembered, workspace):
         for notice in remembered.notices:
             progress.line(notice)
-        return _finish(args, remembered, workspace)
+        return _finish(args, remembered, workspace, set())
     grid, jobs, summary = planning.resolved(args, progress.counter, progress.line)
     only = _missing(args, summary, workspace)
     missing = [job for job in jobs if job.spec.run_id in only]
@@ -151,7 +166,7 @@ def run(args: argparse.Namespace) -> int:
         local.execute(grid, missing, workspace, progress.line)
         _require_folder(workspace)
         progress.line(f"{grid.name}: {time.monotonic() - started:.0f} s")
-    return _finish(args, summary, workspace)
+    return _finish(args, summary, workspace, only)
 
 
 def _show(args: argparse.Namespace) -> int:
@@ -214,7 +229,7 @@ def _run_on_cluster(args: argparse.Namespace) -> int:
     grid, jobs, summary = planning.resolved(args, progress.counter, progress.line)
     only = _missing(args, summary, workspace)
     if slurm.execute(args, grid, jobs, only, asked, workspace, progress.line):
-        return _finish(args, summary, workspace)
+        return _finish(args, summary, workspace, only)
     return 0
 
 
@@ -228,6 +243,7 @@ def _local(args: argparse.Namespace) -> Local:
         args.hang_seconds,
         args.strategy,
         Progress().line,
+        args.keep_weights,
     )
 
 
@@ -260,6 +276,7 @@ def _run_in_group(args: argparse.Namespace, rank: int, world: int) -> int:
     # torchrun and the like have set the number of threads, or torch takes all cores.
     workspace.runs.mkdir(parents=True, exist_ok=True)
     local = _local(args)
+    only = _missing(args, summary, workspace) if main else set()
     threads = local.threads if os.environ.get("OMP_NUM_THREADS") else 0
     with tempfile.TemporaryDirectory(prefix="ssmll-plan-") as folder:
         copy = copy_grid(grid, jobs, Path(folder))  # each rank has its own, and all compare what they planned
@@ -272,11 +289,19 @@ def _run_in_group(args: argparse.Namespace, rank: int, world: int) -> int:
     if code:  # the group's communication may wait for ever at a normal end
         sys.stdout.flush()
         os._exit(code)
-    return _finish(args, summary, workspace) if main else 0
+    return _finish(args, summary, workspace, only) if main else 0
 
 
-def _finish(args: argparse.Namespace, summary: PlanSummary, workspace: Workspace) -> int:
-    """Print the table and name what is missing in it."""
+def _finish(args: argparse.Namespace, summary: PlanSummary, workspace: Workspace, executed: set[str]) -> int:
+    """Print the table and name what is missing in it.
+
+    Args:
+        args: the command line.
+        summary: the runs.
+        workspace: where results lie.
+        executed: identities of the runs that this call was to execute.
+    """
+    from benchmarks.cli.kept import settle
     from benchmarks.cli.report import write
 
     unread = write(summary, workspace, args.rule, args.out, plots=not args.no_plots)
@@ -287,7 +312,8 @@ def _finish(args: argparse.Namespace, summary: PlanSummary, workspace: Workspace
                 continue
             detail = workspace.store.state(each.directory(workspace)).detail
             print(f"{kind}: {each.title}" + (f": {detail}" if detail else ""), file=sys.stderr)
-    return 1 if left or unread else 0
+    all_kept = settle(args, summary, workspace, executed)
+    return 1 if left or unread or not all_kept else 0
 
 
 def plan(args: argparse.Namespace) -> int:
@@ -296,6 +322,8 @@ def plan(args: argparse.Namespace) -> int:
     Raises:
         UserError: bad usage, a wrong grid file, absent data or weights.
     """
+    if args.keep_weights and not args.save:
+        raise UserError("plan --keep-weights goes with --save: the saved jobs keep their weights")
     if args.launcher != "slurm":
         slurm.check_local(args)
     return _show(args)

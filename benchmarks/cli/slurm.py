@@ -107,6 +107,7 @@ def cluster(args: argparse.Namespace, report: Callable[[str], None]) -> SlurmOpt
         getattr(args, "checkpoint_seconds", 30.0),
         getattr(args, "hang_seconds", 600.0),
         0 if args.verb == "retry" else wanted.max_attempts,
+        args.keep_weights,
     )
 
 

@@ -44,6 +44,7 @@ class Local:
         checkpoint_seconds: seconds between checkpoints inside an epoch.
         hang_seconds: seconds without progress after which a process group counts as hung.
         strategy: overrides the recipes' way of spreading a step over processes; None leaves it.
+        keep_weights: whether runs keep their weights: "", "all" or "best".
     """
 
     workers: int
@@ -52,6 +53,7 @@ class Local:
     checkpoint_seconds: float
     hang_seconds: float
     strategy: str | None = None
+    keep_weights: str = ""
 
     @classmethod
     def default(
@@ -62,6 +64,7 @@ class Local:
         hang_seconds: float,
         strategy: str | None = None,
         report: Callable[[str], None] = lambda line: None,
+        keep_weights: str = "",
     ) -> Local:
         """One process per GPU; without GPUs one process per core, because small models scale best so.
 
@@ -72,6 +75,7 @@ class Local:
             hang_seconds: see the class.
             strategy: see the class.
             report: gets a line when the environment asks for more threads than there are cores.
+            keep_weights: see the class.
 
         Raises:
             UserError: a group wants more GPUs than there are; a variable would change trainings.
@@ -84,7 +88,7 @@ class Local:
         threads = environment.threads_of_user(report)
         if threads is None:
             threads = max(1, cores() // (count * processes))
-        return cls(count, processes, threads, checkpoint_seconds, hang_seconds, strategy)
+        return cls(count, processes, threads, checkpoint_seconds, hang_seconds, strategy, keep_weights)
 
     def order(
         self, grid: Path, jobs: Sequence[Job], workspace: Workspace, launcher: int | None = None
@@ -107,6 +111,7 @@ class Local:
             checkpoint_seconds=self.checkpoint_seconds,
             hang_seconds=self.hang_seconds,
             launcher=launcher,
+            keep_weights=self.keep_weights,
         )
 
     def execute(

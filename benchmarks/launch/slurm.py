@@ -36,6 +36,7 @@ class SlurmOptions:
         checkpoint_seconds: seconds between checkpoints inside an epoch.
         hang_seconds: seconds without progress after which a process group counts as hung.
         max_attempts: a run that was started this often without finishing is left out; 0 for no limit.
+        keep_weights: whether runs keep their weights: "", "all" or "best".
     """
 
     profile: Profile
@@ -45,6 +46,7 @@ class SlurmOptions:
     checkpoint_seconds: float = 30.0
     hang_seconds: float = 600.0
     max_attempts: int = 0
+    keep_weights: str = ""
 
     def shape(self, bundle: Bundle) -> tuple[int, int]:
         """Nodes and tasks per node of a bundle's job."""
@@ -250,6 +252,7 @@ def plan_record(
         hang_seconds=options.hang_seconds,
         bundles=proposal.bundles,
         code=code,
+        keep_weights=options.keep_weights,
     )
     return {
         **order.record(),

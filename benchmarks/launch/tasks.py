@@ -5,7 +5,6 @@ A task is computed by one process or by a group of them; rank 0 alone writes to 
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from abc import ABC, abstractmethod
@@ -14,17 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
-from torch import Tensor
 
-import methods
-from benchmarks.data.splits.rules import sees_hidden_labels
+from benchmarks.launch import recorded
+from benchmarks.launch.recorded import Finished
+from benchmarks.models.keep import keep
 from benchmarks.plan.copies import used
 from benchmarks.plan.identity import digest
 from benchmarks.plan.jobs import STAGE_RECORD, Job, Stage
 from benchmarks.plan.product_code import loaded, of_method
-from benchmarks.provenance import device_name, now, provenance
+from benchmarks.provenance import device_name
 from benchmarks.status.progress_file import ProgressFile
 from benchmarks.training import stage_files
 from benchmarks.training.build import build_backbone, build_fit_method, summariser, task_of
@@ -41,6 +39,7 @@ from results.files import atomic_write_json
 from results.lease import MemberLease
 from results.predictions import digests
 from results.store import Lease
+from results.weights import NAME as WEIGHTS
 
 
 @dataclass
@@ -53,6 +52,7 @@ class Options:
         report: called with one line of progress.
         should_stop: asked after every step; True makes a training save and stop.
         hang_seconds: time after which a group of processes that does not move counts as hung.
+        keep_weights: whether finished runs keep their weights: "", "all" or "best" (until the grid is done).
     """
 
     checkpoint_seconds: float = 30.0
@@ -60,6 +60,7 @@ class Options:
     launch: str = ""
     report: Callable[[str], None] = lambda line: None
     should_stop: Callable[[], bool] = lambda: False
+    keep_weights: str = ""
 
 
 @dataclass(frozen=True)
@@ -177,7 +178,7 @@ class RunTask(Task):
             training.clear()
             progress.clear()
 
-    def _fit(self) -> _Result:
+    def _fit(self) -> Finished:
         job, started = self.job, time.monotonic()
         features = stage_files.read_features(job.stages[0].directory(self.workspace))
         method = build_fit_method(job, build_backbone(job), task_of(job))
@@ -187,16 +188,17 @@ class RunTask(Task):
         # Nothing is chosen: with held-out images, their rule reports the only fit there is.
         val = last if len(job.split.held_out) else None
         metrics = {"last": last, "model": last, "max": last, "val": val, "oracle": None}
-        return _Result(scores, None, metrics, time.monotonic() - started, 0, len(job.split.labelled))
+        seconds, images = time.monotonic() - started, len(job.split.labelled)
+        return Finished(scores, None, metrics, seconds, 0, images, method, features["test"])
 
-    def _trained(self, trainer: Trainer, outcome: Outcome) -> _Result:
+    def _trained(self, trainer: Trainer, outcome: Outcome) -> Finished:
         assert outcome.scores is not None  # every schedule of a run evaluates
         assert outcome.raw_scores is not None
         summarise = summariser(self.job)
         last, model = summarise(outcome.scores), summarise(outcome.raw_scores)
         averaged = bool(self.job.cell.recipe.ema_decay)
         weights = "model" if model["mAP"] > last["mAP"] or not averaged else "ema"
-        return _Result(
+        return Finished(
             outcome.scores,
             outcome.raw_scores if averaged else None,
             {
@@ -209,6 +211,7 @@ class RunTask(Task):
             outcome.seconds,
             sum(value.numel() for value in trainer.method.parameters() if value.requires_grad),
             outcome.images_seen,
+            trainer.ema.module,
         )
 
     def _on_epoch(self, lease: Lease | MemberLease, row: dict[str, Any]) -> None:
@@ -222,67 +225,35 @@ class RunTask(Task):
         )
 
     def _write(
-        self, lease: Lease | MemberLease, found: _Result, memory: PeakMemory, earlier: Sequence[str] = ()
+        self, lease: Lease | MemberLease, found: Finished, memory: PeakMemory, earlier: Sequence[str] = ()
     ) -> None:
-        job, scores = self.job, np.ascontiguousarray(found.scores.numpy(), dtype=np.float32)
-        labels = job.prepared.dataset.test.labels  # with them every metric can be computed again
-        arrays: dict[str, np.ndarray] = {
-            "scores": scores,
-            "labels": np.ascontiguousarray(labels, dtype=np.uint8),
-        }
-        if found.raw_scores is not None:
-            arrays["raw_scores"] = np.ascontiguousarray(found.raw_scores.numpy(), dtype=np.float32)
+        peak, arrays = memory.read(), recorded.arrays(self.job, found)
         hashes = digests(arrays)
-        self.workspace.store.write_result(
-            self.directory,
-            cast(Lease, lease),  # rank 0's is a whole one
-            {
-                "run_id": job.spec.run_id,
-                "spec": job.spec.record(),
-                "metrics": found.metrics,
-                "classes": list(job.prepared.dataset.classes),
-                "cost": {
-                    "seconds": found.seconds,
-                    "device": device_name(self.device),
-                    "trainable_parameters": found.trainable,
-                    "images_seen": found.images,
-                    "peak_memory_bytes": memory.read(),
-                },
-                "split": {
-                    "labelled": len(job.split.labelled),
-                    "held_out": len(job.split.held_out),
-                    "unlabelled": len(job.split.unlabelled),
-                    "rule": job.split.rule,
-                    "sees_hidden_labels": sees_hidden_labels(job.split.rule, len(job.split.unlabelled)),
-                },
-                "score_scale": methods.get(job.spec.method).score_scale,
-                "predictions_sha256": hashes["scores"],
-                "arrays_sha256": hashes,
-                "provenance": {
-                    **provenance(self.device, self.group.world, self.strategy.name),
-                    **({"method_code": job.code.record()} if job.code else {}),
-                    **self._versions(earlier),
-                },
-                "finished": now(),
-            },
-            arrays,
-        )
+        self._keep(lease, found, hashes["scores"])
+        record = recorded.record(self.job, found, hashes, self.workspace, self.strategy, peak, earlier)
+        # Rank 0's lease is a whole one.
+        self.workspace.store.write_result(self.directory, cast(Lease, lease), record, arrays)
         self.options.report(f"done: {self.title} mAP {found.metrics['last']['mAP']:.2f}")
 
-    def _versions(self, earlier: Sequence[str]) -> dict[str, Any]:
-        """Hashes of what the run was made by, besides its method's own code: see `results.versions`.
-
-        Args:
-            earlier: of the code of processes that began the training, the oldest first.
-        """
-        stages = {stage.kind: _sources_of(stage.directory(self.workspace)) for stage in self.job.stages}
-        copies = used()
-        return {
-            "sources": of_method(self.job.spec.method, loaded()),
-            **({"continued_from": list(earlier)} if earlier else {}),
-            **({"stages": stages} if stages else {}),
-            **(copies.provenance() if copies is not None else {}),
-        }
+    def _keep(self, lease: Lease | MemberLease, found: Finished, scores_sha256: str) -> None:
+        """Keep the weights, if that is asked for, before the result makes the run done."""
+        mode, why = self.options.keep_weights, ""
+        if mode:
+            why = keep(
+                self.directory,
+                self.job,
+                found.method,
+                found.scores,
+                scores_sha256,
+                mode=mode,
+                strategy=self.strategy,
+                features=found.features,
+                require=lease.require,
+            )
+        else:  # an attempt that did not come to its end may have left some
+            (self.directory / WEIGHTS).unlink(missing_ok=True)
+        if why:
+            self.options.report(f"weights not kept: {self.title}: {why}")
 
 
 class StageTask(Task):
@@ -370,35 +341,6 @@ class StageTask(Task):
         training.clear()
         progress.clear()
         return trainer.code[:-1]
-
-
-@dataclass(frozen=True)
-class _Result:
-    """What a finished run leaves.
-
-    Attributes:
-        scores: (n_test, K) test scores on the CPU.
-        raw_scores: the same of the raw weights; None where there is no moving average beside them.
-        metrics: summary by selection rule.
-        seconds: training time, over all attempts.
-        trainable: number of trainable parameters.
-        images: views that went through a training step, or images that were fitted to.
-    """
-
-    scores: Tensor
-    raw_scores: Tensor | None
-    metrics: dict[str, Any]
-    seconds: float
-    trainable: int
-    images: int
-
-
-def _sources_of(stage: Path) -> str | None:
-    """The hash of the code that made a stage; None for a stage that does not say it, as earlier ones."""
-    try:
-        return json.loads((stage / STAGE_RECORD).read_text(encoding="utf-8")).get("sources")
-    except (OSError, ValueError, AttributeError, RecursionError):
-        return None
 
 
 def _from_one(chosen: dict[str, Any] | None) -> dict[str, Any] | None:

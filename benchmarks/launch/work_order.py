@@ -49,9 +49,10 @@ _TYPES: dict[str, Any] = {
     "module": str,
     "sources": dict,
     "planned": dict,
+    "keep_weights": str,
 }
 """JSON types of the fields."""
-_LATER = ("bundles", "code", "sources", "planned")
+_LATER = ("bundles", "code", "sources", "planned", "keep_weights")
 """Fields that earlier files do not have."""
 
 
@@ -78,6 +79,7 @@ class WorkOrder:
         sources: SHA-256 of each source file that decides a number of these runs, by its path, see
             `benchmarks.plan.product_code`; empty in earlier files.
         planned: the hashes in the identities of the runs, by field; empty in earlier files.
+        keep_weights: whether runs keep their weights: "", as in earlier files, "all" or "best".
     """
 
     grid: str
@@ -97,6 +99,7 @@ class WorkOrder:
     module: str = ""
     sources: Mapping[str, str] = field(default_factory=dict)
     planned: Mapping[str, list[str]] = field(default_factory=dict)
+    keep_weights: str = ""
 
     @classmethod
     def make(
@@ -113,6 +116,7 @@ class WorkOrder:
         launcher: int | None = None,
         bundles: Sequence[Bundle] = (),
         code: Path | None = None,
+        keep_weights: str = "",
     ) -> WorkOrder:
         """An order of a new launch by this command.
 
@@ -128,6 +132,7 @@ class WorkOrder:
             launcher: see the class.
             bundles: see the class.
             code: see the class.
+            keep_weights: see the class.
         """
         return cls(
             grid=str(grid.resolve()),
@@ -146,6 +151,7 @@ class WorkOrder:
             module=module,
             sources=needed(_methods(jobs), hashes()),
             planned=_hashes(jobs),
+            keep_weights=keep_weights,
         )
 
     @classmethod

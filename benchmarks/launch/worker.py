@@ -272,6 +272,7 @@ def work(
         report=report,
         should_stop=should_stop,
         hang_seconds=order.hang_seconds,
+        keep_weights=order.keep_weights,
     )
     # accelerate keeps precision and strategy in process-wide state: one process kind at a time.
     ((precision, strategy),) = process_kinds([job for _, job in tasks])

@@ -61,11 +61,11 @@ def test_files_arrays_and_fields_are_named(fake: Any) -> None:
         re.findall(r"`([\w.]+?)(?:\.0+1)?`", PAGE)
     )
     # The writers of both files, by their source: a field that is added there is described here.
-    tasks = (ROOT / "benchmarks" / "launch" / "tasks.py").read_text()
+    tasks = (ROOT / "benchmarks" / "launch" / "recorded.py").read_text()
     trainer = (ROOT / "benchmarks" / "training" / "trainer.py").read_text()
     row = trainer.split("row: dict[str, Any] = {")[1].split("}\n        scores")[0]
     block = tasks.split("arrays: dict[str, np.ndarray] = {")[1].split("}")[0]
-    arrays = [*re.findall(r'arrays\["(\w+)"\] =', tasks), *re.findall(r'^            "(\w+)":', block, re.M)]
+    arrays = [*re.findall(r'arrays\["(\w+)"\] =', tasks), *re.findall(r'^        "(\w+)":', block, re.M)]
     fields = [*re.findall(r'^            "(\w+)":', row, re.M), "seconds", "mAP_val", "generation", "format"]
     assert {"scores", "labels", "raw_scores"} <= set(arrays)
     assert {"epoch", "losses", "pseudo_labels"} <= set(fields)

@@ -1,0 +1,1 @@
+"""The trained models that runs keep: written, loaded, used on images, exported."""
