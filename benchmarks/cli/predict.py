@@ -201,5 +201,5 @@ def _score(model: Model, pixels: Pixels, batch: int, progress: Progress) -> tupl
     count(total, total)
     classes = model.record["classes"]
     scores = model.finish(torch.cat(rows)) if rows else torch.empty(0, len(classes))
-    images = [pixels.paths[place] for place in places]
-    return Predictions(images, classes, scores.numpy(), model.record["score_scale"]), stopped
+    named = [pixels.paths[place] for place in places]
+    return Predictions(named, classes, scores.numpy(), model.record["score_scale"]), stopped
