@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from methods.base import full_precision
 from methods.errors import UserError, nearest
 
 Affinity = Literal["conditional", "sqrt-conditional", "jaccard"]
@@ -123,3 +124,27 @@ def context_targets(targets: Tensor, contexts: Tensor, num_contexts: int) -> Ten
     """
     membership = torch.nn.functional.one_hot(contexts, num_contexts).to(targets.dtype)
     return ((targets @ membership) > 0).to(targets.dtype)
+
+
+def noisy_or(logits: Tensor, contexts: Tensor, num_contexts: int) -> Tensor:
+    """Read the scores of contexts from those of classes: a context is absent if all its classes are.
+
+    With p the probabilities of the classes, a context has 1 − Π (1 − p_k) over its classes, and the logit
+    log(e^S − 1) with S = Σ log(1 + e^{z_k}).
+
+    Args:
+        logits: (B, K) z, float32 or float64.
+        contexts: (K,) int64 from `label_contexts`.
+        num_contexts: M.
+
+    Returns:
+        (B, M) logits in the dtype of ``logits``.
+
+    >>> noisy_or(torch.tensor([[0.0, 0.0, 2.0]]), torch.tensor([0, 0, 1]), 2)  # 1 - 1/4 has the logit log 3
+    tensor([[1.0986, 2.0000]])
+    """
+    with full_precision(logits):
+        membership = torch.nn.functional.one_hot(contexts, num_contexts).to(logits)
+        total = torch.nn.functional.softplus(logits) @ membership
+        total = total.clamp(min=torch.finfo(total.dtype).tiny)  # a class below -87 would give log 0
+        return total + torch.log(-torch.expm1(-total))

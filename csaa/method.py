@@ -8,7 +8,7 @@ images.
 
 What differs from the official code: there is none that we could find, and the full text was not
 available either. `csaa/README.md` lists statement by statement what comes from the paper and what
-is our reading; each open choice is a field of `CSAAHyper`. Pseudo-labels and their schedule follow
+is our reading; each open choice is a field of `csaa.hyper.CSAAHyper`. Pseudo-labels and their schedule follow
 the same authors' CAP code (github xiemk/SSMLL-CAP), the local features DualCoOp's re-formulation of
 the attention pool (github sunxm2357/DualCoOp).
 
@@ -22,106 +22,26 @@ step, the text tower over two contexts and 2·K names, and one scoring pass over
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from csaa.contexts import Affinity, check_num_contexts, context_targets, label_contexts
+from csaa.contexts import check_num_contexts, context_targets, label_contexts, noisy_or
+from csaa.hyper import CSAAHyper, with_contexts
+from csaa.refinement import Refinement, conditional_graph, context_graph
 from methods.backbones.clip import VisionLanguageModel
 from methods.backbones.spec import BackboneSpec
 from methods.base import Batch, Pool, PseudoLabels, StepMethod, StepOutput, Task, at_least_fp32
-from methods.errors import UserError
 from methods.losses import asymmetric_loss, binary_cross_entropy
-from methods.parts.hypers import AsymmetricHyper, OptimizerHyper
 from methods.parts.linear import calibrated_bias
-from methods.parts.prompt_classifiers import AlignmentClassifier, AlignmentSpec, Features, Reading
+from methods.parts.prompt_classifiers import AlignmentClassifier
 from methods.registry import register
 from methods.thresholds import class_distribution_pseudo_labels, fixed_pseudo_labels
 
-
-@dataclass(frozen=True)
-class CSAAHyper(OptimizerHyper, AsymmetricHyper):
-    """Hyper-parameters; [P] fixed by the paper, [G] its group's code, [I] our reading.
-
-    Attributes:
-        reading: the roles of the prompts, see `AlignmentClassifier` [I; two per label is P].
-        features: "label-specific" [P] or "global" (ablation).
-        temperature: τ of the spatial softmax [I, DualCoOp's value].
-        context_length: learnt tokens of a prompt [I, DualCoOp's value].
-        context_words: words the learnt tokens start from; empty for N(0, 0.02²) [I].
-        class_specific: own learnt tokens for every label [I: shared].
-        pseudo_labels: "class-distribution" [P, after G], "fixed" thresholds, or "none" (labelled
-            images only).
-        eta_pos: share of the expected positives that is used [G].
-        eta_neg: share of the expected negatives that is used [G: 1.0 clipped to 0.998].
-        fixed_pos: probability above which a fixed threshold says positive.
-        fixed_neg: probability below which it says negative.
-        unlabelled_weight: weight of the pseudo-label loss [G: 1].
-        context_weight: λ; 0 removes contexts altogether [I].
-        num_contexts: M; 0 means min(10, K). 10 suits COCO, 3–4 VOC [I].
-        affinity: affinity of the label graph [I; spectral clustering of co-occurrence is P].
-        context_images: images the auxiliary task is trained on [P: both].
-        context_feature: input of the context head: the "global" image feature or the mean of the
-            "label-specific" ones [I].
-        context_labels: context pseudo-labels from the context "head" by the same thresholding, or
-            from the class "pseudo-labels" by the max rule [I].
-        freeze_visual: train prompts and heads only; needs context_feature="label-specific" to let
-            the auxiliary task reach the classifier [I: False].
-        lr_prompts: learning rate of prompts, scale and bias [I].
-        lr_head: learning rate of the context head [I].
-        lr_backbone: learning rate of the image tower [I].
-
-    The asymmetric loss, the optimiser, its schedule and the weight decay are the group's [G]; biases
-    and the scale do not decay.
-    """
-
-    reading: Reading = "semantic+class"
-    features: Features = "label-specific"
-    temperature: float = field(default=20.0, metadata={"low": 1.0, "high": 50.0, "scale": "log"})
-    context_length: int = field(default=16, metadata={"low": 4, "high": 16, "scale": "linear"})
-    context_words: str = ""
-    class_specific: bool = False
-    pseudo_labels: Literal["class-distribution", "fixed", "none"] = "class-distribution"
-    eta_pos: float = field(default=1.0, metadata={"low": 0.5, "high": 1.0, "scale": "linear"})
-    eta_neg: float = field(default=0.998, metadata={"low": 0.5, "high": 1.0, "scale": "linear"})
-    fixed_pos: float = field(default=0.95, metadata={"low": 0.5, "high": 0.99, "scale": "linear"})
-    fixed_neg: float = field(default=0.05, metadata={"low": 0.01, "high": 0.5, "scale": "linear"})
-    unlabelled_weight: float = field(default=1.0, metadata={"low": 0.1, "high": 10.0, "scale": "log"})
-    context_weight: float = field(default=1.0, metadata={"low": 0.0, "high": 10.0, "scale": "linear"})
-    num_contexts: int = 0
-    affinity: Affinity = "conditional"
-    context_images: Literal["labelled+unlabelled", "labelled"] = "labelled+unlabelled"
-    context_feature: Features = "global"
-    context_labels: Literal["head", "pseudo-labels"] = "head"
-    freeze_visual: bool = False
-    lr_prompts: float = field(default=1e-3, metadata={"low": 1e-5, "high": 1e-1, "scale": "log"})
-    lr_head: float = field(default=1e-3, metadata={"low": 1e-5, "high": 1e-1, "scale": "log"})
-    lr_backbone: float = field(default=1e-5, metadata={"low": 1e-6, "high": 1e-2, "scale": "log"})
-
-    def __post_init__(self) -> None:
-        OptimizerHyper.__post_init__(self)
-        AsymmetricHyper.__post_init__(self)
-        if self.freeze_visual and self.context_weight and self.context_feature == "global":
-            raise UserError(
-                "csaa: with freeze_visual the context head cannot reach the classifier "
-                "through the global feature; set context_feature = 'label-specific' or "
-                "context_weight = 0"
-            )
-
-    def alignment(self) -> AlignmentSpec:
-        """Return the part that says how the classifier is built."""
-        names = [found.name for found in dataclasses.fields(AlignmentSpec)]
-        return AlignmentSpec(**{name: getattr(self, name) for name in names})
-
-
-def with_contexts(hyper: CSAAHyper, num_classes: int) -> CSAAHyper:
-    """Replace the automatic number of contexts by min(10, K)."""
-    if hyper.num_contexts or not hyper.context_weight:
-        return hyper
-    return dataclasses.replace(hyper, num_contexts=min(10, num_classes))
+CALIBRATIONS = 20
+"""Rounds in which biases and refined scores are fitted to each other."""
 
 
 @register
@@ -145,18 +65,29 @@ class CSAA(StepMethod):
         if hyper.freeze_visual:
             backbone.requires_grad_(False)
         self.classifier = AlignmentClassifier(backbone, task.prompts, hyper.alignment(), task.seed)
+        if hyper.context_scores == "noisy-or" and self.classifier.reads_map:
+            backbone.freeze_pooling()  # nothing reads the global feature
         self.register_buffer("frequencies", task.labels.mean(dim=0))
         for part, width in (("class", classes), ("context", hyper.num_contexts)):
             size = task.num_unlabelled if self.teaches(part) else 0
             for kind in ("targets", "mask"):
                 self.register_state(f"{part}_{kind}", torch.zeros(size, width, dtype=torch.bool))
-        if hyper.context_weight:
+        if hyper.has_contexts:
             contexts = torch.from_numpy(
                 label_contexts(task.labels, hyper.num_contexts, task.seed, hyper.affinity)
             )
             self.register_buffer("contexts", contexts)
+        if hyper.has_head:
             self.context_head = nn.Linear(backbone.dim, hyper.num_contexts)
             nn.init.zeros_(self.context_head.bias)
+            if hyper.context_bias == "frequency":
+                shown = self._context_targets(task.labels).double().sum(dim=0)
+                smoothed = (shown + 0.5) / (len(task.labels) + 1)  # as `Task.prior`
+                self.context_head.bias.data.copy_(torch.logit(smoothed))
+        if hyper.refinement != "none":
+            by_context = hyper.refinement == "context"
+            graph = context_graph(self.contexts) if by_context else conditional_graph(task.labels)
+            self.refinement = Refinement(graph, hyper.refinement_start, hyper.refined_scores == "all")
 
     def teaches(self, part: str) -> bool:
         """Whether unlabelled images get pseudo-labels for a part: "class" or "context"."""
@@ -169,10 +100,19 @@ class CSAA(StepMethod):
     def _context_targets(self, targets: Tensor) -> Tensor:
         return context_targets(targets, self.contexts, self.hyper.num_contexts)
 
-    def _context_logits(self, whole: Tensor, specific: Tensor) -> Tensor:
+    def _context_logits(self, logits: Tensor, whole: Tensor, specific: Tensor) -> Tensor:
+        """(B, M) logits of contexts, from class logits before their refinement, or from features."""
+        if not self.hyper.has_head:
+            return noisy_or(logits, self.contexts, self.hyper.num_contexts)
         feature = whole if self.hyper.context_feature == "global" else specific.mean(dim=1)
         scale = self.classifier.log_scale.detach().exp()  # the classifier's range of logits
         return self.context_head(scale * F.normalize(at_least_fp32(feature), dim=-1))
+
+    def _refined(self, logits: Tensor, teaching: bool = False) -> Tensor:
+        """(B, K) class scores of class logits; ``teaching``: for pseudo-labels."""
+        if self.hyper.refinement != "none" and (teaching or self.hyper.refined_scores == "all"):
+            return self.refinement(logits)
+        return logits
 
     def param_groups(self) -> list[dict[str, Any]]:
         """Prompts and classifier, context head, image tower; no decay on biases and the scale."""
@@ -198,20 +138,21 @@ class CSAA(StepMethod):
             images = torch.cat([images, batch.strong_unlabelled])
         labelled = len(batch.labelled)
         logits, whole, specific = self.classifier.described(images)
-        losses = {"labelled": self._asl(logits[:labelled], batch.targets).sum()}
+        scores = self._refined(logits)
+        losses = {"labelled": self._asl(scores[:labelled], batch.targets).sum()}
         pseudo = None
         if use_pool:
             pseudo = self._pseudo("class", batch.unlabelled)
-            element = self._asl(logits[labelled:], pseudo.targets) * pseudo.mask
+            element = self._asl(scores[labelled:], pseudo.targets) * pseudo.mask
             losses["unlabelled"] = self.hyper.unlabelled_weight * element.sum()
         if self.hyper.context_weight:
-            scores = self._context_logits(whole, specific)
-            targets = self._context_targets(batch.targets)
-            element = binary_cross_entropy(scores[:labelled], targets)
+            loss = self._asl if self.hyper.context_loss == "asl" else binary_cross_entropy
+            contexts = self._context_logits(logits, whole, specific)
+            element = loss(contexts[:labelled], self._context_targets(batch.targets))
             losses["context"] = self.hyper.context_weight * element.sum()
             if use_pool and self.teaches("context"):
                 guess = self._pseudo("context", batch.unlabelled)
-                element = binary_cross_entropy(scores[labelled:], guess.targets) * guess.mask
+                element = loss(contexts[labelled:], guess.targets) * guess.mask
                 losses["context_unlabelled"] = self.hyper.context_weight * element.sum()
         return StepOutput(losses, pseudo)
 
@@ -227,10 +168,18 @@ class CSAA(StepMethod):
         """Set b so that each label's mean probability is its labelled frequency.
 
         Args:
-            logits: (n_l, K) of the labelled images with the present bias.
+            logits: (n_l, K) of the labelled images with the present bias, as `predict` gives them.
         """
         with torch.no_grad():
-            self.classifier.bias.add_(calibrated_bias(logits, self.frequencies))
+            bias = self.classifier.bias
+            if self.hyper.refinement == "none" or self.hyper.refined_scores == "teacher":
+                bias.add_(calibrated_bias(logits, self.frequencies))
+                return
+            plain = self.refinement.inverse(logits).to(logits)
+            shift = torch.zeros_like(plain[0])
+            for _ in range(CALIBRATIONS):  # what a class gains from others depends on their shifts
+                shift = shift + calibrated_bias(self.refinement(plain + shift), self.frequencies).to(shift)
+            bias.add_(shift)
 
     def wants_pool(self, epoch: int) -> bool:
         """Request pool scores before every epoch: pseudo-labels are recomputed then, as in CAP."""
@@ -239,9 +188,10 @@ class CSAA(StepMethod):
     def score_pool(self, images: Tensor) -> Tensor:
         """Return (B, K [+ M]) class logits, and context logits if they become pseudo-labels."""
         logits, whole, specific = self.classifier.described(images)
+        scores = self._refined(logits, teaching=True)
         if not (self.teaches("context") and self.hyper.context_labels == "head"):
-            return logits
-        return torch.cat([logits, self._context_logits(whole, specific)], dim=1)
+            return scores
+        return torch.cat([scores, self._context_logits(logits, whole, specific)], dim=1)
 
     def refresh(self, pool: Pool) -> None:
         """Pseudo-labels of classes and contexts from the EMA teacher's scores."""
@@ -271,7 +221,7 @@ class CSAA(StepMethod):
 
     def predict(self, images: Tensor) -> Tensor:
         """(B, K) float32 logits."""
-        return self.classifier.described(images)[0]
+        return self._refined(self.classifier.described(images)[0])
 
     @classmethod
     def resolve_hyper(cls, hyper: CSAAHyper, num_classes: int, backbone: BackboneSpec) -> CSAAHyper:
@@ -281,7 +231,7 @@ class CSAA(StepMethod):
     @classmethod
     def check_task(cls, hyper: CSAAHyper, num_classes: int, backbone: BackboneSpec) -> None:
         """Contexts are a partition of the labels into at least 2 parts."""
-        if hyper.context_weight:
+        if hyper.has_contexts:
             check_num_contexts(hyper.num_contexts, num_classes)
 
     @classmethod
@@ -292,17 +242,13 @@ class CSAA(StepMethod):
         variant with the same classifier and context task starts from the same checkpoint.
         """
         default = CSAAHyper()
-        unread = (
-            "eta_pos",
-            "eta_neg",
-            "fixed_pos",
-            "fixed_neg",
-            "unlabelled_weight",
-            "context_images",
-            "context_labels",
-        )
+        unread: tuple[str, ...] = ("eta_pos", "eta_neg", "fixed_pos", "fixed_neg", "unlabelled_weight")
+        unread += ("context_images", "context_labels")
+        if hyper.refined_scores == "teacher":
+            unread += ("refinement", "refinement_start", "refined_scores")
         kept = {name: getattr(default, name) for name in unread}
-        if not hyper.context_weight:
-            unused = ("num_contexts", "affinity", "context_feature", "lr_head")
-            kept |= {name: getattr(default, name) for name in unused}
-        return dataclasses.replace(hyper, pseudo_labels="none", **kept)
+        hyper = dataclasses.replace(hyper, pseudo_labels="none", **kept)
+        unused: tuple[str, ...] = () if hyper.has_head else ("context_feature", "lr_head")
+        if not hyper.has_contexts:
+            unused += ("num_contexts", "affinity")
+        return dataclasses.replace(hyper, **{name: getattr(default, name) for name in unused})

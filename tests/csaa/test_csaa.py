@@ -1,6 +1,8 @@
 """CSAA against literal loops, and each part where it could silently do nothing."""
 
+import copy
 import dataclasses
+import functools
 import math
 
 import open_clip
@@ -22,6 +24,13 @@ SIZE, POOL = 64, 12
 
 
 def backbone() -> VisionLanguageModel:
+    made, tokenizer = _made()
+    return copy.deepcopy(made, {id(tokenizer): tokenizer})
+
+
+@functools.cache
+def _made():
+    """What `backbone` copies, and its tokenizer: reading that takes longer than a test."""
     torch.manual_seed(0)
     model = open_clip.CLIP(
         embed_dim=16,
@@ -29,7 +38,8 @@ def backbone() -> VisionLanguageModel:
         text_cfg=open_clip.CLIPTextCfg(context_length=77, width=32, heads=2, layers=1),
     )
     tokenizer = open_clip.get_tokenizer("ViT-B-32")
-    return VisionLanguageModel(model, tokenizer, SIZE, "tiny test model", mean=(0.5,) * 3, std=(0.25,) * 3)
+    made = VisionLanguageModel(model, tokenizer, SIZE, "tiny test model", mean=(0.5,) * 3, std=(0.25,) * 3)
+    return made, tokenizer
 
 
 def labels() -> torch.Tensor:

@@ -68,6 +68,13 @@ def test_the_search_tried_as_many_settings_of_every_method_and_the_recipe_has_on
             assert cell.method == "zero_shot" or cell.hyper in tried[cell.method]
 
 
+def test_the_search_of_contexts_has_as_many_settings_as_that_of_every_method(cells):
+    found = cells("contexts-dev")
+    assert {cell.dataset.name for cell in found} == {"glyphscenes-dev"}
+    assert len({repr(cell.hyper) for cell in found}) == len(found) == 5
+    assert not {repr(cell.hyper) for cell in cells("field-dev")} & {repr(cell.hyper) for cell in found}
+
+
 def test_the_classifiers_are_crossed_with_rules_whose_settings_do_not_depend_on_them(cells):
     found = [cell for cell in cells("classifiers") if cell.method != "csaa"]
     kinds = {"linear", "aligned", "dualcoop"}
