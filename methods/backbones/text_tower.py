@@ -90,6 +90,28 @@ class TextTower(nn.Module):
             ids = ids[:, : int(end.max()) + 1]
         return self._encode(self.token_embedding(ids), end)
 
+    def encode_tokens(self, texts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
+        """Encode K strings with the features of all of their tokens.
+
+        Returns:
+            (K, d) features of the strings, as `encode_text`; (K, T, d) features of tokens, through the final
+            norm and the projection, not normalised; (K, T) bool, which tokens are not padding: the start and
+            the end token are among them.
+
+        Raises:
+            UserError: the tower's own code hands out no features of tokens.
+        """
+        if not self.learnable:
+            raise UserError(
+                f"{self.description}: its text tower gives no features of single tokens; choose another model"
+            )
+        ids, end = self.tokenise(texts)
+        if self.cuttable:
+            ids = ids[:, : int(end.max()) + 1]
+        tokens = self._hidden(self.token_embedding(ids))
+        places = torch.arange(ids.shape[1], device=ids.device)
+        return self._pooled(tokens, end), self._project(tokens), places <= end[:, None]
+
     def encode_embeddings(self, embeddings: Tensor, end: Tensor) -> Tensor:
         """Return (K, d) features of token embeddings.
 
@@ -153,10 +175,15 @@ class TextTower(nn.Module):
         return self.token_embedding(ids[:, -1:])
 
     def _encode(self, embeddings: Tensor, end: Tensor) -> Tensor:
+        return self._pooled(self._hidden(embeddings), end)
+
+    def _hidden(self, embeddings: Tensor) -> Tensor:
         length = embeddings.shape[1]
         x = embeddings + self.positional_embedding[:length]
         mask = self.attn_mask[:length, :length] if self.attn_mask is not None else None
-        x = self.ln_final(self.transformer(x, attn_mask=mask))
+        return self.ln_final(self.transformer(x, attn_mask=mask))
+
+    def _pooled(self, x: Tensor, end: Tensor) -> Tensor:
         if self.pool == "first":
             x = x[:, 0]
         elif self.pool == "last":

@@ -51,6 +51,15 @@ class PairHyper(OptimizerHyper, AsymmetricHyper):
         check_range("loss_weight", self.loss_weight, 0)
 
 
+def check_locations(method: str, backbone: BackboneSpec) -> None:
+    """Raise `UserError` if an image tower has no features of locations, which ``method`` reads."""
+    if not has_dense_features(backbone):
+        raise UserError(
+            f"{method} reads features of locations, which the tower of {backbone.name} does not have "
+            "here; use an attention-pool ResNet (RN50, RN101, glyphclip) or a plain ViT"
+        )
+
+
 class PairMethod(StepMethod):
     """Base of such methods: a subclass builds its parameters, and defines `logits` and `param_groups`.
 
@@ -69,11 +78,7 @@ class PairMethod(StepMethod):
     @classmethod
     def check_task(cls, hyper: PairHyper, num_classes: int, backbone: BackboneSpec) -> None:
         """Only an attention pool has what ``locations = "code"`` adds; some towers have no locations."""
-        if not has_dense_features(backbone):
-            raise UserError(
-                f"{cls.name} reads features of locations, which the tower of {backbone.name} does not have "
-                "here; use an attention-pool ResNet (RN50, RN101, glyphclip) or a plain ViT"
-            )
+        check_locations(cls.name, backbone)
         if hyper.locations == "code" and not has_attention_pool(backbone):
             raise UserError(
                 f"{cls.name}.locations = 'code' needs an attention-pool tower (RN50, RN101, glyphclip), "

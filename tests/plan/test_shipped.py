@@ -26,7 +26,7 @@ FROZEN = {
     "zero_shot",
     "linear_probe",
     "dualcoop",
-    *("dualcoop_pp", "positivecoop", "negativecoop", "vision_only"),
+    *("dualcoop_pp", "positivecoop", "negativecoop", "vision_only", "tai_dpt"),
 }
 """Methods that leave the image tower as it is."""
 
@@ -39,7 +39,7 @@ def test_every_method_of_full_trains_the_image_tower_at_one_rate(cells):
 
 
 UNSEARCHED = {
-    *("dualcoop_pp", "positivecoop", "negativecoop", "vision_only", "scpnet"),
+    *("dualcoop_pp", "positivecoop", "negativecoop", "vision_only", "scpnet", "tai_dpt"),
 }
 """Methods of the grid `vlm` whose settings were not searched on GlyphScenes-dev."""
 
