@@ -327,7 +327,8 @@ class StepMethod(Planned, nn.Module):
 class FitMethod(Planned):
     """A method that is fitted once to the features of the frozen backbone.
 
-    Features are what ``backbone.features`` returns (not normalised), float32.
+    Features are what ``backbone.features`` returns (not normalised), float32. What a method is given, in
+    this order: `take_views`, if `cached_views` asks for some; then `fit`.
     """
 
     name: ClassVar[str]
@@ -339,6 +340,25 @@ class FitMethod(Planned):
     def __init__(self, backbone: nn.Module, task: Task, hyper: Any) -> None:
         self.task = task
         self.hyper = hyper
+
+    @classmethod
+    def cached_views(cls, hyper: Any) -> int:
+        """How many augmented views of each labelled image `take_views` is given the features of; 0 for none.
+
+        Their features are computed once for each split and seed, and shared by the methods that ask for as
+        many. Which view: mirrored or not, then a random resized crop ("scpnet-weak" in
+        `benchmarks.data.views.views`).
+        """
+        return 0
+
+    def take_views(self, views: Tensor) -> None:
+        """Take the features of augmented views, before `fit`.
+
+        Args:
+            views: (V, n_l, d) float32, V = `cached_views`; columns as in ``task.labels``. Drawn anew for
+                each seed of a run.
+        """
+        raise NotImplementedError
 
     def fit(self, features: Tensor, seed: int) -> None:
         """Fit to the labelled images: ``features`` (n_l, d), rows as in ``task.labels``."""

@@ -361,13 +361,25 @@ def test_fit_methods_score_features(fit_name: str, overrides: dict[str, Any]) ->
     """The same scores each time, one image's independent of the others."""
     backbone, task = contract.tiny_backbone(), contract.tiny_task()
     features = torch.randn(20, backbone.dim)
-    scores = []
+    given, labels, scores = features.clone(), task.labels.clone(), []
     for _ in range(2):
-        method = methods.create(fit_name, backbone=backbone, task=task, **overrides)
-        method.fit(features[:8], seed=1)  # type: ignore[union-attr,operator]
-        scores.append(method.predict(features))  # type: ignore[union-attr,operator]
+        method: Any = methods.create(fit_name, backbone=backbone, task=task, **overrides)
+        if count := method.cached_views(method.hyper):
+            noise = torch.randn(count, 8, backbone.dim, generator=torch.Generator().manual_seed(2))
+            method.take_views(features[:8] + 0.1 * noise)
+        method.fit(features[:8], seed=1)
+        scores.append(method.predict(features))
+    assert torch.equal(features, given), "the features were written to"
+    assert torch.equal(task.labels, labels), "the labels were written to"
     assert scores[0].shape == (20, 4)
     assert scores[0].dtype == torch.float32
     assert torch.isfinite(scores[0]).all()
     assert torch.equal(*scores)
-    assert torch.allclose(method.predict(features[3:5]), scores[0][3:5], atol=1e-5)  # type: ignore[union-attr,operator]
+    assert not scores[0].requires_grad
+    # What a run keeps of a fitted method are the tensors among its attributes (docs/models.md).
+    kept: Any = methods.create(fit_name, backbone=backbone, task=task, **overrides)
+    for attribute, value in vars(method).items():
+        if isinstance(value, torch.Tensor):
+            setattr(kept, attribute, value.detach().clone())
+    assert torch.equal(kept.predict(features), scores[0]), "`predict` reads what is in no tensor attribute"
+    assert torch.allclose(method.predict(features[3:5]), scores[0][3:5], atol=1e-5)

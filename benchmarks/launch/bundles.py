@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.plan.jobs import Job, Stage
+from benchmarks.plan.jobs import Job
+from benchmarks.plan.stages import Stage
 
 GUESS_SECONDS = 600.0
 """Assumed length of a run that was never measured; it only decides how bundles are filled."""

@@ -21,9 +21,10 @@ from typing import Any
 
 import methods
 from benchmarks.plan.identity import canonical, digest
-from benchmarks.plan.jobs import Job, Stage
+from benchmarks.plan.jobs import Job
 from benchmarks.plan.phases import batches_of, epochs_of, phases_of
 from benchmarks.plan.recipe import Recipe
+from benchmarks.plan.stages import FROZEN, Stage
 from benchmarks.workspace import Workspace
 from results.files import atomic_write_json
 
@@ -149,6 +150,13 @@ def _images(job: Job, batches: tuple[int, int]) -> int:
     )
 
 
+def _passed(job: Job, stage: Stage) -> int:
+    """Number of images that go through the backbone in a stage of it alone."""
+    if stage.kind == "views":
+        return len(job.split.labelled) * int(stage.key["count"])
+    return len(job.prepared.dataset.train) + len(job.prepared.dataset.test)
+
+
 class Estimates:
     """Estimates from a workspace's finished runs, finished stages and measurements, read when needed.
 
@@ -178,12 +186,9 @@ class Estimates:
 
     def stage(self, stage: Stage, job: Job) -> Estimate:
         """How long a shared stage takes, given a run that needs it."""
-        features, dataset = stage.kind == "features", job.prepared.dataset
-        key = self._key_of(job, stage)
-        if features:
-            count = len(dataset.train) + len(dataset.test)
-            return self._estimate(self._measured(key, job, stage), count, 0)
-        count = len(job.split.labelled)
+        key, count = self._key_of(job, stage), len(job.split.labelled)
+        if stage.kind in FROZEN:
+            return self._estimate(self._measured(key, job, stage), _passed(job, stage), 0)
         images = count * int(stage.key["recipe"]["warmup_epochs"])
         return self._estimate(self._measured(key, job, stage), images, count)
 
@@ -215,7 +220,7 @@ class Estimates:
         if stage is None:
             return _run_key(vars(job.spec), job.spec.dataset_digest, self.processes)
         # Features need no group: one process makes them, also where several train together.
-        return _stage_key(stage.key, 1 if stage.kind == "features" else self.processes)
+        return _stage_key(stage.key, 1 if stage.kind in FROZEN else self.processes)
 
     def _measured(self, key: _Key, job: Job, stage: Stage | None = None) -> list[_Speed]:
         """All that is known of a speed, on any device."""
@@ -295,13 +300,13 @@ class Estimates:
         sizes = {(job.spec.split_digest, job.cell.recipe.val_share): len(job.split.labelled)}
         for found in self._results(job, job.spec.method):
             sizes[found["split"], found["recipe"]["val_share"]] = found["labelled"]
-        dataset = job.prepared.dataset
         for found in self._stages:
             if found["kind"] != stage.kind or found["key"] != key or found["resumed"]:
                 continue  # a resumed one has the seconds of its last attempt only
-            images, name = len(dataset.train) + len(dataset.test), "stage"
-            if stage.kind == "warmup":
-                images, name = sizes.get(found["split"], 0) * found["epochs"], "warm-up"
+            images = sizes.get(found["split"], 0) * found["passes"]
+            name = "warm-up" if stage.kind == "warmup" else "stage"
+            if stage.kind == "features":
+                images = _passed(job, stage)
             if images:
                 nearness = SAME if found["hyper"] == hyper else OTHER
                 yield _Speed(
@@ -378,9 +383,9 @@ def _stage_record(path: Path) -> dict[str, Any]:
     return {
         "kind": record["kind"],
         "key": _stage_key(key, record.get("processes", 1)),
-        "split": (key.get("split"), recipe.get("val_share")),
+        "split": (key.get("split"), recipe.get("val_share", key.get("val_share"))),
         "hyper": canonical(key.get("hyper")),
-        "epochs": recipe.get("warmup_epochs", 0),
+        "passes": recipe.get("warmup_epochs", key.get("count", 0)),  # over the labelled images
         "seconds": float(record["seconds"]),
         "device": str(record["device"]),
         "resumed": (path.parent / "lease.000002").exists(),

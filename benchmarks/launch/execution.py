@@ -8,7 +8,8 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 
 from benchmarks.launch.failures import GroupBroken, Hung, failure
 from benchmarks.launch.tasks import Options, RunTask, StageTask, Task, TaskContext
-from benchmarks.plan.jobs import Job, Stage
+from benchmarks.plan.jobs import Job
+from benchmarks.plan.stages import Stage
 from benchmarks.training.group import lost_peer
 from benchmarks.training.strategy import Strategy
 from benchmarks.training.watch import START_SECONDS

@@ -14,8 +14,9 @@ from torch import Tensor
 import methods
 from benchmarks.data.splits.rules import sees_hidden_labels
 from benchmarks.plan.copies import used
-from benchmarks.plan.jobs import STAGE_RECORD, Job
+from benchmarks.plan.jobs import Job
 from benchmarks.plan.product_code import loaded, of_method
+from benchmarks.plan.stages import STAGE_RECORD
 from benchmarks.provenance import device_name, now, provenance
 from benchmarks.training.strategy import Strategy
 from benchmarks.workspace import Workspace

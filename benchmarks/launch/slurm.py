@@ -11,7 +11,8 @@ from benchmarks.launch.bundles import Bundle, pack
 from benchmarks.launch.estimate import Estimates
 from benchmarks.launch.work_order import WorkOrder
 from benchmarks.plan.grid import Grid
-from benchmarks.plan.jobs import Job, Stage
+from benchmarks.plan.jobs import Job
+from benchmarks.plan.stages import Stage
 from benchmarks.training import accelerate_variables
 from benchmarks.workspace import Workspace
 from methods.errors import UserError

@@ -13,25 +13,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import torch
-
 from benchmarks.launch import recorded
 from benchmarks.launch.recorded import Finished
 from benchmarks.models.keep import keep
 from benchmarks.plan.copies import used
 from benchmarks.plan.identity import digest
-from benchmarks.plan.jobs import STAGE_RECORD, Job, Stage
+from benchmarks.plan.jobs import Job
 from benchmarks.plan.product_code import loaded, of_method
+from benchmarks.plan.stages import FROZEN, STAGE_RECORD, Stage
 from benchmarks.provenance import device_name
 from benchmarks.status.progress_file import ProgressFile
 from benchmarks.training import stage_files
 from benchmarks.training.build import build_backbone, build_fit_method, summariser, task_of
 from benchmarks.training.checkpoint import Checkpoints
+from benchmarks.training.frozen import frozen_features
 from benchmarks.training.host import TrainingHost
 from benchmarks.training.peak_memory import PeakMemory
 from benchmarks.training.phased import Training
 from benchmarks.training.schedule import Outcome
-from benchmarks.training.scoring import Scorer
 from benchmarks.training.strategy import Strategy
 from benchmarks.training.trainer import Trainer
 from benchmarks.workspace import Workspace
@@ -182,6 +181,9 @@ class RunTask(Task):
         job, started = self.job, time.monotonic()
         features = stage_files.read_features(job.stages[0].directory(self.workspace))
         method = build_fit_method(job, build_backbone(job), task_of(job))
+        for stage in job.stages[1:]:
+            views = stage_files.read_features(stage.directory(self.workspace), stage.kind)["views"]
+            method.take_views(views)
         method.fit(features["train"][job.split.labelled], job.spec.seed)
         scores = method.predict(features["test"]).float().cpu()  # as they are stored
         last = summariser(job)(scores)
@@ -285,7 +287,7 @@ class StageTask(Task):
         code = self._code(self.stage)
         if self.group.is_main:
             self._put_aside(lease)
-        if self.stage.kind == "features":
+        if self.stage.kind in FROZEN:
             self._compute_features(lease)
         else:
             earlier = self._train_warmup(lease)
@@ -315,16 +317,12 @@ class StageTask(Task):
             os.replace(record, self.directory / f"stage.damaged.{lease.generation}.json")
 
     def _compute_features(self, lease: Lease | MemberLease) -> None:
-        prepared = self.job.prepared
-        backbone = build_backbone(self.job).to(self.device, self.strategy.dtype).eval()
-        scorer = Scorer(prepared, self.strategy, self.job.cell.recipe.eval_batch, 0)
-        for split in ("train", "test"):
-            everything = torch.arange(len(getattr(prepared, split)))
-            found = scorer.scores(backbone.features, split, everything, "test", 0)
+        found = frozen_features(self.job, self.stage, self.strategy)
+        for name, compute in found.items():
+            values = compute()  # one after the other: each is as large as its images are many
             if self.group.is_main:
                 lease.require()
-                name = f"{split}.npy"
-                self.sums[name] = stage_files.write_array(self.directory / name, found.float().numpy())
+                self.sums[name] = stage_files.write_array(self.directory / name, values.float().numpy())
 
     def _train_warmup(self, lease: Lease | MemberLease) -> tuple[str, ...]:
         """Train and write it; returns hashes of the other code that began it, on rank 0."""

@@ -25,8 +25,9 @@ from torch import Tensor
 from benchmarks.launch.estimate import Estimates
 from benchmarks.launch.memory import keep_large_blocks
 from benchmarks.launch.work_order import WorkOrder
-from benchmarks.plan.jobs import Job, Stage, process_kinds
+from benchmarks.plan.jobs import Job, cached_views, process_kinds
 from benchmarks.plan.phases import main_phase
+from benchmarks.plan.stages import FROZEN, Stage
 from benchmarks.provenance import device_name
 from benchmarks.training.build import (
     build_backbone,
@@ -74,7 +75,7 @@ def measure_missing(
     for stage, job in tasks:
         name = estimates.name_of(job, stage)
         # One process computes features, so a group of several has nothing to measure.
-        if name in seen or (group.world > 1 and stage is not None and stage.kind == "features"):
+        if name in seen or (group.world > 1 and stage is not None and stage.kind in FROZEN):
             continue
         seen.add(name)
         # Only rank 0 looks: the disk may show the others an older state.
@@ -98,7 +99,7 @@ def measure_missing(
 def _measure(job: Job, stage: Stage | None, strategy: Strategy) -> dict[str, float]:
     if stage is None and job.cell.kind == "fit":
         return measure_fit(job, strategy)
-    if stage is not None and stage.kind == "features":
+    if stage is not None and stage.kind in FROZEN:
         return measure_features(job, strategy)
     return measure_steps(job, stage, strategy)
 
@@ -182,6 +183,8 @@ def measure_fit(job: Job, strategy: Strategy) -> dict[str, float]:
     features = found[torch.arange(max(rows, tests)) % len(found)].float()
     features += 0.1 * found.std() * torch.randn(features.shape)  # no two images are the same
     started = time.monotonic()
+    if count := cached_views(job.cell):
+        method.take_views(torch.stack([features[:rows]] * count))
     method.fit(features[:rows], job.spec.seed)
     image = (time.monotonic() - started) / rows
     started = time.monotonic()

@@ -20,9 +20,10 @@ from typing import Any
 
 from benchmarks.launch.bundles import Bundle
 from benchmarks.plan.grid import load, with_strategy
-from benchmarks.plan.jobs import Job, Stage, resolve
+from benchmarks.plan.jobs import Job, resolve
 from benchmarks.plan.product_code import check as check_code
 from benchmarks.plan.product_code import hashes, needed
+from benchmarks.plan.stages import Stage
 from benchmarks.progress import silent
 from benchmarks.workspace import Workspace
 from methods.errors import UserError

@@ -29,8 +29,9 @@ from benchmarks.launch.failures import GroupBroken, fail_dependent, failed_in
 from benchmarks.launch.memory import keep_large_blocks
 from benchmarks.launch.unresolved import resolved
 from benchmarks.launch.work_order import WorkOrder
-from benchmarks.plan.jobs import Job, Stage, process_kinds
+from benchmarks.plan.jobs import Job, process_kinds
 from benchmarks.plan.product_code import loaded
+from benchmarks.plan.stages import Stage
 from benchmarks.provenance import code_state
 from benchmarks.signals import STOP_SIGNALS
 from benchmarks.training.group import Group, lost_peer

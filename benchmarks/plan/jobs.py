@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,8 @@ from benchmarks.data.splits.budget import Budget, draw_budget
 from benchmarks.data.splits.files import FOLDER, SplitRecord, keep
 from benchmarks.data.splits.rules import absent_classes, is_rule, split_digest
 from benchmarks.plan.grid import Cell, Grid
-from benchmarks.plan.identity import RunSpec, digest
+from benchmarks.plan.identity import RunSpec
+from benchmarks.plan.stages import CACHED_VIEW, Stage
 from benchmarks.plan.user_code import UserCode, code_of
 from benchmarks.progress import silent
 from benchmarks.workspace import Workspace
@@ -30,10 +30,6 @@ from methods.backbones.load import bring, weights_digest
 from methods.errors import UserError
 from methods.fields import identified
 from methods.planned import check_patches
-from results.damage import UnreadableError, read_table
-
-STAGE_RECORD = "stage.json"
-"""The file of a stage that is written last."""
 
 
 @dataclass(frozen=True)
@@ -64,36 +60,6 @@ class Split:
     def subset(self) -> NDArray[np.int64]:
         """The whole labelled subset, in the order it was drawn."""
         return np.concatenate([self.labelled, self.held_out])
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A computation that several runs share; it is done once.
-
-    Attributes:
-        kind: "features" or "warmup".
-        key: everything that its result depends on, as plain JSON values.
-    """
-
-    kind: str
-    key: dict[str, Any] = field(hash=False)
-
-    @cached_property
-    def stage_id(self) -> str:
-        """SHA-256 of kind and key."""
-        return digest({"kind": self.kind, "key": self.key})
-
-    def directory(self, workspace: Workspace) -> Path:
-        """Return the folder of its result."""
-        return workspace.stages / f"{self.kind}-{self.stage_id[:16]}"
-
-    def is_done(self, workspace: Workspace) -> bool:
-        """Return whether its result is complete; whether its files are what was written is not looked at."""
-        try:
-            found = read_table(self.directory(workspace) / STAGE_RECORD, "")
-        except (FileNotFoundError, UnreadableError):
-            return False
-        return found.get("kind") == self.kind
 
 
 @dataclass(frozen=True)
@@ -166,16 +132,11 @@ def split_of(dataset: Dataset, rule: str, ratio: float | Budget, seed: int, val_
 
 def _stages(cell: Cell, prepared: Prepared, split: Split, backbone: dict[str, Any]) -> list[Stage]:
     if cell.kind == "fit":
-        return [
-            Stage(
-                "features",
-                {
-                    "data": prepared.digest,
-                    "backbone": backbone,
-                    "precision": cell.recipe.precision,
-                },
-            )
-        ]
+        frozen = {"data": prepared.digest, "backbone": backbone, "precision": cell.recipe.precision}
+        count = cached_views(cell)
+        labelled = {"split": split.digest, "val_share": cell.recipe.val_share, "seed": cell.seed}
+        drawn = {**frozen, **labelled, "view": CACHED_VIEW, "count": count}
+        return [Stage("features", frozen), *([Stage("views", drawn)] if count else [])]
     found = warmup(cell) if cell.kind == "semi" else None
     if found is None or not cell.recipe.warmup_epochs:
         return []
@@ -196,6 +157,15 @@ def _stages(cell: Cell, prepared: Prepared, split: Split, backbone: dict[str, An
             },
         )
     ]
+
+
+def cached_views(cell: Cell) -> int:
+    """How many views of each labelled image the method of a run that is fitted asks for."""
+    from methods.base import FitMethod  # here, because it imports torch
+
+    cls = methods.get(cell.method)
+    assert issubclass(cls, FitMethod)  # what the kind of the cell says
+    return cls.cached_views(cell.hyper)
 
 
 def warmup(cell: Cell) -> tuple[str, Any] | None:

@@ -18,7 +18,8 @@ from torch import Tensor
 import methods
 from benchmarks.data.splits.estimation import split_off
 from benchmarks.plan import phases
-from benchmarks.plan.jobs import Job, Stage, warmup
+from benchmarks.plan.jobs import Job, warmup
+from benchmarks.plan.stages import Stage
 from benchmarks.training import stage_files
 from benchmarks.training.checkpoint import Checkpoints
 from benchmarks.training.hidden_labels import HiddenLabels

@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
-from benchmarks.plan.jobs import Job, Stage
+from benchmarks.plan.jobs import Job
+from benchmarks.plan.stages import Stage
 from benchmarks.training.build import build_trainer, phases_of, schedule_of
 from benchmarks.training.checkpoint import Checkpoints
 from benchmarks.training.host import TrainingHost

@@ -2,6 +2,7 @@
 
     <stages>/<kind>-<16 digits>/
         train.npy, test.npy                      of features
+        views.npy                                of views
         model.safetensors, ema.safetensors       of a warm-up
         stage.json      written last: kind, key, cost, and size and SHA-256 of the files above
 
@@ -23,11 +24,15 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from benchmarks.plan.jobs import STAGE_RECORD
+from benchmarks.plan.stages import STAGE_RECORD
 from results.damage import UnreadableError, read_table, refused
 from results.files import atomic_write_bytes
 
-FILES = {"features": ("train.npy", "test.npy"), "warmup": ("model.safetensors", "ema.safetensors")}
+FILES = {
+    "features": ("train.npy", "test.npy"),
+    "views": ("views.npy",),
+    "warmup": ("model.safetensors", "ema.safetensors"),
+}
 """The files of each kind of stage."""
 AGAIN = "run again, and the stage is made anew"
 Sum = tuple[int, str]
@@ -57,8 +62,12 @@ def _write(path: Path, data: bytes) -> Sum:
     return len(data), hashlib.sha256(data).hexdigest()
 
 
-def read_features(directory: Path) -> dict[str, Tensor]:
-    """The features of both splits, (N, D) float32 each.
+def read_features(directory: Path, kind: str = "features") -> dict[str, Tensor]:
+    """The arrays of a stage, by the names of their files.
+
+    Args:
+        directory: of the stage.
+        kind: "features": "train" and "test", (N, D) float32 each; or "views": "views", (V, n_l, D) float32.
 
     Raises:
         StageDamagedError: a file has changed since it was written, or cannot be read.
@@ -68,7 +77,7 @@ def read_features(directory: Path) -> dict[str, Tensor]:
         name.removesuffix(".npy"): torch.from_numpy(
             np.load(_sound(directory / name, sums), allow_pickle=False)
         )
-        for name in FILES["features"]
+        for name in FILES[kind]
     }
 
 

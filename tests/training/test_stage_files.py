@@ -12,15 +12,17 @@ from benchmarks.training.stage_files import StageDamagedError
 ARRAYS = {
     "train.npy": np.arange(60, dtype=np.float32).reshape(12, 5),
     "test.npy": np.ones((3, 5), np.float32),
+    "views.npy": np.arange(30, dtype=np.float32).reshape(2, 3, 5),
 }
 WEIGHTS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(4)}
 
 
-@pytest.fixture(params=["features", "warmup"])
+@pytest.fixture(params=["features", "views", "warmup"])
 def stage(request, tmp_path):
     """A finished stage, and its kind."""
-    if request.param == "features":
-        sums = {name: stage_files.write_array(tmp_path / name, ARRAYS[name]) for name in ARRAYS}
+    if request.param != "warmup":
+        names = stage_files.FILES[request.param]
+        sums = {name: stage_files.write_array(tmp_path / name, ARRAYS[name]) for name in names}
     else:
         names = stage_files.FILES["warmup"]
         sums = {name: stage_files.write_tensors(tmp_path / name, WEIGHTS) for name in names}
@@ -30,7 +32,9 @@ def stage(request, tmp_path):
 
 def read(folder, kind):
     return (
-        stage_files.read_features(folder) if kind == "features" else stage_files.read_weights(folder, "ema")
+        stage_files.read_weights(folder, "ema")
+        if kind == "warmup"
+        else stage_files.read_features(folder, kind)
     )
 
 
@@ -39,7 +43,10 @@ def test_what_was_written_comes_back(stage):
     assert stage_files.damage(folder, kind) == ""
     assert stage_files.has_checksums(folder)
     found = read(folder, kind)
-    expected = WEIGHTS if kind == "warmup" else {k[:-4]: torch.from_numpy(v) for k, v in ARRAYS.items()}
+    arrays = {
+        name[:-4]: torch.from_numpy(ARRAYS[name]) for name in stage_files.FILES[kind] if kind != "warmup"
+    }
+    expected = WEIGHTS if kind == "warmup" else arrays
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
@@ -61,7 +68,7 @@ def harm(path, how):
 def test_a_file_that_is_not_what_was_written_is_named_and_not_read(stage, how):
     folder, kind = stage
     assert stage_files.damage(folder, kind) == ""  # known to this process as sound
-    name = stage_files.FILES[kind][1]
+    name = stage_files.FILES[kind][-1]
     harm(folder / name, how)
     said = stage_files.damage(folder, kind)
     assert str(folder / name) in said
@@ -91,7 +98,7 @@ def test_a_stage_of_an_earlier_version_is_believed_unless_its_form_is_broken(sta
         assert stage_files.damage(folder, kind) == ""
         assert read(folder, kind)
         return
-    name = stage_files.FILES[kind][1]
+    name = stage_files.FILES[kind][-1]
     harm(folder / name, how)
     assert name in stage_files.damage(folder, kind)
     with pytest.raises(StageDamagedError, match=name):
