@@ -10,6 +10,7 @@
     python benchmarks/run.py retry --grid NAME      run again what failed
     python benchmarks/run.py cancel [GRID]          cancel SLURM jobs
     python benchmarks/run.py merge STORE            take over what is finished in another folder of runs
+    python benchmarks/run.py clean                    what takes room; --delete
     python benchmarks/run.py doctor                 is the SLURM cluster ready?
     python benchmarks/run.py tables [--grid NAME]   write and print tables; --superseded
     python benchmarks/run.py published              numbers that papers print; --method, --dataset
@@ -39,6 +40,7 @@ if __package__ in (None, ""):  # called as a file: the packages lie beside this 
     sys.path = [entry for entry in sys.path if entry != str(Path(__file__).resolve().parent)]
 
 from benchmarks.cli import (
+    clean,
     datasets,
     listing,
     merge,
@@ -59,7 +61,7 @@ from methods.errors import UserError, nearest
 from results.errors import StoreError
 from slurm.protocol import EXIT_STOPPED
 
-FILES = (runs, listing, datasets, splits, status, slurm, report, why, predict, published, merge, test)
+FILES = (runs, listing, datasets, splits, status, slurm, report, why, predict, published, merge, clean, test)
 """The modules that add verbs, in the order of `--help`."""
 
 

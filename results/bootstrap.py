@@ -34,7 +34,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import special
 
 from results.statistics import ROUNDING, Floats, adjusted_p, both, step_down
 
@@ -148,6 +147,8 @@ class Resampled:
         A p is at least 1 / (R + 1). A pair whose resamples do not vary, one ranking under two names for
         example, has p = 1.
         """
+        from scipy import special
+
         names = list(self.points)
         if len(names) < 2:
             return {}
@@ -225,6 +226,8 @@ def _variance(own: Floats, draws: Floats, every: Floats) -> float:
     Returns:
         0 with one seed, or where the seeds are equal.
     """
+    from scipy import special
+
     seeds = len(own)
     if seeds < 2 or np.ptp(own) <= 100 * ROUNDING:
         return 0.0
