@@ -2,8 +2,8 @@
 
 Source: Sun, Hu, Saenko, "DualCoOp: Fast Adaptation to Multi-Label Recognition with Limited
 Annotations", NeurIPS 2022; code read: github sunxm2357/DualCoOp, 49e71d7.
-Golden test: `tests/methods/test_dualcoop.py`, logits, loss and gradients of that code's computation, written
-out again there (a second implementation of ours).
+Golden test: `tests/methods/test_dualcoop.py`, logits, loss and gradients that running that code gave at 224
+and 448 pixels, and its computation written out again there, at 160 pixels too.
 
 What it does: only the context tokens of two prompts are trained. With s⁺ and s⁻ = 20·cos of every
 location's feature with a class's positive and negative text, and w = softmax of s⁺ over locations,

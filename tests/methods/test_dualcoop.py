@@ -1,5 +1,8 @@
 import copy
+import dataclasses
+import json
 import math
+from pathlib import Path
 
 import open_clip
 import pytest
@@ -11,6 +14,10 @@ from methods.backbones.clip import VisionLanguageModel
 from methods.errors import UserError
 from methods.parts.regions import region_logits
 from tests.methods.conftest import NAMES, wake_up
+from tests.methods.table import same
+
+GOLDEN = json.loads((Path(__file__).parent / "golden" / "dualcoop.json").read_text())
+"""Numbers that official code gave, with repository and commit."""
 
 
 def literal_logits(local, positive, negative):
@@ -182,6 +189,35 @@ def test_logits_loss_and_gradients_are_those_of_the_official_code(resolution, la
             _, local = vlm.dense_features(batch.strong_labelled, positional_embedding=True, mean_token=True)
             other, _ = region_logits(local, method.positive(), method.negative())
         assert (other - present).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("run", GOLDEN["runs"], ids=lambda run: str(run["resolution"]))
+def test_logits_loss_and_gradients_are_numbers_that_the_official_code_gave(run, task, make_batch):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = open_clip.create_model("tiny-rn-224", pretrained=None, force_quick_gelu=True).eval()
+    vlm = VisionLanguageModel(
+        wake_up(model), open_clip.get_tokenizer("tiny-rn-224"), run["resolution"], "x"
+    ).double()
+    native = vlm.native_positions.abs().sum() - vlm.visual.attnpool.positional_embedding.abs().sum()
+    method = methods.create("dualcoop", backbone=vlm, task=task, context_length=4, loss_weight=0.03).double()
+    batch = make_batch(labelled=3, size=run["resolution"])
+    images = batch.strong_labelled.double()
+    # What the seeds give: another sum means that the numbers are of other inputs.
+    same(sum(value.abs().sum() for value in model.parameters()) + native, run["weights"], 1e-7)
+    same(images.sum(), run["images"])
+    contexts = {"positive": method.positive.context, "negative": method.negative.context}
+    same(sum(context.abs().sum() for context in contexts.values()), run["contexts"], 1e-7)
+    found = method.logits(images)
+    same(found[0], run["present"], 1e-7)
+    same(found[1], run["absent"], 1e-7)
+    batch = dataclasses.replace(batch, strong_labelled=images, targets=batch.targets.double())
+    loss = method(batch).losses["labelled"]
+    same(loss, run["loss"], 1e-7)
+    loss.backward()
+    for name, context in contexts.items():
+        same(context.grad[0], run["gradients"][name], 1e-7)
+        same(context.grad.norm(), run["norms"][name], 1e-7)
 
 
 @pytest.mark.parametrize("resolution", [160, 448])
