@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from benchmarks.launch import recorded
+from benchmarks.launch.doubtful import doubts
 from benchmarks.launch.recorded import Finished
 from benchmarks.models.keep import keep
 from benchmarks.plan.copies import used
@@ -235,7 +236,11 @@ class RunTask(Task):
         record = recorded.record(self.job, found, hashes, self.workspace, self.strategy, peak, earlier)
         # Rank 0's lease is a whole one.
         self.workspace.store.write_result(self.directory, cast(Lease, lease), record, arrays)
-        self.options.report(f"done: {self.title} mAP {found.metrics['last']['mAP']:.2f}")
+        score = found.metrics["last"]["mAP"]
+        self.options.report(f"done: {self.title} mAP {score:.2f}")
+        rows = self.workspace.store.epochs(self.directory)
+        for line in doubts(score, arrays["labels"], rows):
+            self.options.report(f"warning: {self.title}: {line}")
 
     def _keep(self, lease: Lease | MemberLease, found: Finished, scores_sha256: str) -> None:
         """Keep the weights, if that is asked for, before the result makes the run done."""
