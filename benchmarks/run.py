@@ -30,6 +30,7 @@ of the output (`| head`) has left.
 
 from __future__ import annotations
 
+import argparse
 import logging
 import sys
 from collections.abc import Sequence
@@ -67,7 +68,12 @@ FILES = (runs, listing, datasets, splits, status, slurm, report, why, predict, p
 
 def parser() -> tuple[options.Parser, list[str]]:
     """The command line's grammar, and the names of its verbs."""
-    top = options.Parser(prog="run.py", description=__doc__.splitlines()[0] if __doc__ else None)
+    top = options.Parser(
+        prog="run.py",
+        description=__doc__.splitlines()[0] if __doc__ else None,
+        epilog=options.epilog(["--grid demo", "list csaa"]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     verbs = top.add_subparsers(dest="verb", required=True)
     for file in FILES:
         file.add(verbs)
@@ -84,9 +90,12 @@ def _main(arguments: Sequence[str] | None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         top, verbs = parser()
-        if argv and not argv[0].startswith("-") and argv[0] not in verbs:
+        if not argv:
+            top.print_help()
+            return 0
+        if not argv[0].startswith("-") and argv[0] not in verbs:
             raise UserError(f"no command {argv[0]!r}{nearest(argv[0], verbs)}")
-        if argv and argv[0].startswith("-") and argv[0] not in ("-h", "--help"):
+        if argv[0].startswith("-") and argv[0] not in ("-h", "--help"):
             argv = ["run", *argv]  # `--grid NAME` is the main door
         args = top.parse_args(argv)
         return args.execute(args)

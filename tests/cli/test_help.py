@@ -39,6 +39,15 @@ def test_the_verbs():
     assert {"status", "logs", "cancel", "doctor", "tables", "plots", "why"} <= set(VERBS)
 
 
+def test_without_a_word_the_help_is_printed(capsys):
+    assert run.main([]) == 0
+    alone = capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        run.main(["--help"])
+    assert capsys.readouterr().out == alone
+    assert examples(run.parser()[0]) == ["--grid demo", "list csaa"]
+
+
 @pytest.mark.parametrize("name", VERBS)
 def test_the_help_ends_with_two_examples_that_parse(name, monkeypatch):
     called = []
