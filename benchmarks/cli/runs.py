@@ -145,6 +145,8 @@ def run(args: argparse.Namespace) -> int:
         return _run_in_group(args, rank, world)
     if args.dry_run:
         return _show(args)
+    if args.launcher == "inline":
+        return _run_in_group(args, 0, 1)
     progress, workspace = Progress(), options.workspace(args)
     remembered = planning.recalled(args)
     if remembered is not None and not _missing(args, remembered, workspace):
@@ -254,7 +256,11 @@ def _require_folder(workspace: Workspace) -> None:
 
 
 def _run_in_group(args: argparse.Namespace, rank: int, world: int) -> int:
-    """Work as one of the processes that torchrun, accelerate or srun has started."""
+    """Work as one of the processes that torchrun, accelerate or srun has started, or alone.
+
+    Raises:
+        UserError: the grid needs processes of several kinds, or workers were asked for.
+    """
     from benchmarks.launch.failures import GroupBroken
     from benchmarks.launch.worker import work
     from benchmarks.plan.copies import stop_using
@@ -262,7 +268,10 @@ def _run_in_group(args: argparse.Namespace, rank: int, world: int) -> int:
     from benchmarks.plan.jobs import process_kinds
 
     main = rank == 0
-    if main or "TORCHELASTIC_RUN_ID" not in os.environ:  # torchrun starts them all; others may be left over
+    if world == 1:
+        if (args.workers or 1) > 1 or args.processes > 1:
+            raise UserError("--launcher inline is this process alone: leave --workers and --processes out")
+    elif main or "TORCHELASTIC_RUN_ID" not in os.environ:  # torchrun starts them all; others may be left over
         Progress().line(notice_of_group(rank, world))
     workspace = options.workspace(args)
     grid, jobs, summary = planning.resolved(args, Progress().counter if main else silent)
@@ -271,7 +280,7 @@ def _run_in_group(args: argparse.Namespace, rank: int, world: int) -> int:
         names = ", ".join(f"{precision} with {strategy}" for precision, strategy in kinds)
         raise UserError(
             f"grid {grid.name!r} needs processes of several kinds ({names}); run it with "
-            "--processes N instead, or a part of it at a time with --methods"
+            "--launcher local and --processes N instead, or a part of it at a time with --methods"
         )
     # torchrun and the like have set the number of threads, or torch takes all cores.
     workspace.runs.mkdir(parents=True, exist_ok=True)

@@ -25,9 +25,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """The options of launching on a cluster."""
     parser.add_argument(
         "--launcher",
-        choices=("local", "slurm"),
+        choices=("local", "inline", "slurm"),
         default="local",
-        help="where runs are executed (default: local)",
+        help="where runs are executed (default: local): by workers here, one after the other in this "
+        "very process (for breakpoints), or by jobs",
     )
     parser.add_argument(
         "--profile",
