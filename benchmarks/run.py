@@ -17,6 +17,8 @@
     python benchmarks/run.py plots --grid NAME      write its figures
     python benchmarks/run.py why RUN                where a number comes from
     python benchmarks/run.py predict RUN IMAGES     a trained model on your images
+    python benchmarks/run.py export RUN --to onnx   its model for other programs
+    python benchmarks/run.py errors RUN             its most confident mistakes, with thumbnails
     python benchmarks/run.py test FILE              does a method of your own keep the contract?
 
 `--launcher slurm` submits runs to a cluster instead. `torchrun`, `accelerate launch` and `srun` may
@@ -43,6 +45,8 @@ if __package__ in (None, ""):  # called as a file: the packages lie beside this 
 from benchmarks.cli import (
     clean,
     datasets,
+    errors,
+    export,
     listing,
     merge,
     options,
@@ -62,7 +66,23 @@ from methods.errors import UserError, nearest
 from results.errors import StoreError
 from slurm.protocol import EXIT_STOPPED
 
-FILES = (runs, listing, datasets, splits, status, slurm, report, why, predict, published, merge, clean, test)
+FILES = (
+    runs,
+    listing,
+    datasets,
+    splits,
+    status,
+    slurm,
+    report,
+    why,
+    predict,
+    export,
+    errors,
+    published,
+    merge,
+    clean,
+    test,
+)
 """The modules that add verbs, in the order of `--help`."""
 
 

@@ -86,7 +86,7 @@ def test_predictions_recompute_the_reported_number(smoke):
 
     hashes = {name: hashlib.sha256(stored[name].tobytes()).hexdigest() for name in stored.files}
     assert result["arrays_sha256"] == hashes
-    assert set(hashes) == {"scores", "raw_scores", "labels"}
+    assert set(hashes) == {"scores", "raw_scores", "labels", "ids", "classes"}
     assert result["predictions_sha256"] == hashes["scores"]
     average, raw = mean_ap(stored["scores"]), mean_ap(stored["raw_scores"])
     metrics = result["metrics"]

@@ -186,20 +186,21 @@ def _score(model: Model, pixels: Pixels, batch: int, progress: Progress) -> tupl
 
     from benchmarks.models.predictions import Predictions
 
-    rows, places, stopped = [], [], False
-    count, total = progress.counter("predict"), len(pixels.paths)
+    done: list[tuple[list[int], torch.Tensor]] = []
+    scored, total, stopped = 0, len(pixels.paths), False
+    count = progress.counter("predict")
     count(0, total)
     try:
-        for some, images in pixels.batches(batch):
-            rows.append(model.rows(torch.from_numpy(images)))
-            places += some
-            count(len(places) + len(pixels.unreadable), total)
+        for places, images in pixels.batches(batch):
+            done.append((places, model.rows(torch.from_numpy(images))))
+            scored += len(places)
+            count(scored + len(pixels.unreadable), total)
     except KeyboardInterrupt:
         stopped = True
-        progress.line(f"interrupted: {len(places)} of {total} images are scored")
-        places = places[: sum(map(len, rows))]
+        scored = sum(len(places) for places, _ in done)
+        progress.line(f"interrupted: {scored} of {total} images are scored")
     count(total, total)
     classes = model.record["classes"]
-    scores = model.finish(torch.cat(rows)) if rows else torch.empty(0, len(classes))
-    named = [pixels.paths[place] for place in places]
+    scores = model.finish(torch.cat([rows for _, rows in done])) if done else torch.empty(0, len(classes))
+    named = [pixels.paths[place] for places, _ in done for place in places]
     return Predictions(named, classes, scores.numpy(), model.record["score_scale"]), stopped

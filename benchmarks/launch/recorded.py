@@ -50,10 +50,13 @@ class Finished:
 
 def arrays(job: Job, found: Finished) -> dict[str, np.ndarray]:
     """The arrays of `predictions.npz`, see docs/results.md."""
-    labels = job.prepared.dataset.test.labels  # with them every metric can be computed again
+    dataset = job.prepared.dataset
     arrays: dict[str, np.ndarray] = {
         "scores": np.ascontiguousarray(found.scores.numpy(), dtype=np.float32),
-        "labels": np.ascontiguousarray(labels, dtype=np.uint8),
+        # With them every metric can be computed again.
+        "labels": np.ascontiguousarray(dataset.test.labels, dtype=np.uint8),
+        "ids": np.array(dataset.test.ids, dtype=np.str_),
+        "classes": np.array(dataset.classes, dtype=np.str_),
     }
     if found.raw_scores is not None:
         arrays["raw_scores"] = np.ascontiguousarray(found.raw_scores.numpy(), dtype=np.float32)

@@ -232,13 +232,16 @@ class Model:
         return rows.float().cpu()
 
 
-def load_model(path: Path, *, weights: Path | None = None, modules: Sequence[str] = ()) -> Model:
+def load_model(
+    path: Path, *, weights: Path | None = None, modules: Sequence[str] = (), precision: str = ""
+) -> Model:
     """The model of a file of weights, on this machine's device, in a process of its own.
 
     Args:
         path: the file.
         weights: file of the backbone's pretrained weights, in place of where the run found them.
         modules: files (``*.py``) or installed modules of users' methods; they are executed.
+        precision: of the scores; "" for the run's.
 
     Raises:
         UserError: see `Kept.read` and `Model`; or a module cannot be imported.
@@ -246,4 +249,4 @@ def load_model(path: Path, *, weights: Path | None = None, modules: Sequence[str
     kept = Kept.read(path)
     for module in modules:
         import_methods(module, Path.cwd(), "--module")
-    return Model(kept, make("ddp", kept.record["input"]["precision"], Group()), weights)
+    return Model(kept, make("ddp", precision or kept.record["input"]["precision"], Group()), weights)
