@@ -47,6 +47,8 @@ class ImageScorer(nn.Module):
     def __init__(self, model: Model) -> None:
         super().__init__()
         self.fitted = None
+        self.constants = nn.Module()
+        """What depends on no image, by number; at the top, where every tensor's name is one of Python's."""
         if isinstance(model.method, StepMethod):
             self.network: nn.Module = model.method
         else:
@@ -61,16 +63,22 @@ class ImageScorer(nn.Module):
 
 
 class _Constant(nn.Module):
-    """What a module without inputs gives, computed once."""
+    """What a module without inputs gives, computed once.
 
-    value: Tensor
+    Args:
+        place: holds the value; a module's name in a method, "class" for example, may be a word of Python,
+            which no exported tensor can be called by.
+        value: the value.
+    """
 
-    def __init__(self, value: Tensor) -> None:
+    def __init__(self, place: nn.Module, value: Tensor) -> None:
         super().__init__()
-        self.register_buffer("value", value)
+        self._name = f"value_{len(place._buffers)}"
+        place.register_buffer(self._name, value)
+        self._place = (place,)  # in a tuple, so that it is no sub-module
 
     def forward(self) -> Tensor:
-        return self.value
+        return getattr(self._place[0], self._name)
 
 
 def require(kind: str) -> None:
@@ -166,9 +174,11 @@ def _traced(scorer: ImageScorer, images: Tensor) -> torch.export.ExportedProgram
     for module in list(scorer.modules()):
         for name, part in list(module.named_children()):
             if isinstance(part, LearntPrompts):
-                setattr(module, name, _Constant(part().detach()))
+                module._modules[name] = _Constant(scorer.constants, part().detach())
     for parameter in scorer.parameters():
         parameter.requires_grad_(False)
+        # Convolutions hold theirs with the channels last, which an archive stores as a slice of something.
+        parameter.data = parameter.data.contiguous()
     batch = torch.export.Dim("batch", min=1)
     # Strict: the other way of tracing takes the number of images that `len` gives for a constant.
     return torch.export.export(scorer, (images,), dynamic_shapes={"images": {0: batch}}, strict=True)
