@@ -50,7 +50,7 @@ class ImageScorer(nn.Module):
         self.constants = nn.Module()
         """What depends on no image, by number; at the top, where every tensor's name is one of Python's."""
         if isinstance(model.method, StepMethod):
-            self.network: nn.Module = model.method
+            self.network: Any = model.method
         else:
             assert model.backbone is not None  # what a fitted method reads
             self.network, self.fitted = model.backbone, model.method
