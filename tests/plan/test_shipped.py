@@ -27,7 +27,7 @@ FROZEN = {
     "linear_probe",
     "dualcoop",
     *("dualcoop_pp", "positivecoop", "negativecoop", "vision_only", "tai_dpt"),
-    *("clip_adapter", "tip_adapter", "clap"),
+    *("clip_adapter", "tip_adapter", "clap", "clip_lora"),
 }
 """Methods that leave the image tower as it is."""
 
@@ -41,7 +41,7 @@ def test_every_method_of_full_trains_the_image_tower_at_one_rate(cells):
 
 UNSEARCHED = {
     *("dualcoop_pp", "positivecoop", "negativecoop", "vision_only", "scpnet", "tai_dpt"),
-    *("clip_adapter", "tip_adapter", "clap"),
+    *("clip_adapter", "tip_adapter", "clap", "clip_lora"),
 }
 """Methods of the grid `vlm` whose settings were not searched on GlyphScenes-dev."""
 
