@@ -52,7 +52,7 @@ def test_an_empty_folder_stays_empty_and_all_is_unknown(tmp_path, monkeypatch, c
     monkeypatch.chdir(place)
     assert main([*words, "--data", "data", "--runs", "runs"]) == 0
     out = capsys.readouterr().out
-    assert out.startswith("grid full: 1368 runs (1368 unknown)")
+    assert out.startswith("grid full: 1404 runs (1404 unknown)")
     rows = [line for line in out.splitlines() if line.startswith("csaa ")]
     assert [row.count("3 unknown") for row in rows] == [4, 4, 4]
     assert all(row.endswith(" unknown") for row in rows)  # the cost
