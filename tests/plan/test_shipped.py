@@ -177,6 +177,20 @@ def test_papers_numbers_for_datasets_are_in_both_recipes(tmp_path, monkeypatch):
         assert len({hyper.lr_backbone for hyper in found.values()}) == 1
 
 
+def test_full_has_the_numbers_of_vision_language_methods_for_datasets(cells):
+    found = {(cell.method, cell.dataset.name): cell.hyper for cell in cells("full")}
+    for name, classes, k, kept, rest in (
+        ("voc2012", 20, 5, 20, (10.0, 0.3, 2.0, 2e-4)),
+        ("coco2014", 80, 2, 62, (10.0, 0.2, 1.0, 1e-5)),
+        ("nuswide", 81, 6, 50, (100.0, 0.2, 1.0, 1e-4)),
+    ):
+        hyper = found["scpnet", name]
+        assert (hyper.k, round(hyper.kept * classes)) == (k, kept)
+        assert (hyper.scale, hyper.temperature, hyper.relation_weight, hyper.lr_graph) == rest
+    scales = [found["tai_dpt", name].location_scale for name in ("voc2012", "coco2014", "nuswide")]
+    assert scales == [40.0, 40.0, 4.0]
+
+
 def test_dicap_s_own_recipe_is_its_code_s(monkeypatch, tmp_path):
     monkeypatch.setenv("SSMLL_RN50", "/data/resnet50.pth")
     file = tmp_path / "own.toml"
