@@ -77,11 +77,25 @@ def code_state() -> dict[str, str | None]:
     # A new file that git does not track yet is a change too.
     for name in (git("ls-files", "-z", "--others", "--exclude-standard") or b"").split(b"\0"):
         if name:
-            changes += name + b"\0" + (root / name.decode()).read_bytes()
+            changes += name + b"\0" + _content(root / os.fsdecode(name))
     return {
         "commit": commit.decode().strip() if commit else None,
         "dirty": hashlib.sha256(changes).hexdigest()[:16] if changes else None,
     }
+
+
+def _content(path: Path) -> bytes:
+    """What a new file holds; of a link, such as one to a virtual environment, where it leads.
+
+    What git names beside files (a repository inside this one, a pipe), what has gone meanwhile or may not be
+    read, has no content.
+    """
+    try:
+        if path.is_symlink():
+            return os.fsencode(os.readlink(path))
+        return path.read_bytes() if path.is_file() else b""
+    except OSError:
+        return b""
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -58,5 +59,5 @@ def _files() -> list[str]:
     )
     if done.returncode:
         raise UserError(f"git ls-files: {done.stderr.decode(errors='replace').strip()}")
-    names = (name.decode() for name in done.stdout.split(b"\0") if name)
+    names = (os.fsdecode(name) for name in done.stdout.split(b"\0") if name)
     return [name for name in names if (REPOSITORY / name).is_file()]

@@ -93,3 +93,24 @@ def test_a_file_that_changes_while_it_is_copied_is_said(copy, tmp_path, monkeypa
     with pytest.raises(UserError, match="changed while it was copied"):
         snapshot.snapshot(tmp_path / "code")
     assert list((tmp_path / "code").iterdir()) == []
+
+
+def test_links_pipes_and_repositories_among_the_new_files_are_no_trouble(copy, tmp_path):
+    clean = dict(provenance.code_state())
+    (tmp_path / "venv").mkdir()
+    (copy / ".venv").symlink_to(tmp_path / "venv")
+    (copy / "gone").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(copy / "pipe")
+    subprocess.run(["git", "init", "--quiet", str(copy / "inner")], check=True)
+    (copy / "inner" / "file").write_text("of another repository")
+    (copy / os.fsdecode(b"caf\xe9.txt")).write_text("not UTF-8")
+    provenance.code_state.cache_clear()
+    state = dict(provenance.code_state())
+    assert state["commit"] == clean["commit"]
+    assert state["dirty"]
+    place = snapshot.snapshot(tmp_path / "code")
+    assert (place / "benchmarks" / "__init__.py").read_text() == "VALUE = 1\n"
+    (copy / ".venv").unlink()
+    (copy / ".venv").symlink_to(tmp_path)
+    provenance.code_state.cache_clear()
+    assert provenance.code_state()["dirty"] != state["dirty"]
