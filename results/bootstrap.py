@@ -130,11 +130,12 @@ class Resampled:
         return {name: _mean(points) for name, points in self.points.items()}
 
     def interval(self, method: str, level: float = 0.95) -> Interval:
-        """The score of a method."""
+        """The score of a method, between 0 and 100."""
         own, draws = self.points[method], self.draws[method]
         # Seeds are common to all methods, so that more methods say no more of what seeds do.
         variance = _variance(own, draws, np.stack([*self.points.values()]))
-        return _interval(own, draws, variance, max(len(self.seeds) - 1, 1), level)
+        found = _interval(own, draws, variance, max(len(self.seeds) - 1, 1), level)
+        return Interval(found.value, max(found.low, 0.0), min(found.high, 100.0))
 
     def difference(self, method: str, other: str, level: float = 0.95) -> Interval:
         """The score of a method less that of another."""

@@ -183,7 +183,7 @@ def _made_of(
     column: Column, methods: dict[str, dict[tuple[int, int], tuple[Path, str]]], rule: str, resamples: int
 ) -> str:
     # With another rule for what trainings add, another word.
-    text = f"{tuple(column)} {rule} {resamples} median\n" + "".join(
+    text = f"{tuple(column)} {rule} {resamples} median, 0 to 100\n" + "".join(
         f"{label} {seed} {digest}\n"
         for label, runs in methods.items()
         for seed, (_, digest) in sorted(runs.items())

@@ -112,6 +112,15 @@ def test_the_interval_covers_the_expected_score_of_test_sets_of_this_size() -> N
     assert all(interval.low < interval.value < interval.high for interval in found)
 
 
+def test_a_score_that_trainings_throw_about_stays_a_percentage() -> None:
+    rng = np.random.default_rng(6)
+    _, labels = data(rng, 200, 3, 0)
+    noise = rng.normal(size=labels.shape)
+    runs = {seed: (noise + signal * labels, labels) for seed, signal in ((1, -2.0), (2, 1.0), (3, 9.0))}
+    found = resample({"a": runs}, 100).interval("a")
+    assert (found.low, found.high) == (0, 100)
+
+
 def test_what_is_refused() -> None:
     rng = np.random.default_rng(4)
     scores, labels = data(rng, 20, 2, 1.0)

@@ -96,6 +96,7 @@ def test_verdict_marks_and_intervals_of_one_column_are_those_of_literal_resampli
         away = draws[row.label].mean(axis=0)
         away = away - away.mean() + np.sqrt(beyond(row.label, METHODS)) * t[2]
         low, high = np.quantile(away, [0.025, 0.975]) + values[row.label]
+        assert 0 < low < high < 100
         assert (row.value, row.low, row.high) == pytest.approx((values[row.label], low, high))
     of_trainings = {pair: beyond(pair, pairs) for pair in pairs}
     assert min(of_trainings.values()) == 0 < max(of_trainings.values())
