@@ -96,7 +96,9 @@ class CSAAHyper(OptimizerHyper, AsymmetricHyper):
     context_loss: Literal["bce", "asl"] = "bce"
     context_bias: Literal["zero", "frequency"] = "zero"
     refinement: Graph = "none"
-    refinement_start: float = field(default=0.25, metadata={"low": 0.05, "high": 1.0, "scale": "log"})
+    refinement_start: float = field(
+        default=0.25, metadata={"low": 0.05, "high": 1.0, "scale": "log", "with": {"refinement": "context"}}
+    )
     refined_scores: Literal["all", "teacher"] = "all"
     freeze_visual: bool = False
     lr_prompts: float = field(default=1e-3, metadata={"low": 1e-5, "high": 1e-1, "scale": "log"})

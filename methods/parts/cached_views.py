@@ -40,7 +40,7 @@ class CachedHyper:
 
     views: int = field(default=20, metadata={"low": 1, "high": 20, "scale": "linear"})
     epochs: int = field(default=300, metadata={"low": 20, "high": 300, "scale": "log"})
-    batch: int = 256
+    batch: int = field(default=256, metadata={"low": 32, "high": 1024, "scale": "log"})
     lr: float = field(default=0.1, metadata={"low": 1e-4, "high": 1.0, "scale": "log"})
 
     def __post_init__(self) -> None:

@@ -88,8 +88,12 @@ class ClassifierHyper:
 
     classifier: ClassifierName = "linear"
     features: Literal["label-specific", "global"] = "label-specific"
-    spatial_temperature: float = field(default=20.0, metadata={"low": 1.0, "high": 50.0, "scale": "log"})
-    context_length: int = field(default=16, metadata={"low": 4, "high": 16, "scale": "linear"})
+    spatial_temperature: float = field(
+        default=20.0, metadata={"low": 1.0, "high": 50.0, "scale": "log", "with": {"classifier": "aligned"}}
+    )
+    context_length: int = field(
+        default=16, metadata={"low": 4, "high": 16, "scale": "linear", "with": {"classifier": "aligned"}}
+    )
     context_words: str = ""
     negative_words: str = ""
     class_specific: bool = False

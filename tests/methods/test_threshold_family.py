@@ -153,5 +153,6 @@ def test_a_number_says_where_a_search_is_sensible_and_that_is_accepted(name):
         assert field.metadata["scale"] in ("linear", "log"), field.name
         assert low > 0 or field.metadata["scale"] == "linear", field.name
         assert field.default is None or low <= field.default <= high, field.name
+        others = field.metadata.get("with", {})  # the setting that the field belongs to
         for value in (low, high):
-            assert getattr(methods.hyper(name, **{field.name: value}), field.name) == value
+            assert getattr(methods.hyper(name, **{field.name: value}, **others), field.name) == value
