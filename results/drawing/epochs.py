@@ -55,6 +55,11 @@ def quality_figure(epochs: pd.DataFrame, style: Style, title: str) -> Figure:
         A Matplotlib figure. What is undefined, such as the precision of no positive, is listed in it.
     """
     labels = [label for label in style if (epochs["label"] == label).any()]
+    # Where a phase without pseudo-labels is counted among the epochs, the others would be squeezed.
+    first = epochs.groupby("label", sort=False)["epoch"].min()
+    late = [f"{text.figure(label)} from {first[label]}" for label in labels if first[label] > first.min()]
+    if late:
+        epochs = epochs.assign(epoch=epochs["epoch"] - epochs["label"].map(first) + 1)
     figure, axes, beside = panels(2, PER_ROW, labels, width=2.9, height=2.5, share_y=True)
     slots = dict(zip(MEASURES, axes, strict=False))
     undefined = []
@@ -79,6 +84,7 @@ def quality_figure(epochs: pd.DataFrame, style: Style, title: str) -> Figure:
         figure,
         f"mean over {means_over(epochs)[0]}, band: standard deviation; hidden labels of the pool as truth; "
         "one scale for all panels",
+        f"epochs are counted from the first with pseudo-labels: {listed(late)}" if late else "",
         f"undefined, and in no mean: {'; '.join(undefined)}" if undefined else "",
     )
     return figure

@@ -170,6 +170,18 @@ def test_undefined_quality_is_said_and_no_panel_is_empty() -> None:
     assert [t.get_text() for t in figure.legends[0].get_texts()] == ["hill", "csaa"]
 
 
+def test_pseudo_labels_that_begin_late_stand_beside_the_others() -> None:
+    values = [dict.fromkeys(QUALITY, value) for value in (40.0, 50.0, 60.0)]
+    frame = epochs_of({"csaa": values, "dicap": values})
+    frame.loc[frame["label"] == "dicap", "epoch"] += 15
+    figure = quality_figure(frame, method_styles(["csaa", "dicap"]), "title")
+    axis = figure.axes[0]
+    assert [list(line.get_xdata()) for line in axis.lines] == [[1, 2, 3]] * 2
+    assert labels_of(axis) == ["1", "2", "3"]
+    assert "epochs are counted from the first with pseudo-labels: dicap from 16" in said(figure)
+    assert list(frame["epoch"]) == [1, 2, 3, 16, 17, 18]  # the caller's rows stay
+
+
 def test_training_has_a_panel_for_each_score_and_term() -> None:
     def row(score: float | None, **losses: float | None) -> dict[str, Any]:
         return {"mAP_ema": score, "losses": losses}
