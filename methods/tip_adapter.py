@@ -19,8 +19,8 @@ count. A class that no image shows keeps its text alone. Binary cross-entropy an
 bias in place of the soft-max cross-entropy, see `methods.parts.cached_views`. The official search is over
 4,000 pairs on a validation set, the trained form's best epoch is that on the test set; here the search is
 over 35 pairs by five-fold cross-validation on the labelled images, the trained form trains with the chosen
-pair instead of being searched after its training, and its last epoch counts. Templates are not averaged: "a
-photo of a {}."
+pair instead of being searched after its training, and its last epoch counts. Values and search were chosen on
+GlyphScenes-dev. Templates are not averaged: "a photo of a {}."
 
 Expected score: none known, the paper is single-label. Cost: ``views`` forward passes of the frozen tower over
 the labelled images, once for all methods that ask for as many, one over the test images, then seconds for
