@@ -87,7 +87,13 @@ def _scale(axis: Axes, values: pd.Series) -> str:
         axis.set_xscale("log")
         plain_numbers(axis.xaxis)
         room = max(1.3, (positive.max() / positive.min()) ** 0.06)
-        axis.set_xlim(positive.min() / room, positive.max() * room)
+        low, high = positive.min() / room, positive.max() * room
+        if math.floor(math.log10(high)) == math.ceil(math.log10(low)):  # one power of ten says no scale
+            powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)))
+            ticks = [part * 10.0**power for power in powers for part in (1, 2, 5)]
+            axis.set_xticks([tick for tick in ticks if low <= tick <= high])
+            axis.xaxis.set_minor_locator(NullLocator())
+        axis.set_xlim(low, high)
         return "log scale"
     low = math.floor(math.log10(positive.min()))
     high = math.ceil(math.log10(positive.max() * 1.05))

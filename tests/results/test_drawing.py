@@ -270,6 +270,13 @@ def test_cost_has_a_place_for_nothing_trained_and_names_devices() -> None:
     )
 
 
+def test_a_logarithmic_axis_around_one_power_of_ten_has_ticks_between() -> None:
+    frame = costs(csaa=(60, 14, 500, "GPU"), em=(50, 150, 500, "GPU"))
+    axis = cost_figure(frame, "last", "mAP", method_styles(["csaa", "em"]), "title").axes[0]
+    assert axis.get_xlabel() == "seconds of a run (log scale)"
+    assert labels_of(axis) == ["20", "50", "100"]
+
+
 def test_cost_without_recorded_parameters_or_with_one_value() -> None:
     frame = costs(csaa=(60, 95, None, "GPU"), em=(50, 95, None, "GPU"))
     figure = cost_figure(frame, "last", "mAP", method_styles(["csaa", "em"]), "title")
