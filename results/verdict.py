@@ -316,7 +316,7 @@ def _no_intervals(intervals: Intervals | None) -> str:
     if intervals is None:
         return (
             "Differences on these test images and in these trainings were not tested, because no intervals "
-            "were computed (`tables --intervals`)."
+            "were computed (run.py tables --intervals)."
         )
     return "Nor is there a column in which two methods have intervals."
 

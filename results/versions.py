@@ -135,7 +135,7 @@ def notes(found: Mapping[tuple[str, Column], Sequence[str]], unknown: tuple[int,
         ]
         lines.append(
             f"{MARK}: a mean over results that different versions of the code made, which may differ for "
-            f"that reason: {'; '.join(each)}. `why RUN` shows a result's version."
+            f"that reason: {'; '.join(each)}. run.py why RUN shows a result's version."
         )
     runs, cells = unknown
     if runs:

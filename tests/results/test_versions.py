@@ -58,6 +58,8 @@ def test_a_mean_over_two_versions_is_marked_in_every_format_and_named(made: Any)
     (key,) = found.mixed()
     assert (key[0], found.cells[key].differing) == ("a", ("methods/losses.py",))
     note = "a on voc 5 % (differ in methods/losses.py)"
+    # Its words need no quoting, so that they are the same in every format.
+    assert "\\`" not in to_markdown(found)
     for text, mark in ((to_markdown(found), "‡"), (to_text(found), "‡"), (to_latex(found), r"$^\ddagger$")):
         rows = {line.lstrip("| ")[0]: line for line in text.splitlines() if "62.0" in line}
         assert mark in rows["a"]

@@ -176,9 +176,8 @@ def assert_alike(one, two, tolerance: float = 0.0):
 @pytest.mark.parametrize(
     "method",
     [
-        "fixmatch",
         "csaa",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("supervised", "dualcoop")),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("fixmatch", "supervised", "dualcoop")),
     ],
 )
 def test_two_processes_end_where_one_does(calm, method):
