@@ -15,6 +15,9 @@ from benchmarks.plan.recipe import Recipe
 from methods.base import Phase, StepMethod
 from methods.errors import UserError
 
+RISE = 0.2
+"""Share of the steps over which the rate rises in "onecycle", as CAP's code has it."""
+
 
 @dataclass(frozen=True)
 class TrainData:
@@ -166,8 +169,10 @@ def build_optimizer(
     total = schedule.schedule_epochs * steps_per_epoch
     scheduler: torch.optim.lr_scheduler.LRScheduler
     if method.schedule == "onecycle":
+        # Of five steps torch would let the rate rise for 0.2 · 5 − 1 = 0 of them, and divide by that.
+        rise = RISE if RISE * total != 1 else RISE + 1e-6
         scheduler = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, max_lr=[group["lr"] for group in groups], total_steps=total, pct_start=0.2
+            optimizer, max_lr=[group["lr"] for group in groups], total_steps=total, pct_start=rise
         )
     elif method.schedule == "cosine":
         scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=total)

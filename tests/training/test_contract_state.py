@@ -205,3 +205,23 @@ def test_adam_couples_its_weight_decay():
     optimizer.step()
     # The decay is the whole gradient, which Adam scales to steps of the learning rate.
     torch.testing.assert_close(method.head.weight, before - 1e-3 * before.sign(), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("steps", range(1, 13))
+def test_one_cycle_rises_and_falls_whatever_the_number_of_steps(steps):
+    from benchmarks.training.schedule import build_optimizer
+
+    method = Remembers()
+    group = {"params": list(method.head.parameters()), "lr": 1e-3, "weight_decay": 0.0}
+    method.param_groups = lambda: [group]
+    method.hyper = SimpleNamespace(**{**vars(method.hyper), "schedule": "onecycle", "optimizer": "adamw"})
+    optimizer, scheduler = build_optimizer(method, SimpleNamespace(schedule_epochs=1), steps)
+    rates = []
+    for _ in range(steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert all(0 < rate <= 1e-3 for rate in rates)
+    top = rates.index(max(rates))
+    assert rates == sorted(rates[: top + 1]) + sorted(rates[top + 1 :], reverse=True)
+    assert steps < 3 or min(rates) < 1e-6  # it ends near 0
