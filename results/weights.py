@@ -159,8 +159,8 @@ def write(path: Path, data: bytes, record: Mapping[str, Any]) -> None:
 
 
 def metadata(record: Mapping[str, Any]) -> dict[str, str]:
-    """The metadata of a file's header."""
-    return {"format": "pt", KEY: json.dumps(record, sort_keys=True, allow_nan=False)}
+    """The metadata of a file's header: one entry, because the library writes several in any order."""
+    return {KEY: json.dumps(record, sort_keys=True, allow_nan=False)}
 
 
 def foreign(record: Mapping[str, Any], result: Result) -> str:

@@ -342,7 +342,7 @@ def test_a_run_that_was_stopped_keeps_the_same_weights(voc_root, tmp_path):
     found.work(runs=tmp_path / "calm")
     steps = iter(range(100))
     with pytest.raises(Interrupted):
-        found.work(should_stop=lambda: next(steps) > 14)
+        found.work(should_stop=lambda: next(steps) > 9)
     assert not (found.directory("csaa") / NAME).exists()
     found.work(launch="2")
     ours, calm = (found.directory("csaa", runs) / NAME for runs in (None, tmp_path / "calm"))
