@@ -36,7 +36,7 @@ from methods.backbones.clip import VisionLanguageModel
 from methods.base import Task, trainable
 from methods.errors import UserError
 from methods.parts.pairs import PairHyper, PairMethod
-from methods.parts.prompts import LearntPrompts, encode_together
+from methods.parts.prompts import encode_together, prompt_pair
 from methods.parts.regions import region_logits
 from methods.registry import register
 
@@ -82,16 +82,13 @@ class DualCoOp(PairMethod):
 
     def __init__(self, backbone: VisionLanguageModel, task: Task, hyper: DualCoOpHyper) -> None:
         super().__init__(backbone, task, hyper)
-        self.positive, self.negative = (
-            LearntPrompts(
-                backbone,
-                task.prompts,
-                length=hyper.context_length,
-                class_specific=hyper.class_specific,
-                seed=2 * task.seed + place,
-                words=words,
-            )
-            for place, words in enumerate((hyper.positive_words, hyper.negative_words))
+        self.positive, self.negative = prompt_pair(
+            backbone,
+            task.prompts,
+            task.seed,
+            hyper.context_length,
+            hyper.class_specific,
+            (hyper.positive_words, hyper.negative_words),
         )
 
     def param_groups(self) -> list[dict[str, Any]]:

@@ -40,7 +40,7 @@ from methods.base import Batch, StepMethod, StepOutput, Task, at_least_fp32, ful
 from methods.errors import check_range
 from methods.parts.hypers import Optimizer, OptimizerHyper, Schedule
 from methods.parts.pairs import check_locations
-from methods.parts.prompts import LearntPrompts, encode_together, templates_of
+from methods.parts.prompts import encode_together, prompt_pair, templates_of
 from methods.registry import register
 
 
@@ -158,16 +158,13 @@ class TaIDPT(StepMethod):
         super().__init__(backbone, task, hyper)
         self.vlm = backbone.requires_grad_(False)
         self.templates = templates_of(hyper.templates)
-        self.whole, self.local = (
-            LearntPrompts(
-                backbone,
-                task.prompts,
-                length=hyper.context_length,
-                class_specific=hyper.class_specific,
-                seed=2 * task.seed + place,
-                words=words,
-            )
-            for place, words in enumerate((hyper.global_words, hyper.local_words))
+        self.whole, self.local = prompt_pair(
+            backbone,
+            task.prompts,
+            task.seed,
+            hyper.context_length,
+            hyper.class_specific,
+            (hyper.global_words, hyper.local_words),
         )
 
     @classmethod

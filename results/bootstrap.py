@@ -133,14 +133,15 @@ class Resampled:
         """The score of a method, between 0 and 100."""
         own, draws = self.points[method], self.draws[method]
         # Seeds are common to all methods, so that more methods say no more of what seeds do.
-        variance = _variance(own, draws, np.stack([*self.points.values()]))
+        variance = _variance(own, draws, _median_variance(np.stack([*self.points.values()])))
         found = _interval(own, draws, variance, max(len(self.seeds) - 1, 1), level)
         return Interval(found.value, max(found.low, 0.0), min(found.high, 100.0))
 
     def difference(self, method: str, other: str, level: float = 0.95) -> Interval:
         """The score of a method less that of another."""
         own, draws = self.points[method] - self.points[other], self.draws[method] - self.draws[other]
-        return _interval(own, draws, _variance(own, draws, self._differences()), self._freedom(), level)
+        variance = _variance(own, draws, _median_variance(self._differences()))
+        return _interval(own, draws, variance, self._freedom(), level)
 
     def pairs(self) -> dict[tuple[str, str], tuple[Interval, float]]:
         """The difference of every pair of methods, first less second, and its adjusted p.
@@ -156,15 +157,13 @@ class Resampled:
         first, second = both(len(names))
         differences = self._differences()
         values = np.array([_mean(row) for row in differences])
-        drawn = np.stack([*self.draws.values()])  # (K, S, R)
-        drawn = drawn[:, :, np.isfinite(drawn).all(axis=(0, 1))]
+        draws = [self.draws[names[i]] - self.draws[names[j]] for i, j in zip(first, second, strict=True)]
+        typical = _median_variance(differences)
         trainings = np.array(
-            [
-                _variance(row, drawn[i] - drawn[j], differences)
-                for row, i, j in zip(differences, first, second, strict=True)
-            ]
+            [_variance(row, drawn, typical) for row, drawn in zip(differences, draws, strict=True)]
         )
-        images = drawn.mean(axis=1)[first] - drawn.mean(axis=1)[second]
+        images = np.stack([drawn.mean(axis=0) for drawn in draws])
+        images = images[:, np.isfinite(images).all(axis=0)]
         variances = images.var(axis=1) + trainings
         known = (np.sqrt(variances) > 100 * ROUNDING) & (np.abs(values) > 100 * ROUNDING)
         observed = np.where(known, np.abs(values) / np.sqrt(np.where(known, variances, 1)), 0)
@@ -176,10 +175,11 @@ class Resampled:
         spread = without.std(axis=1, keepdims=True)
         without = np.abs(without / np.where(spread > 0, spread, 1)) * known[:, None]
         p = adjusted_p(observed, (1 + step_down(observed, without.T)) / (1 + images.shape[1]))
-        return {
-            (names[i], names[j]): (self.difference(names[i], names[j]), min(float(one), 1.0))
-            for i, j, one in zip(first, second, p, strict=True)
-        }
+        found = {}
+        for k, (i, j) in enumerate(zip(first, second, strict=True)):
+            interval = _interval(differences[k], draws[k], float(trainings[k]), self._freedom(), 0.95)
+            found[names[i], names[j]] = interval, min(float(p[k]), 1.0)
+        return found
 
     def _differences(self) -> Floats:
         """(P, S) differences of all pairs at each seed."""
@@ -213,30 +213,37 @@ def _mean(points: Floats) -> float:
     return math.fsum(points) / len(points)
 
 
-def _variance(own: Floats, draws: Floats, every: Floats) -> float:
+def _median_variance(rows: Floats) -> float:
+    """The median of the variances between seeds of rows (P, S) whose seeds differ; 0 without one."""
+    from scipy import special
+
+    varying = rows[np.ptp(rows, axis=1) > 100 * ROUNDING]
+    if not len(varying):
+        return 0.0
+    freedom = rows.shape[1] - 1
+    # The median of sample variances lies below the variance.
+    return float(np.median(varying.var(axis=1, ddof=1)) * freedom / special.chdtri(freedom, 0.5))
+
+
+def _variance(own: Floats, draws: Floats, typical: float) -> float:
     """Variance of a mean over seeds beyond what the images explain.
 
-    The variance between seeds is that of these seeds or, if that is more, the median of all rows. What images
+    The variance between seeds is that of these seeds or, if that is more, the typical one. What images
     do to one seed and not to another is a part of it, and is in the resamples already.
 
     Args:
         own: (S,) a score, or difference of scores, of each seed.
         draws: (S, R) the same of resampled images.
-        every: (P, S) as ``own``, of all methods or pairs of methods.
+        typical: `_median_variance` of all methods, or of all pairs of them.
 
     Returns:
         0 with one seed, or where the seeds are equal.
     """
-    from scipy import special
-
     seeds = len(own)
     if seeds < 2 or np.ptp(own) <= 100 * ROUNDING:
         return 0.0
-    varying = every[np.ptp(every, axis=1) > 100 * ROUNDING]
-    # The median of sample variances lies below the variance.
-    median = np.median(varying.var(axis=1, ddof=1)) * (seeds - 1) / special.chdtri(seeds - 1, 0.5)
     images = np.nanmean(np.nanvar(draws - draws.mean(axis=0), axis=1)) * seeds / (seeds - 1)
-    return max(float(max(own.var(ddof=1), median) - images), 0.0) / seeds
+    return max(float(max(own.var(ddof=1), typical) - images), 0.0) / seeds
 
 
 def _interval(points: Floats, draws: Floats, trainings: float, freedom: int, level: float) -> Interval:

@@ -12,11 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from results.errors import StoreError, nearest
-from results.schema import Result
+from results.schema import CUTS, Result
 from results.text import one_line
 
 Kind = Literal["false positive", "false negative"]
-_CUTS = {"logits": 0.0, "probabilities": 0.5}
 
 
 @dataclass(frozen=True)
@@ -97,9 +96,9 @@ Bools = npt.NDArray[np.bool_]
 
 def _ranked(scores: Floats, truth: Bools, scale: str) -> tuple[Bools, Floats, Floats]:
     """Which images are mistaken for a class, by what the mistakes are ordered, and their confidence."""
-    if scale in _CUTS:
-        margin = np.abs(scores - _CUTS[scale])
-        wrong = (scores > _CUTS[scale]) != truth
+    if scale in CUTS:
+        margin = np.abs(scores - CUTS[scale])
+        wrong = (scores > CUTS[scale]) != truth
         confidence = 1.0 / (1.0 + np.exp(-margin)) if scale == "logits" else 0.5 + margin
         return wrong, margin, confidence  # logits by their margin: probabilities near 1 are all the same
     positives, negatives = np.sort(scores[truth]), np.sort(scores[~truth])
@@ -122,7 +121,7 @@ def lines(found: Mapping[str, Sequence[Mistake]], scale: str) -> list[str]:
 
 
 def _said(one: Mistake, scale: str) -> str:
-    if scale in _CUTS:
+    if scale in CUTS:
         return f"{100 * one.confidence:5.1f} % sure"
     what = "below it, of the positives" if one.kind == "false positive" else "above it, of the negatives"
     return f"{100 * one.confidence:5.1f} % {what}"

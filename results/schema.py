@@ -17,6 +17,9 @@ from results.errors import StoreError
 Rule = Literal["last", "model", "val", "max", "oracle"]
 RULES: tuple[Rule, ...] = typing.get_args(Rule)
 
+CUTS = {"logits": 0.0, "probabilities": 0.5}
+"""Score above which a class counts as present, by `Result.score_scale`; scores that only rank have none."""
+
 FORMAT = 3
 """The format that is written. All formats up to it are read."""
 _FROM_ONE = 3

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from results.errors import StoreError
 from results.predictions import strange
-from results.schema import Result
+from results.schema import CUTS, Result
 from results.store import RunStore
 
 Floats = npt.NDArray[np.float64]
@@ -32,7 +32,6 @@ TOLERANCE = 1e-9
 ROW_TOLERANCE = 1e-3
 """Percent by which the last epoch's row may differ: a continued run may have scored once more."""
 GROUPS = ("head", "medium", "tail")
-_CUTS = {"logits": 0.0, "probabilities": 0.5}
 
 
 @dataclass(frozen=True)
@@ -262,7 +261,7 @@ def recomputed(scores: Scores, labels: Labels, train_counts: Iterable[int], scal
     if scale == "ranking":
         found |= {"OF1": None, "CF1": None}
     else:
-        found |= _f1(scores > _CUTS[scale], labels)
+        found |= _f1(scores > CUTS[scale], labels)
     return found
 
 
@@ -328,7 +327,7 @@ def _scale(result: Result, scores: Scores, labels: Labels) -> str:
         return "ranking"
     if scores.min() < 0 or scores.max() > 1:
         return "logits"
-    fits = _equal(last["OF1"], _f1(scores > _CUTS["logits"], labels)["OF1"], TOLERANCE)
+    fits = _equal(last["OF1"], _f1(scores > CUTS["logits"], labels)["OF1"], TOLERANCE)
     return "logits" if fits else "probabilities"
 
 

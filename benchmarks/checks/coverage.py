@@ -26,6 +26,7 @@ import numpy.typing as npt
 from tabulate import tabulate
 
 from results.bootstrap import Ranked, Resampled, resample
+from results.statistics import Floats
 
 METHODS = 5
 SCORE, LEAD = 65.0, 3.0
@@ -45,7 +46,6 @@ CASES = (
 )
 """Kind, seeds, test images, classes."""
 LEVEL = 0.05
-Floats = npt.NDArray[np.float64]
 Runs = dict[str, dict[int, tuple[npt.NDArray[Any], npt.NDArray[Any]]]]
 
 
@@ -104,7 +104,7 @@ def measure(kind: str, seeds: int, images: int, classes: int, draws: int, resamp
         between = found.difference("0", "1")
         difference += between.low <= 0 <= between.high
         better = told_apart(resample(draw(rng, deviations, seeds, images, classes, LEAD), resamples))
-        power += sum(found for pair, found in better.items() if "0" in pair)
+        power += sum(apart for pair, apart in better.items() if "0" in pair)
     return {
         "trainings": kind,
         "seeds": seeds,

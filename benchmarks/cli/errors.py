@@ -8,7 +8,6 @@ from pathlib import Path
 
 from benchmarks.arguments import positive
 from benchmarks.cli import kept, options
-from benchmarks.cli.predict import check_out
 from methods.errors import UserError
 from results.errors import StoreError
 from results.files import atomic_write_bytes
@@ -28,7 +27,7 @@ def add(verbs: options.Verbs) -> None:
         ],
         parents=[options.folders()],
     )
-    parser.add_argument("run", metavar="RUN", help="start of a run's identity, or method/dataset/ratio/seed")
+    options.add_run(parser)
     parser.add_argument(
         "--count", type=positive, default=5, metavar="N", help="mistakes of each class (default 5)"
     )
@@ -57,7 +56,7 @@ def errors(args: argparse.Namespace) -> int:
 
     if args.out is not None and args.out.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"--out {args.out}: the page is HTML; end it in .html")
-    check_out(args.out)
+    options.check_out(args.out)
     workspace = options.workspace(args)
     run, result = kept.find(workspace, args.run)
     arrays = workspace.store.predictions(run)

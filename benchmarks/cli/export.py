@@ -8,7 +8,7 @@ import secrets
 from pathlib import Path
 
 from benchmarks.cli import kept, options
-from benchmarks.cli.predict import check_out, model_options
+from benchmarks.cli.predict import model_options
 from methods.errors import UserError
 from results.weights import size_text
 
@@ -42,7 +42,7 @@ def export(args: argparse.Namespace) -> int:
     """
     if args.out.suffix != ENDINGS[args.to]:
         raise UserError(f"--out {args.out}: a model exported to {args.to} ends in {ENDINGS[args.to]}")
-    check_out(args.out)
+    options.check_out(args.out)
     path, _ = kept.weights_of(options.workspace(args), args.run)
     from benchmarks.models import export as exporting
 

@@ -166,6 +166,27 @@ def outcome() -> Parser:
     return parser
 
 
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """Add the argument that `benchmarks.cli.kept.find` resolves."""
+    parser.add_argument("run", metavar="RUN", help="start of a run's identity, or method/dataset/ratio/seed")
+
+
+def check_out(out: Path | None) -> None:
+    """Refuse a file that cannot be written, before any work.
+
+    Raises:
+        UserError: it is a folder, or its folder is missing or not to be written to.
+    """
+    if out is None:
+        return
+    if out.is_dir():
+        raise UserError(f"--out {out}: it is a folder; name a file")
+    if not out.parent.is_dir():
+        raise UserError(f"--out {out}: there is no folder {out.parent}")
+    if not os.access(out.parent, os.W_OK):
+        raise UserError(f"--out {out}: {out.parent} may not be written to")
+
+
 def workspace(args: argparse.Namespace) -> Workspace:
     """The folders that the command line names."""
     return Workspace(args.data, args.runs)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -73,7 +72,7 @@ def add(verbs: options.Verbs) -> None:
 def model_options() -> options.Parser:
     """The parent of verbs that load the model of a run."""
     parser = options.Parser(add_help=False)
-    parser.add_argument("run", metavar="RUN", help="start of a run's identity, or method/dataset/ratio/seed")
+    options.add_run(parser)
     parser.add_argument(
         "--weights",
         type=Path,
@@ -103,7 +102,7 @@ def predict(args: argparse.Namespace) -> int:
     """
     form = _format(args)
     path, _ = kept.weights_of(options.workspace(args), args.run)
-    from benchmarks.models.pictures import Pixels, find_images
+    from benchmarks.models.pictures import CHUNK, Pixels, find_images
     from benchmarks.models.predictions import text_of
 
     found, progress = find_images(args.images), Progress()
@@ -113,7 +112,7 @@ def predict(args: argparse.Namespace) -> int:
 
     model = load_model(path, weights=args.weights, modules=args.module)
     workers = args.workers or cores()
-    pixels = Pixels(found.paths, model.kept.size, workers if len(found.paths) > 4 * 32 else 1)
+    pixels = Pixels(found.paths, model.kept.size, workers if len(found.paths) > 4 * CHUNK else 1)
     predictions, stopped = _score(model, pixels, args.batch or model.batch, progress)
     for place, reason in pixels.unreadable[:NAMED]:
         print(one_line(f"cannot be read: {found.paths[place]}: {reason}"), file=sys.stderr)
@@ -160,24 +159,8 @@ def _format(args: argparse.Namespace) -> str:
         raise UserError("--annotations goes with --format coco")
     if args.annotations is not None and not args.annotations.is_file():
         raise UserError(f"--annotations {args.annotations}: no such file")
-    check_out(args.out)
+    options.check_out(args.out)
     return form
-
-
-def check_out(out: Path | None) -> None:
-    """Refuse a file that cannot be written, before any work.
-
-    Raises:
-        UserError: it is a folder, or its folder is missing or not to be written to.
-    """
-    if out is None:
-        return
-    if out.is_dir():
-        raise UserError(f"--out {out}: it is a folder; name a file")
-    if not out.parent.is_dir():
-        raise UserError(f"--out {out}: there is no folder {out.parent}")
-    if not os.access(out.parent, os.W_OK):
-        raise UserError(f"--out {out}: {out.parent} may not be written to")
 
 
 def _score(model: Model, pixels: Pixels, batch: int, progress: Progress) -> tuple[Predictions, bool]:

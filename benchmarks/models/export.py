@@ -21,6 +21,7 @@ from benchmarks.models.rebuild import Model
 from methods.base import StepMethod
 from methods.errors import UserError, first_line
 from methods.parts.prompts import LearntPrompts
+from results.schema import CUTS
 from results.weights import KEY
 
 KINDS = {"torch-export": ".pt2", "onnx": ".onnx", "safetensors": ".safetensors"}
@@ -31,7 +32,6 @@ SIZES = (1, 2, 5)
 TRACED = 3
 TOLERANCE = {"torch-export": 1e-5, "onnx": 1e-4, "safetensors": 0.0}
 """By how much scores may differ, beside 1 or their size, whichever is more."""
-_CUTS = {"logits": 0.0, "probabilities": 0.5}
 
 Scores = Callable[[Tensor], Tensor]
 """From (B, 3, S, S) images to (B, K) scores."""
@@ -155,7 +155,7 @@ def described(model: Model) -> dict[str, Any]:
     return {
         "classes": record["classes"],
         "score_scale": record["score_scale"],
-        "decision_above": _CUTS.get(record["score_scale"]),
+        "decision_above": CUTS.get(record["score_scale"]),
         "input": {
             "name": "images",
             "shape": ["batch", 3, size, size],

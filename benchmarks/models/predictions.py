@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from methods.errors import UserError, first_line
+from results.schema import CUTS
 from results.text import csv_of, exact, one_line
 
 FORMATS = ("csv", "json", "coco")
 PARTS = ("score", "probability", "decision", "rank")
 """What is said of each class."""
-_CUTS = {"logits": 0.0, "probabilities": 0.5}
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Predictions:
     @property
     def decisions(self) -> NDArray[np.bool_] | None:
         """(N, K), present where the probability is above one half, as F1 counts it; None as for those."""
-        cut = _CUTS.get(self.scale)
+        cut = CUTS.get(self.scale)
         return None if cut is None else self.scores > cut
 
     @property

@@ -23,6 +23,7 @@ from results.columns import seeds_name, subset_name
 from results.damage import refused
 from results.files import folders
 from results.lineage import SUPERSEDED, Predecessor
+from results.merge import STAGE
 from results.store import RunStore
 from results.text import one_line
 from slurm import client
@@ -245,7 +246,7 @@ def overview(
             run.why = ended.get(run.job or "", "")
     store = RunStore(workspace.stages)
     for directory in _stages(workspace, found.remarks) if stages is None else stages:
-        if not os.path.exists(directory / "stage.json"):
+        if not os.path.exists(directory / STAGE):
             stage = _look(store, directory.name, directory)
             if stage.kind == "running":
                 stage.known_title = str((stage.progress or {}).get("title") or directory.name)

@@ -13,6 +13,7 @@ from benchmarks.workspace import Workspace
 from results import weights
 from results.damage import refused
 from results.files import folders
+from results.merge import CHECKPOINTS, STAGE
 from results.store import RunStore
 from slurm.launches import Launches
 
@@ -24,8 +25,6 @@ KINDS = {
     "weights": "that finished runs kept, for `predict` and `export`; only training again brings them back",
 }
 """What can be deleted, and what that costs."""
-RECORD = "stage.json"
-CHECKPOINTS = "checkpoints"
 KEPT_OF_STAGES = ("lease.", "spec.json")
 """Beginnings of names in the directory of a stage that stay: who worked on it must never be numbered anew."""
 
@@ -76,7 +75,7 @@ def items(workspace: Workspace, remarks: list[str]) -> list[Item]:
     for folder in _folders(workspace.stages, remarks):
         state = stages.state(folder).kind
         held = "it is being computed" if state == "running" else ""
-        if (folder / RECORD).exists():
+        if (folder / STAGE).exists():
             add("stages", folder, workspace.stages, _stage_files(folder), held or needed)
         else:
             add("checkpoints", folder, workspace.runs, _present(folder / CHECKPOINTS), held)
@@ -135,4 +134,4 @@ def _present(path: Path) -> list[Path]:
 def _stage_files(folder: Path) -> list[Path]:
     """The record first: without it the stage is not finished, whatever else is still there."""
     files = [path for path in sorted(folder.iterdir()) if not path.name.startswith(KEPT_OF_STAGES)]
-    return sorted(files, key=lambda path: path.name != RECORD)
+    return sorted(files, key=lambda path: path.name != STAGE)

@@ -23,7 +23,7 @@ from methods.backbones.base import Backbone
 from methods.backbones.clip import VisionLanguageModel
 from methods.base import at_least_fp32, full_precision
 from methods.parts.heads import Classifier
-from methods.parts.prompts import LearntPrompts, encode_together
+from methods.parts.prompts import LearntPrompts, encode_together, prompt_pair
 from methods.parts.regions import region_logits
 
 Reading = Literal["semantic+class", "semantic+negative", "semantic+positive+negative"]
@@ -237,14 +237,8 @@ class DualPromptClassifier(PromptClassifier):
         class_specific: bool = False,
         words: tuple[str, str] = ("", ""),
     ) -> None:
-        roles = zip(("positive", "negative"), words, strict=True)
-        prompts = {
-            role: LearntPrompts(
-                vlm, names, length=length, class_specific=class_specific, seed=2 * seed + place, words=start
-            )
-            for place, (role, start) in enumerate(roles)
-        }
-        super().__init__(vlm, prompts)
+        positive, negative = prompt_pair(vlm, names, seed, length, class_specific, words)
+        super().__init__(vlm, {"positive": positive, "negative": negative})
 
     def classify(self, features: Tensor) -> Tensor:
         """Return (B, K) float32 positive minus negative logits of local features (B, L, d)."""

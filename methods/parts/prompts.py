@@ -224,6 +224,33 @@ class LearntPrompts(nn.Module):
         return cached[1]
 
 
+def prompt_pair(
+    vlm: VisionLanguageModel,
+    names: Sequence[str],
+    seed: int,
+    length: int,
+    class_specific: bool,
+    words: tuple[str, str],
+) -> tuple[LearntPrompts, LearntPrompts]:
+    """Two learnt prompts of the same classes that start apart, as of DualCoOp and TaI-DPT.
+
+    Args:
+        vlm: see `LearntPrompts`.
+        names: see there.
+        seed: of a run; the prompts have seeds of their own.
+        length: see there.
+        class_specific: see there.
+        words: of the first and of the second prompt; see there.
+    """
+    first, second = (
+        LearntPrompts(
+            vlm, names, length=length, class_specific=class_specific, seed=2 * seed + place, words=start
+        )
+        for place, start in enumerate(words)
+    )
+    return first, second
+
+
 def encode_together(prompts: Sequence[LearntPrompts]) -> list[Tensor]:
     """Encode several `LearntPrompts` of one model, in one pass if their layouts are equal.
 
