@@ -96,6 +96,8 @@ def submit(
     ]
     if array.after:
         flags["dependency"] = "afterany:" + ":".join(array.after)
+    # What it logs below an error is of its own watching of jobs with sacct, which nothing here asks for
+    # (`slurm.client` does), and of foreign plugins. What it warns of, by `warnings`, is not muted.
     logging.getLogger("submitit").setLevel(logging.ERROR)
     folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
